@@ -1,0 +1,33 @@
+PYTHON ?= python3
+TOOL = .venv/bin/tune2ollama
+RECIPE_OPTIONS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup medical alpaca test lint ollama clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1  /p' $(MAKEFILE_LIST) | awk '{ printf "make %-9s", $$1; $$1 = ""; print }'
+
+setup: ## make .venv and compile llama.cpp; quick when that was done before
+	@$(PYTHON) -m toolkit.bootstrap
+
+medical: setup ## a medical model, from spreadsheet to `ollama run medical`
+	@$(TOOL) run recipes/medical.yaml $(RECIPE_OPTIONS)
+
+alpaca: setup ## the same from instruction / input / output rows
+	@$(TOOL) run recipes/alpaca.yaml $(RECIPE_OPTIONS)
+
+ollama: setup ## build a real Ollama server from its Go module (needs Go)
+	@.venv/bin/python -m toolkit.ollama.build
+
+test: setup ## prove it; builds an Ollama server first where Go is installed
+	@.venv/bin/python -m toolkit.ollama.build --if-go
+	@.venv/bin/python -m pytest -m "not gpu"
+
+lint: setup ## ruff and mypy
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+clean: ## remove results and tool caches; keeps .venv and the cache folder
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis unsloth_compiled_cache
