@@ -187,7 +187,9 @@ class Recipe(Section):
     license: str = "other"
     """Licence of the tuned model's data, for the model's metadata; the base's own is added."""
     data: Data | None = None
-    """None only for `export`, where another tool trained."""
+    """What to train on; None where `adapter` is given."""
+    adapter: str | None = None
+    """A PEFT folder that another tool trained, instead of training here (`tune2ollama export`)."""
     train: Train = Train()
     lora: Lora = Lora()
     golden: Golden = Golden(from_test=16)
@@ -209,6 +211,10 @@ class Recipe(Section):
             faults.append("lora.use_dora goes with train.method qlora or lora, not full")
         if self.golden.prompts is None and self.golden.from_test == 0:
             faults.append("golden: give prompts, or from_test above 0: without them nothing can be proved")
+        if self.data is None and self.adapter is None:
+            faults.append("data is missing: give it a path to train on, or name a trained adapter")
+        if self.data is not None and self.adapter is not None:
+            faults.append("give data to train on, or an adapter that is trained already, not both")
         if self.data is None and self.golden.prompts is None:
             faults.append("golden.prompts is needed where there is no data")
         if self.data is not None and self.data.validation + self.data.test >= 1:

@@ -1,0 +1,299 @@
+"""Running a recipe: each stage in a process of its own, skipped when current, resumed when cut short, with the reason said."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import filelock
+from rich.console import Console
+
+from toolkit.artifacts import (
+    Artifact,
+    Cost,
+    file_sha256,
+    finish_publishing,
+    publish,
+    read_artifact,
+    write_json,
+)
+from toolkit.errors import DataError, InconclusiveError, ParityError, ResourceError, ToolkitError
+from toolkit.preflight import preflight
+from toolkit.recipe import Recipe
+from toolkit.stages import Stage, call_stage, stages_of
+
+stderr = Console(stderr=True, highlight=False)
+
+
+class StageFailed(ToolkitError):
+    """A stage's process has said what was wrong; this only carries its exit code and how to go on."""
+
+    def __init__(self, message: str, hint: str, exit_code: int) -> None:
+        super().__init__(message, hint)
+        self.exit_code = exit_code
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """Where a recipe's artifacts are: runs/<name>."""
+    return Path("runs") / recipe.name
+
+
+def run(recipe: Recipe, upto: str = "report", force: str = "") -> dict[str, Artifact[Any]]:
+    """Bring every stage up to `upto` up to date.
+
+    Args:
+        upto: the last stage to run.
+        force: a stage to redo even when it is current.
+
+    Returns:
+        The artifacts by stage.
+
+    Raises:
+        ResourceError: another run holds the folder, or a stage was killed for memory.
+        ParityError, InconclusiveError: `verify` did not pass; nothing after it runs.
+        StageFailed: another stage failed; its process has printed why.
+    """
+    folder = run_folder(recipe)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        with lock:
+            return _run(recipe, folder, upto, force)
+    except filelock.Timeout as error:
+        raise ResourceError(
+            f"another run is working in {folder}",
+            "Wait for it to end, or give this one a name of its own: --set name=…",
+        ) from error
+
+
+def _run(recipe: Recipe, folder: Path, upto: str, force: str) -> dict[str, Artifact[Any]]:
+    have: dict[str, Artifact[Any]] = {}
+    checked = False
+    for stage in stages_of(recipe):
+        finish_publishing(_partial(folder, stage), folder / stage.name)
+        key = make_key(stage, recipe, have)
+        artifact, reason = find_current(stage, folder, key)
+        if artifact is not None and stage.name == force:
+            artifact, reason = None, "asked for"
+        if artifact is not None and stage.name == "create":
+            artifact, reason = _still_published(artifact)
+        if artifact is None:
+            if not checked:
+                preflight(recipe, folder)
+                checked = True
+            artifact = _run_stage(stage, recipe, folder, key, reason)
+        else:
+            stderr.print(f"[green]✓[/] {stage.name:<9}current", highlight=False)
+        have[stage.name] = artifact
+        if stage.name == "verify":
+            _stop_unless_passed(artifact)
+        if stage.name == upto:
+            break
+    return have
+
+
+def plan_of_stages(recipe: Recipe) -> list[tuple[str, str]]:
+    """For `--dry-run`: every stage with "current" or the reason why it would run."""
+    folder, have, rows = run_folder(recipe), {}, []
+    stale = ""
+    for stage in stages_of(recipe):
+        if stale in stage.inputs or any(i not in have for i in stage.inputs):
+            rows.append((stage.name, "runs: an earlier stage runs"))
+            continue
+        artifact, reason = find_current(stage, folder, make_key(stage, recipe, have))
+        if artifact is None:
+            rows.append((stage.name, f"runs: {reason}"))
+            stale = stage.name
+        else:
+            have[stage.name] = artifact
+            rows.append((stage.name, "current"))
+    return rows
+
+
+def make_key(stage: Stage, recipe: Recipe, have: dict[str, Artifact[Any]]) -> dict[str, Any]:
+    """What a stage's artifact is made from: inputs, its slice of the recipe, files it reads, versions."""
+    sliced = {key: _slice(recipe, key) for key in stage.recipe_keys}
+    return {
+        "version": stage.version,
+        "inputs": {name: have[name].digest for name in stage.inputs},
+        "recipe": sliced,
+        "files": _outside_files(stage, recipe),
+        "libraries": {name: _version(name) for name in stage.libraries},
+    }
+
+
+def _slice(recipe: Recipe, dotted: str) -> Any:
+    value: Any = recipe
+    for part in dotted.split("."):
+        value = getattr(value, part)
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+def _outside_files(stage: Stage, recipe: Recipe) -> dict[str, str]:
+    match stage.name:
+        case "prepare" if recipe.data is not None:
+            return _hashes(Path(recipe.data.path))
+        case "train" if recipe.adapter is not None:
+            return _hashes(Path(recipe.adapter))
+        case "train":
+            from toolkit.bases import resolve_base
+
+            return {"base": resolve_base(recipe.base).digest}
+        case "golden" if isinstance(recipe.golden.prompts, str):
+            return _hashes(Path(recipe.golden.prompts))
+        case "create" if recipe.ollama.modelfile is not None:
+            return _hashes(Path(recipe.ollama.modelfile))
+    return {}
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    paths = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return {p.as_posix(): file_sha256(p) for p in paths if p.is_file()}
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def find_current(stage: Stage, folder: Path, key: dict[str, Any]) -> tuple[Artifact[Any] | None, str]:
+    """The stage's artifact when it is current, else None and the reason in words."""
+    try:
+        artifact = read_artifact(folder / stage.name, stage.facts)
+    except DataError as error:
+        return None, error.message
+    if artifact is None:
+        return None, "going on where it was cut short" if _partial(folder, stage).is_dir() else "not done yet"
+    reason = _difference(artifact.key, key)
+    return (None, reason) if reason else (artifact, "")
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    for name, digest in new["inputs"].items():
+        if old["inputs"].get(name) != digest:
+            return f"{name} gave something new"
+    before, now = _flat(old["recipe"]), _flat(new["recipe"])
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            return f"the recipe's {name} changed: {before.get(name)} → {now.get(name)}"
+    for name in sorted(old["files"].keys() | new["files"].keys()):
+        if old["files"].get(name) != new["files"].get(name):
+            return f"{name} changed"
+    for name, version in new["libraries"].items():
+        if old["libraries"].get(name) != version:
+            return f"{name} changed: {old['libraries'].get(name)} → {version}"
+    return "" if old == new else "this toolkit's version of the stage changed"
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat.update(_flat(inner, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def _partial(folder: Path, stage: Stage) -> Path:
+    return folder / f"{stage.name}.partial"
+
+
+def _run_stage(stage: Stage, recipe: Recipe, folder: Path, key: dict[str, Any], reason: str) -> Artifact[Any]:
+    partial = _partial(folder, stage)
+    marker = folder / f".{stage.name}.key.json"
+    # A partial folder is worth keeping only for training, and only when it was made from the same things.
+    if not (stage.name == "train" and marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == key):
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(exist_ok=True)
+    write_json(marker, key)
+    stderr.print(f"[cyan]▶[/] {stage.name:<9}{reason}")
+    order = {"stage": stage.name, "recipe": recipe.model_dump(mode="json"), "key": key, "folder": str(folder)}
+    command = [sys.executable, "-m", "toolkit.cli", "stage-process"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+    try:
+        process.communicate(json.dumps(order))
+    except KeyboardInterrupt:
+        _let_end(process)
+        raise
+    finally:
+        if process.poll() is None:
+            process.kill()
+    if process.returncode != 0:
+        raise _failure(stage, recipe, process.returncode)
+    marker.unlink()
+    artifact = read_artifact(folder / stage.name, stage.facts)
+    if artifact is None:
+        raise StageFailed(f"{stage.name} ended without a result", "Run again with --debug.", 1)
+    cost = f"{artifact.cost.seconds:.0f} s, {artifact.cost.peak_memory_bytes / 2**30:.1f} GB"
+    stderr.print(f"[green]✓[/] {stage.name:<9}{cost} → {artifact.folder}")
+    return artifact
+
+
+def _let_end(process: subprocess.Popen[str]) -> None:
+    # A terminal's Ctrl-C reached the stage as well; a `kill` of this process did not.
+    for politely in (False, True):
+        if politely:
+            process.terminate()
+        try:
+            process.wait(10)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _failure(stage: Stage, recipe: Recipe, code: int) -> ToolkitError:
+    again = "Finished stages stay. When it is mended, run the same command again."
+    if code == -9:
+        from toolkit.train.memory import settings_to_lower
+
+        lower = settings_to_lower(recipe) if stage.name == "train" else ["close other programs, or take a smaller base"]
+        return ResourceError(
+            f"{stage.name} was killed by the system, most likely because memory ran out",
+            "Run again; if it repeats, lower one of these, best first:\n  " + "\n  ".join(lower),
+        )
+    if code < 0:
+        return StageFailed(f"{stage.name} was ended by signal {-code}", "Check this machine: tune2ollama doctor", 5)
+    return StageFailed(f"stopped at {stage.name}", again, code)
+
+
+def run_stage_here(order: dict[str, Any]) -> None:
+    """The stage's side of `_run_stage`: call the stage's function in this process and publish what it left."""
+    start = time.monotonic()
+    recipe = Recipe.model_validate(order["recipe"])
+    folder = Path(order["folder"])
+    stage = next(s for s in stages_of(recipe) if s.name == order["stage"])
+    have = {name: read_artifact(folder / name, s.facts) for s in stages_of(recipe) if (name := s.name) in stage.inputs}
+    partial = _partial(folder, stage)
+    facts = call_stage(stage.name, recipe, {k: v for k, v in have.items() if v is not None}, partial)
+    # Linux gives kilobytes.
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * 1024
+    cost = Cost(seconds=round(time.monotonic() - start, 1), peak_memory_bytes=peak)
+    publish(partial, folder / stage.name, facts, order["key"], cost)
+
+
+def _stop_unless_passed(certificate: Artifact[Any]) -> None:
+    facts = certificate.facts
+    if facts.verdict == "pass":
+        return
+    where = certificate.folder / "certificate.json"
+    failed = ", ".join(f"{name}: {verdict}" for name, verdict in facts.checks.items() if verdict != "pass")
+    message = f"the certificate says {facts.verdict}: {failed}"
+    if facts.verdict == "fail":
+        raise ParityError(message, f"Nothing was published. Read {where}.")
+    raise InconclusiveError(message, f"Nothing was published. Read {where}; more golden prompts may decide.")
+
+
+def _still_published(artifact: Artifact[Any]) -> tuple[Artifact[Any] | None, str]:
+    from toolkit.ollama.publish import still_published
+
+    reason = still_published(artifact.facts)
+    return (None, reason) if reason else (artifact, "")

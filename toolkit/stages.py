@@ -1,0 +1,144 @@
+"""The ordered table of stages: what each is called, what it needs, and how to call it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.artifacts import (
+    AdapterFacts,
+    Artifact,
+    CertificateFacts,
+    DatasetFacts,
+    Facts,
+    GGUFFacts,
+    GoldenFacts,
+    ModelFacts,
+    OllamaFacts,
+    ReportFacts,
+)
+from toolkit.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the table."""
+
+    name: str
+    facts: type[Facts]
+    inputs: tuple[str, ...]
+    """Stages whose artifacts it reads."""
+    recipe_keys: tuple[str, ...]
+    """Its slice of the recipe: a change anywhere else leaves its artifact current."""
+    libraries: tuple[str, ...] = ()
+    version: int = 1
+    """Raise it when the stage's code gives another result for the same input."""
+
+
+_MODEL_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+
+STAGES = (
+    Stage("prepare", DatasetFacts, (), ("data", "system"), ("charset-normalizer",)),
+    Stage(
+        "train",
+        AdapterFacts,
+        ("prepare",),
+        ("base", "system", "train", "lora", "adapter"),
+        (*_MODEL_LIBRARIES, "trl", "accelerate"),
+    ),
+    Stage("golden", GoldenFacts, ("prepare", "train"), ("golden", "system"), _MODEL_LIBRARIES),
+    Stage("merge", ModelFacts, ("prepare", "train"), ("merge", "license", "name"), _MODEL_LIBRARIES),
+    Stage(
+        "convert", GGUFFacts, ("train", "merge"), ("export.converted", "name", "license"), ("gguf", "llama-cpp-python")
+    ),
+    Stage("quantize", GGUFFacts, ("convert",), ("export.quantized", "name"), ("llama-cpp-python",)),
+    Stage(
+        "verify",
+        CertificateFacts,
+        ("golden", "merge", "convert", "quantize"),
+        ("export", "system"),
+        ("llama-cpp-python", "transformers"),
+    ),
+    Stage(
+        "create",
+        OllamaFacts,
+        ("golden", "convert", "quantize", "verify"),
+        ("ollama", "system", "export.serve", "license", "golden.max_new_tokens"),
+    ),
+    Stage(
+        "report",
+        ReportFacts,
+        ("prepare", "train", "golden", "merge", "convert", "quantize", "verify", "create"),
+        ("name", "profile"),
+    ),
+)
+
+STAGE_NAMES = tuple(stage.name for stage in STAGES)
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages that this recipe goes through: an adapter made elsewhere brings no dataset."""
+    if recipe.adapter is None:
+        return STAGES
+    return tuple(
+        Stage(s.name, s.facts, tuple(i for i in s.inputs if i != "prepare"), s.recipe_keys, s.libraries, s.version)
+        for s in STAGES
+        if s.name != "prepare"
+    )
+
+
+def call_stage(name: str, recipe: Recipe, have: Mapping[str, Artifact[Any]], out: Path) -> Facts:
+    """Run one stage's function in this process; imports only what that stage needs."""
+    match name:
+        case "prepare":
+            from toolkit.data.prepare import prepare_dataset
+
+            return prepare_dataset(recipe, out)
+        case "train" if recipe.adapter is not None:
+            from toolkit.train.adopt import adopt_adapter
+
+            return adopt_adapter(recipe, out)
+        case "train":
+            from toolkit.train.sft import train
+
+            return train(recipe, have["prepare"], out)
+        case "golden":
+            from toolkit.parity.golden import record_golden
+
+            return record_golden(recipe, have["train"], have.get("prepare"), out)
+        case "merge":
+            from toolkit.export.merge import merge
+
+            return merge(recipe, have["train"], have.get("prepare"), out)
+        case "convert":
+            from toolkit.export.convert import convert
+
+            return convert(recipe, have["train"], have["merge"], out)
+        case "quantize":
+            from toolkit.export.quantize import quantize
+
+            return quantize(recipe, have["convert"], out)
+        case "verify":
+            from toolkit.parity.verify import verify
+
+            return verify(recipe, have["golden"], have["merge"], have["convert"], have["quantize"], out)
+        case "create":
+            from toolkit.ollama.publish import create
+
+            return create(recipe, have["golden"], served_file(recipe, have), have["verify"], out)
+        case "report":
+            from toolkit.report.report import write_report
+
+            return write_report(recipe, dict(have), out)
+    raise AssertionError(name)
+
+
+def served_file(recipe: Recipe, have: Mapping[str, Artifact[Any]]) -> Path:
+    """The GGUF that Ollama gets."""
+    for stage in ("convert", "quantize"):
+        for file in have[stage].facts.files:
+            if file.file_type == recipe.export.serve:
+                return have[stage].folder / str(file.name)
+    raise AssertionError(recipe.export.serve)

@@ -1,0 +1,57 @@
+"""What to lower when memory runs out, in the order that costs least."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from toolkit.errors import ResourceError
+from toolkit.recipe import Recipe
+
+
+def settings_to_lower(recipe: Recipe) -> list[str]:
+    """Settings as `--set` takes them, cheapest first; the first ones change nothing in the result."""
+    train, found = recipe.train, []
+    if train.per_device_train_batch_size > 1:
+        half = train.per_device_train_batch_size // 2
+        steps = train.gradient_accumulation_steps * train.per_device_train_batch_size // half
+        found.append(
+            f"--set train.per_device_train_batch_size={half} --set train.gradient_accumulation_steps={steps}"
+            "   (same result, a little slower)"
+        )
+    if not train.gradient_checkpointing:
+        found.append("--set train.gradient_checkpointing=true   (same result, about a third slower)")
+    if train.method == "lora":
+        found.append("--set train.method=qlora   (base in 4 bits)")
+    if train.method == "full":
+        found.append("--set train.method=lora   (trains an adapter only)")
+    if train.optim == "adamw_torch" and recipe.profile.startswith("gpu"):
+        found.append("--set train.optim=adamw_8bit")
+    if train.max_length > 256:
+        found.append(f"--set train.max_length={train.max_length // 2}   (with a lower data.max_characters)")
+    if train.method != "full" and recipe.lora.r > 8:
+        found.append(f"--set lora.r={recipe.lora.r // 2}")
+    found.append("--set base=<a smaller base of the same family>")
+    return found
+
+
+@contextmanager
+def memory_advice(recipe: Recipe) -> Iterator[None]:
+    """Turn an out-of-memory error of torch into advice.
+
+    Raises:
+        ResourceError: torch could not get memory, on the card or on the CPU.
+    """
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        out = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text
+        if not out and "out of memory" not in text.lower():
+            raise
+        raise ResourceError(
+            f"memory ran out during training: {text.splitlines()[0] if text else 'no memory left'}",
+            "Lower one of these and run again, best first:\n  " + "\n  ".join(settings_to_lower(recipe)),
+        ) from error

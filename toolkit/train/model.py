@@ -1,0 +1,204 @@
+"""The model that is trained: base, quantization, adapter. The only importer of Unsloth.
+
+Imports of transformers and PEFT are inside the functions on purpose: Unsloth patches what is imported after it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+
+from toolkit.artifacts import AdapterFacts, Artifact, BaseFacts, Quantization
+from toolkit.errors import DataError
+from toolkit.places import cache_home
+from toolkit.recipe import Recipe
+
+stderr = Console(stderr=True)
+
+
+class Loaded(NamedTuple):
+    """A model ready to train."""
+
+    model: Any
+    """PeftModel, or a plain transformers model for full fine-tuning."""
+    tokenizer: Any
+    base_dtype: str
+    quantization: Quantization | None
+
+
+def load_for_training(recipe: Recipe, base: BaseFacts) -> Loaded:
+    """Load the base as the recipe says and put a fresh adapter on it.
+
+    With a CUDA card and Unsloth installed, through Unsloth; elsewhere transformers, PEFT and bitsandbytes.
+    """
+    torch.manual_seed(recipe.train.seed)
+    dtype = training_dtype(recipe, Path(base.folder))
+    quantization = None
+    if recipe.train.method == "qlora":
+        quantization = Quantization(double_quantization=recipe.train.bnb_4bit_use_double_quant)
+    if torch.cuda.is_available():
+        if importlib.util.find_spec("unsloth") is not None:
+            return _through_unsloth(recipe, base, dtype, quantization)
+        stderr.print(
+            "Unsloth is not installed: training with transformers, slower. To mend: make setup", style="yellow"
+        )
+    return _through_transformers(recipe, base, dtype, quantization)
+
+
+def training_dtype(recipe: Recipe, base_folder: Path) -> torch.dtype:
+    """The type that the base's weights are loaded in: 16 bits on a card; on a CPU float32 unless the recipe says bf16
+    and the base is stored in 16 bits (a float32 base is never rounded silently)."""
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    from transformers import AutoConfig
+
+    stored = AutoConfig.from_pretrained(base_folder, trust_remote_code=False).dtype
+    return torch.bfloat16 if recipe.train.bf16 and stored == torch.bfloat16 else torch.float32
+
+
+def _through_unsloth(recipe: Recipe, base: BaseFacts, dtype: torch.dtype, quantization: Quantization | None) -> Loaded:
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_home() / "unsloth"))
+    from unsloth import FastLanguageModel
+
+    full = recipe.train.method == "full"
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        model_name=base.folder,
+        max_seq_length=recipe.train.max_length,
+        dtype=dtype,
+        load_in_4bit=quantization is not None,
+        full_finetuning=full,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+    if not full:
+        model = FastLanguageModel.get_peft_model(
+            model,
+            r=recipe.lora.r,
+            lora_alpha=recipe.lora.lora_alpha,
+            lora_dropout=recipe.lora.lora_dropout,
+            target_modules=recipe.lora.target_modules,
+            use_rslora=recipe.lora.use_rslora,
+            use_dora=recipe.lora.use_dora,
+            bias="none",
+            use_gradient_checkpointing="unsloth" if recipe.train.gradient_checkpointing else False,
+            random_state=recipe.train.seed,
+        )
+    return Loaded(model, tokenizer, str(dtype).removeprefix("torch."), quantization)
+
+
+def _through_transformers(
+    recipe: Recipe, base: BaseFacts, dtype: torch.dtype, quantization: Quantization | None
+) -> Loaded:
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import AutoTokenizer
+
+    compute = torch.bfloat16 if recipe.train.bf16 else dtype
+    model = _load_base(Path(base.folder), dtype, quantization, compute)
+    tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
+    name = str(dtype).removeprefix("torch.")
+    if recipe.train.method == "full":
+        model.requires_grad_(True)
+        return Loaded(model, tokenizer, name, None)
+    if quantization is not None and torch.cuda.is_available():
+        model = prepare_model_for_kbit_training(model, recipe.train.gradient_checkpointing)
+    model.config.use_cache = False
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=recipe.lora.r,
+        lora_alpha=recipe.lora.lora_alpha,
+        lora_dropout=recipe.lora.lora_dropout,
+        target_modules=recipe.lora.target_modules,
+        use_rslora=recipe.lora.use_rslora,
+        use_dora=recipe.lora.use_dora,
+        bias="none",
+    )
+    return Loaded(get_peft_model(model, config), tokenizer, name, quantization)
+
+
+def _load_base(folder: Path, dtype: torch.dtype, quantization: Quantization | None, compute: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    quantized = None
+    if quantization is not None:
+        quantized = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization.quant_type,
+            bnb_4bit_use_double_quant=quantization.double_quantization,
+            bnb_4bit_compute_dtype=compute,
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            quantization_config=quantized,
+            device_map={"": 0} if torch.cuda.is_available() else {"": "cpu"},
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"the base model in {folder} cannot be loaded: {error}", "Check it: tune2ollama doctor"
+        ) from error
+    keep_gradients_of_nf4(model)
+    return model
+
+
+def keep_gradients_of_nf4(model: Any) -> None:
+    """Stop bitsandbytes from repacking NF4 weights for a CPU kernel without autograd.
+
+    On a CPU with AVX512-BF16, any forward without gradients repacks the weights; training after an evaluation then
+    loses most of its gradient, silently (bitsandbytes 0.50.2, `Linear4bit.forward`).
+    """
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def load_tuned(adapter: Artifact[AdapterFacts], dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """Load the tuned model as it was trained, for reference: never through Unsloth, in eval mode.
+
+    Args:
+        adapter: what `train` left, or an adapter that another tool made.
+        dtype: type of the computation; the base's weights keep the type (and NF4) they were trained with.
+
+    Returns:
+        (model, tokenizer): a PeftModel whose `disable_adapter()` gives the base, or a plain model for method "full".
+    """
+    from transformers import AutoTokenizer
+
+    facts = adapter.facts
+    tokenizer = AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False)
+    if facts.method == "full":
+        return _load_base(adapter.folder, dtype, None, dtype).eval(), tokenizer
+    from peft import PeftModel
+
+    # The weights as they were: quantized from `base_dtype`, or rounded to it; computing on them is in `dtype`.
+    stored: torch.dtype = getattr(torch, facts.base_dtype)
+    model = _load_base(Path(facts.base.folder), stored, facts.quantization, dtype)
+    if facts.quantization is None:
+        model = model.to(dtype)
+    else:
+        _compute_in(model, dtype)
+    return PeftModel.from_pretrained(model, adapter.folder).eval(), tokenizer
+
+
+def _compute_in(model: Any, dtype: torch.dtype) -> None:
+    import bitsandbytes
+
+    quantized = bitsandbytes.nn.Linear4bit
+    held = {id(p) for m in model.modules() if isinstance(m, quantized) for p in m.parameters(recurse=False)}
+    for parameter in model.parameters():
+        if id(parameter) not in held:
+            parameter.data = parameter.data.to(dtype)
+    for module in model.modules():
+        if isinstance(module, quantized) and module.weight.quant_state is not None:
+            # Dequantize to the computing type directly, not by way of 16 bits.
+            module.weight.quant_state.dtype = dtype

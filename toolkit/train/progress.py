@@ -1,0 +1,115 @@
+"""Progress of a training run: a bar on stderr, a line per step in metrics.jsonl, and a stop when the numbers break."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+from toolkit.errors import DataError
+
+COMPLETE = "complete"
+"""A checkpoint folder that holds a file of this name was written to its end."""
+
+
+class TrainingProgress(TrainerCallback):
+    """Shows loss, tokens/s and remaining time; keeps metrics.jsonl; marks complete checkpoints."""
+
+    def __init__(self, metrics: Path) -> None:
+        self.metrics = metrics
+        self.bar = Progress(
+            TextColumn("train"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=Console(stderr=True),
+        )
+        self.task: Any = None
+        self.tokens = 0.0
+        self.spent = 0.0
+        self._tokens_before = 0.0
+        self._step_started = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar at the step that training starts or goes on from."""
+        self.task = self.bar.add_task("train", total=state.max_steps, completed=state.global_step, note="first step …")
+        self.bar.start()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock of this step; evaluation and saving are not counted as training."""
+        self._step_started = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Advance the bar."""
+        self.spent += time.monotonic() - self._step_started
+        self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Write a line of metrics.
+
+        Raises:
+            DataError: the loss or the gradient is no number any more.
+        """
+        if logs is None or "loss" not in logs:
+            return
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(float(logs.get(name, 0.0))):
+                raise DataError(
+                    f"step {state.global_step}: {name} is {logs[name]}; training has broken down",
+                    "Lower train.learning_rate; if it stays, set train.bf16=false.",
+                )
+        self.tokens += float(logs.get("num_tokens", 0.0)) - self._tokens_before
+        self._tokens_before = float(logs.get("num_tokens", 0.0))
+        line = {
+            "step": state.global_step,
+            "epoch": logs.get("epoch"),
+            "loss": logs["loss"],
+            "grad_norm": logs.get("grad_norm"),
+            "learning_rate": logs.get("learning_rate"),
+            "tokens_per_second": round(self.tokens_per_second, 1),
+        }
+        with self.metrics.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        self.bar.update(self.task, note=f"loss {line['loss']:.3f} · {self.tokens_per_second:.0f} tokens/s")
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Mark the checkpoint that was just written as whole."""
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        self.bar.stop()
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Trained tokens (prompt and answer) per second of training."""
+        return self.tokens / self.spent if self.spent else 0.0
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    found = [p for p in folder.glob("checkpoint-*") if (p / COMPLETE).is_file()]
+    return max(found, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+def cut_metrics(metrics: Path, step: int) -> None:
+    """Drop lines after `step`: training goes on from there and writes them again."""
+    if not metrics.is_file():
+        return
+    kept = []
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:  # the line that was being written when the run was killed
+            continue
+    metrics.write_text("".join(kept), encoding="utf-8")

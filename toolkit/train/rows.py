@@ -1,0 +1,75 @@
+"""From rows of the dataset to tokens: the one place where a training text is rendered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from toolkit.errors import DataError
+
+
+class TokenizedRow(NamedTuple):
+    """A rendered row."""
+
+    input_ids: list[int]
+    prompt_length: int
+    """Tokens of the prompt, with the opening of the assistant's turn; the rest is the answer and its end token."""
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a split (JSONL): prompt, completion, source."""
+    with path.open(encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
+
+
+def tokenize(tokenizer: Any, row: dict[str, Any]) -> TokenizedRow:
+    """Render a row with the base's own chat template.
+
+    Raises:
+        DataError: the template renders the prompt alone differently from the prompt before its answer.
+    """
+    # return_dict=False: transformers 5 otherwise gives a mapping.
+    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+    whole = tokenizer.apply_chat_template(row["prompt"] + row["completion"], return_dict=False)
+    if whole[: len(prompt)] != prompt:
+        raise DataError(
+            "the chat template renders a prompt alone differently from the same prompt before its answer; "
+            "the model would be trained on a context that it never sees",
+            "Use a base whose template does not rewrite earlier turns.",
+        )
+    return TokenizedRow(whole, len(prompt))
+
+
+def check_lengths(tokenizer: Any, rows: list[dict[str, Any]], max_length: int) -> None:
+    """Refuse rows that would be cut: a cut answer has lost its end token, and the model learns never to stop.
+
+    Raises:
+        DataError: names the longest rows with file and line.
+    """
+    lengths = [(len(tokenize(tokenizer, row).input_ids), row["source"]) for row in rows]
+    long = sorted((x for x in lengths if x[0] > max_length), key=lambda x: -x[0])
+    if long:
+        shown = "\n".join(f"  {s['file']}:{s['line']}: {n} tokens" for n, s in long[:5])
+        raise DataError(
+            f"{len(long)} of {len(rows)} rows have more than train.max_length = {max_length} tokens; the longest:\n{shown}",
+            f"Raise train.max_length to {long[0][0]}, or lower data.max_characters.",
+        )
+
+
+@torch.no_grad()
+def answer_loss(model: Any, tokenizer: Any, rows: list[dict[str, Any]], limit: int = 64) -> float:
+    """Mean negative log-likelihood in nats per answer token (the end token included), over the first `limit` rows."""
+    was_training = model.training
+    model.eval()
+    total, tokens = 0.0, 0
+    for row in rows[:limit]:
+        ids, prompt_length = tokenize(tokenizer, row)
+        batch = torch.tensor([ids], device=next(model.parameters()).device)
+        logits = model(batch, use_cache=False).logits[0, prompt_length - 1 : -1].float()
+        total += torch.nn.functional.cross_entropy(logits, batch[0, prompt_length:], reduction="sum").item()
+        tokens += len(ids) - prompt_length
+    model.train(was_training)
+    return total / max(tokens, 1)

@@ -1,0 +1,178 @@
+"""Supervised fine-tuning (TRL's SFTTrainer) on prompt/completion rows, loss on the answer only."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from toolkit.artifacts import AdapterFacts, Artifact, BaseFacts, DatasetFacts, text_sha256
+from toolkit.bases import resolve_base
+from toolkit.errors import DataError
+from toolkit.recipe import Recipe
+from toolkit.train.memory import memory_advice
+from toolkit.train.model import Loaded, load_for_training
+from toolkit.train.rows import answer_loss, check_lengths, read_rows
+
+stderr = Console(stderr=True)
+
+CHECKPOINTS = "checkpoints"
+
+
+def train(recipe: Recipe, dataset: Artifact[DatasetFacts], out: Path) -> AdapterFacts:
+    """Train an adapter (or, with method "full", the whole model) and leave it in `out`.
+
+    A killed run that finds its own checkpoints in `out` goes on from the last complete one.
+
+    Raises:
+        DataError: a row is too long for `train.max_length`, or the numbers break down.
+        ResourceError: memory ran out; the hint lists what to lower.
+    """
+    base = resolve_base(recipe.base)
+    rows = read_rows(dataset.folder / "train.jsonl")
+    held_out = read_rows(dataset.folder / "validation.jsonl")
+    with memory_advice(recipe):
+        loaded = load_for_training(recipe, base)
+        return _train(recipe, base, loaded, rows, held_out, out)
+
+
+def _train(
+    recipe: Recipe,
+    base: BaseFacts,
+    loaded: Loaded,
+    rows: list[dict[str, Any]],
+    held_out: list[dict[str, Any]],
+    out: Path,
+) -> AdapterFacts:
+    # After the model: Unsloth must be imported before these.
+    from toolkit.train.progress import TrainingProgress, cut_metrics, last_complete_checkpoint
+
+    model, tokenizer = loaded.model, loaded.tokenizer
+    check_lengths(tokenizer, rows + held_out, recipe.train.max_length)
+    checkpoints = out / CHECKPOINTS
+    resume = last_complete_checkpoint(checkpoints)
+    for folder in checkpoints.glob("checkpoint-*"):
+        if folder != resume and (resume is None or _step(folder) > _step(resume)):
+            shutil.rmtree(folder)
+    cut_metrics(out / "metrics.jsonl", _step(resume) if resume else 0)
+    before = _loss_before(out, model, tokenizer, held_out)
+    progress = TrainingProgress(out / "metrics.jsonl")
+    trainer = _trainer(recipe, loaded, rows, checkpoints, progress)
+    if resume:
+        stderr.print(f"Going on from step {_step(resume)}, the last complete checkpoint.")
+    try:
+        result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    finally:
+        progress.bar.stop()
+    after = answer_loss(model, tokenizer, held_out) if held_out else None
+    if before is not None and after is not None:
+        stderr.print(
+            f"Validation loss {before:.3f} → {after:.3f}, perplexity {math.exp(before):.1f} → {math.exp(after):.1f}"
+        )
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    (out / "loss_before.json").unlink(missing_ok=True)
+    (out / "README.md").unlink(missing_ok=True)  # PEFT's empty card, with this machine's path of the base
+    return AdapterFacts(
+        method=recipe.train.method,
+        base=base,
+        base_dtype=loaded.base_dtype,  # type: ignore[arg-type]
+        quantization=loaded.quantization,
+        chat_template_sha256=text_sha256(tokenizer.get_chat_template()),
+        system=recipe.system,
+        trained_here=True,
+        validation_loss_before=before,
+        validation_loss_after=after,
+        steps=int(result.global_step),
+        train_rows=len(rows),
+        trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        tokens_per_second=round(progress.tokens_per_second, 1),
+    )
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _loss_before(out: Path, model: Any, tokenizer: Any, held_out: list[dict[str, Any]]) -> float | None:
+    # Kept in a file, so that a resumed run does not measure a half-trained model.
+    path = out / "loss_before.json"
+    if path.is_file():
+        return float(json.loads(path.read_text(encoding="utf-8")))
+    if not held_out:
+        return None
+    # A fresh adapter changes nothing (B = 0), so this is the base, quantized as it will be trained on.
+    loss = answer_loss(model, tokenizer, held_out)
+    path.write_text(json.dumps(loss), encoding="utf-8")
+    return loss
+
+
+def _trainer(recipe: Recipe, loaded: Loaded, rows: list[dict[str, Any]], checkpoints: Path, progress: Any) -> Any:
+    from datasets import Dataset
+    from transformers import PrinterCallback, ProgressCallback
+    from trl import SFTConfig, SFTTrainer
+
+    settings = recipe.train
+    config = SFTConfig(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        num_train_epochs=settings.num_train_epochs,
+        max_steps=settings.max_steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_scheduler_type,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        optim=settings.optim,
+        max_length=None,  # `check_lengths` refused longer rows; TRL would cut them
+        train_sampling_strategy=settings.train_sampling_strategy,
+        completion_only_loss=True,
+        bf16=settings.bf16 and (torch.cuda.is_available() and torch.cuda.is_bf16_supported()),
+        fp16=torch.cuda.is_available() and not torch.cuda.is_bf16_supported(),
+        gradient_checkpointing=settings.gradient_checkpointing,
+        logging_steps=settings.logging_steps,
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        report_to=settings.report_to,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+    )
+    if settings.report_to == "tensorboard":
+        import os
+
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(checkpoints.parent / "tensorboard")
+    data = Dataset.from_list([{"prompt": r["prompt"], "completion": r["completion"]} for r in rows])
+    trainer = SFTTrainer(
+        model=loaded.model,
+        args=config,
+        train_dataset=data,
+        processing_class=loaded.tokenizer,
+        callbacks=[progress],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    _check_labels(trainer, rows)
+    return trainer
+
+
+def _check_labels(trainer: Any, rows: list[dict[str, Any]]) -> None:
+    prepared = trainer.train_dataset
+    if len(prepared) != len(rows):
+        raise DataError(f"TRL kept {len(prepared)} of {len(rows)} rows", "Please report this with your recipe.")
+    for row, labels in zip(rows, prepared["labels"], strict=True):
+        if all(label == -100 for label in labels):
+            source = row["source"]
+            raise DataError(
+                f"{source['file']}:{source['line']}: no token of the answer is left to learn from",
+                "Raise train.max_length, or look at the chat template of the base.",
+            )
