@@ -12,7 +12,6 @@ Running it again is quick and harmless; `.venv/.ready` is written last and says 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -266,6 +265,8 @@ def install(cache: Path) -> None:
 
 def main() -> int:
     """Set up, or find that nothing is to be done. Returns the exit code: 0, 5 (cannot), 130 (interrupted)."""
+    import fcntl  # not on native Windows, where `doctor` imports this module to say what to do
+
     cache = cache_home()
     if is_ready(cache):
         return 0
