@@ -1,0 +1,225 @@
+"""A GGUF file under judgement, seen as llama.cpp sees it: its own metadata, vocabulary, logits and greedy text.
+
+llama.cpp is called through llama-cpp-python's plain C functions: its `Llama` class keeps a row of logits for every
+position of the prompt, evaluates one sequence at a time, and cuts metadata values short.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.errors import DataError, ExternalToolError
+
+Logits = npt.NDArray[np.float32]
+
+F32 = 0  # GGML_TYPE_F32: an F16 cache alone moves the logits by 0.05
+LARGEST_BATCH = 512
+
+_log: list[str] = []
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _collect(level: int, text: bytes, _data: ctypes.c_void_p) -> None:
+    if level in (3, 4):  # warnings and errors: GGML_LOG_LEVEL_WARN = 3, _ERROR = 4
+        _log.append(text.decode(errors="replace").strip())
+        del _log[:-20]
+
+
+class Candidate:
+    """An open GGUF file. Use as a context manager; `vocab_only` reads no weights.
+
+    Raises:
+        DataError: the file is no GGUF file that the pinned llama.cpp can load.
+    """
+
+    def __init__(self, path: Path, vocab_only: bool = False) -> None:
+        self.path = path
+        self._closing = contextlib.ExitStack()
+        llama_cpp.llama_backend_init()
+        llama_cpp.llama_log_set(_collect, ctypes.c_void_p(0))
+        parameters = llama_cpp.llama_model_default_params()
+        parameters.vocab_only = vocab_only
+        parameters.n_gpu_layers = 0
+        _log.clear()
+        if not path.is_file():
+            raise DataError(f"{path} is missing", "Run the convert and quantize stages again.")
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
+        if not self._model:
+            why = "; ".join(_log[-3:]) or "no reason given"
+            raise DataError(f"{path} cannot be loaded by llama.cpp: {why}", "Convert it again; the file may be cut short.")
+        self._closing.callback(llama_cpp.llama_model_free, self._model)
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.vocabulary: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
+
+    def __enter__(self) -> Candidate:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    # Metadata ------------------------------------------------------------------------------------------------
+
+    def metadata(self, key: str) -> str | None:
+        """A scalar of the file's metadata as text; None when it is not there."""
+        length = llama_cpp.llama_model_meta_val_str(self._model, key.encode(), ctypes.create_string_buffer(1), 1)
+        if length < 0:
+            return None
+        buffer = ctypes.create_string_buffer(length + 1)
+        llama_cpp.llama_model_meta_val_str(self._model, key.encode(), buffer, length + 1)
+        return buffer.value.decode("utf-8", errors="replace")
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template in the file."""
+        return self.metadata("tokenizer.chat_template")
+
+    @property
+    def bos(self) -> int:
+        """Id of the beginning-of-text token; -1 without one."""
+        return int(llama_cpp.llama_vocab_bos(self._vocab))
+
+    @property
+    def eos(self) -> int:
+        """Id of the end token that the metadata names; -1 without one."""
+        return int(llama_cpp.llama_vocab_eos(self._vocab))
+
+    @property
+    def eot(self) -> int:
+        """Id of the end-of-turn token that llama.cpp found; -1 without one."""
+        return int(llama_cpp.llama_vocab_eot(self._vocab))
+
+    # Vocabulary ----------------------------------------------------------------------------------------------
+
+    def token_text(self, token: int) -> str:
+        """A token as the vocabulary spells it (byte-level for BPE); empty for no token."""
+        if not 0 <= token < self.vocabulary:
+            return ""
+        return bytes(llama_cpp.llama_vocab_get_text(self._vocab, token)).decode("utf-8", errors="replace")
+
+    def ends(self, token: int) -> bool:
+        """Whether llama.cpp stops generating at this token."""
+        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+
+    def is_control(self, token: int) -> bool:
+        """Whether a token is a control token, which a server never shows."""
+        return bool(llama_cpp.llama_vocab_is_control(self._vocab, token))
+
+    def tokenize(self, text: str, add_special: bool = False) -> list[int]:
+        """Token ids; special tokens spelled in the text are parsed. add_special: as the metadata says (BOS, EOS)."""
+        data = text.encode("utf-8", errors="surrogatepass")
+        room = len(data) + 8
+        tokens = (llama_cpp.llama_token * room)()
+        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, room, add_special, True)
+        if count < 0:
+            raise ExternalToolError(f"llama.cpp cannot tokenize {text[:40]!r} with the vocabulary of {self.path}")
+        return list(tokens[:count])
+
+    def text(self, tokens: Sequence[int], special: bool = False) -> str:
+        """Text of tokens; special: spell control tokens out."""
+        given = (llama_cpp.llama_token * len(tokens))(*tokens)
+        room = 64 + 32 * len(tokens)
+        buffer = ctypes.create_string_buffer(room)
+        count = llama_cpp.llama_detokenize(self._vocab, given, len(tokens), buffer, room, False, special)
+        if count < 0:
+            room = -count
+            buffer = ctypes.create_string_buffer(room)
+            count = llama_cpp.llama_detokenize(self._vocab, given, len(tokens), buffer, room, False, special)
+        return buffer.raw[: max(count, 0)].decode("utf-8", errors="replace")
+
+    # Logits --------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def slots(self, sequences: int, length: int) -> Iterator[Slots]:
+        """A context for so many sequences of at most so many tokens each. F32 cache, no flash attention.
+
+        Raises:
+            ExternalToolError: llama.cpp cannot make the context.
+        """
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_seq_max = sequences
+        # llama.cpp divides the context among the sequences, in steps of 256.
+        parameters.n_ctx = sequences * ((length + 255) // 256 * 256)
+        parameters.n_batch = parameters.n_ubatch = min(LARGEST_BATCH, parameters.n_ctx)
+        parameters.type_k = parameters.type_v = F32
+        parameters.flash_attn_type = 0
+        parameters.n_threads = parameters.n_threads_batch = _threads()
+        context = llama_cpp.llama_init_from_model(self._model, parameters)
+        if not context:
+            raise ExternalToolError(
+                f"llama.cpp cannot evaluate {self.path}: {'; '.join(_log[-3:])}", "Try: tune2ollama doctor"
+            )
+        try:
+            yield Slots(self, context, parameters.n_batch)
+        finally:
+            llama_cpp.llama_free(context)
+
+
+def _threads() -> int:
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else len(os.sched_getaffinity(0))
+
+
+class Slots:
+    """Evaluates sequences, each in a slot of its own, whose cache stays until it is shortened or used again."""
+
+    def __init__(self, candidate: Candidate, context: Any, batch: int) -> None:
+        self._candidate, self._context, self._size = candidate, context, batch
+        self._memory = llama_cpp.llama_get_memory(context)
+
+    def logits(self, slot: int, ids: Sequence[int], first: int) -> Logits:
+        """Teacher-forced logits, float32 [len(ids) - first, vocabulary]: row i predicts ids[first + i].
+
+        The last token is not evaluated: nothing follows it.
+        """
+        self.shorten(slot, 0)
+        rows = np.empty((len(ids) - first, self._candidate.vocabulary), dtype=np.float32)
+        done = 0
+        for start in range(0, len(ids) - 1, self._size):
+            chunk = [
+                (slot, position, ids[position], position >= first - 1)
+                for position in range(start, min(start + self._size, len(ids) - 1))
+            ]
+            found = self._decode(chunk)
+            rows[done : done + len(found)] = found
+            done += len(found)
+        return rows
+
+    def shorten(self, slot: int, length: int) -> None:
+        """Forget all but the first `length` tokens of a slot."""
+        llama_cpp.llama_memory_seq_rm(self._memory, slot, length, -1)
+
+    def step(self, tokens: list[tuple[int, int, int]]) -> Logits:
+        """One more token for several slots at once. (slot, position, token) → logits [len(tokens), vocabulary]."""
+        found = [
+            self._decode([(*token, True) for token in tokens[i : i + self._size]])
+            for i in range(0, len(tokens), self._size)
+        ]
+        return np.concatenate(found)
+
+    def _decode(self, tokens: list[tuple[int, int, int, bool]]) -> Logits:
+        batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+        try:
+            batch.n_tokens = len(tokens)
+            for i, (slot, position, token, wanted) in enumerate(tokens):
+                batch.token[i], batch.pos[i], batch.logits[i] = token, position, wanted
+                batch.n_seq_id[i] = 1
+                batch.seq_id[i][0] = slot
+            if llama_cpp.llama_decode(self._context, batch) != 0:
+                raise ExternalToolError(f"llama.cpp cannot decode with {self._candidate.path}: {'; '.join(_log[-3:])}")
+        finally:
+            llama_cpp.llama_batch_free(batch)
+        wanted = [i for i, token in enumerate(tokens) if token[3]]
+        rows = np.empty((len(wanted), self._candidate.vocabulary), dtype=np.float32)
+        for row, i in enumerate(wanted):
+            pointer = llama_cpp.llama_get_logits_ith(self._context, i)
+            rows[row] = np.ctypeslib.as_array(pointer, shape=(self._candidate.vocabulary,))
+        return rows

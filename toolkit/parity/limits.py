@@ -1,0 +1,86 @@
+"""What an export may differ by, per file type. Every number has a reason; a certificate prints value and limit side by side.
+
+Floors were measured on SmolLM2-135M against torch fp32 over 854 positions; limits leave room above them and stay
+below the smallest damage that they are there to catch. Strength bands: see `toolkit.parity.strength`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+SMALL_MODEL = 1_000_000_000
+"""Models with fewer parameters lose more in quantization: their limits are wider, and the certificate says so."""
+MANY_FALLBACKS = 0.2
+POWER = 10.0
+"""A tuned model this many times farther from its base than from its export leaves no doubt which of the two runs."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one file type. KL in nats per position, tuned against export."""
+
+    mean_kl: float
+    p99_kl: float
+    top1: float
+    """Smallest share of positions with the same most probable token."""
+    flip_margin: float
+    """A differing top token counts as confident when the tuned model's p1 - p2 is above this."""
+    perplexity_ratio: float
+    strength_low: float
+    strength_high: float
+    stops: float
+    """Smallest share of the answers that ended by themselves in the tuned model and do so in the export too."""
+    floor_mean_kl: float | None = None
+    floor_top1: float | None = None
+    flips_allowed: float = 0.0
+    """Share of positions that may flip confidently; above 0 only where 3 bits or fewer make it a matter of course."""
+
+
+_TABLE = {
+    "F32": Limits(1e-6, 1e-5, 0.999, 0.001, 1.0001, 0.99, 1.01, 0.9, 1.3e-11, 1.0),
+    "F16": Limits(1e-4, 1e-3, 0.995, 0.02, 1.001, 0.97, 1.03, 0.9, 9e-6, 1.0),
+    "BF16": Limits(1e-3, 1e-2, 0.99, 0.05, 1.003, 0.95, 1.05, 0.9, 2.7e-4, 0.998),
+    "Q8_0": Limits(3e-3, 3e-2, 0.97, 0.10, 1.005, 0.93, 1.07, 0.8, 5.9e-3, 0.965),
+    "Q6_K": Limits(1e-2, 0.1, 0.955, 0.20, 1.01, 0.92, 1.08, 0.8),
+    "Q5_K_M": Limits(2e-2, 0.2, 0.94, 0.30, 1.02, 0.90, 1.10, 0.7),
+    "Q5_K_S": Limits(2e-2, 0.2, 0.94, 0.30, 1.02, 0.90, 1.10, 0.7),
+    "Q5_1": Limits(2e-2, 0.2, 0.94, 0.30, 1.02, 0.90, 1.10, 0.7),
+    "Q5_0": Limits(3e-2, 0.3, 0.93, 0.30, 1.03, 0.90, 1.10, 0.7),
+    "Q4_K_M": Limits(5e-2, 0.5, 0.90, 0.50, 1.04, 0.85, 1.15, 0.6, 8.2e-2, 0.909),
+    "Q4_K_S": Limits(6e-2, 0.6, 0.89, 0.50, 1.05, 0.85, 1.15, 0.6),
+    "IQ4_XS": Limits(6e-2, 0.6, 0.89, 0.50, 1.05, 0.85, 1.15, 0.6),
+    "IQ4_NL": Limits(6e-2, 0.6, 0.89, 0.50, 1.05, 0.85, 1.15, 0.6),
+    "Q4_1": Limits(7e-2, 0.7, 0.88, 0.50, 1.06, 0.85, 1.15, 0.6),
+    "Q4_0": Limits(8e-2, 0.8, 0.87, 0.50, 1.07, 0.85, 1.15, 0.6),
+    "Q3_K_L": Limits(0.11, 1.3, 0.85, 0.60, 1.10, 0.80, 1.20, 0.5, flips_allowed=0.01),
+    "Q3_K_M": Limits(0.13, 1.5, 0.83, 0.60, 1.12, 0.80, 1.20, 0.5, flips_allowed=0.01),
+    "Q3_K_S": Limits(0.20, 2.2, 0.80, 0.60, 1.18, 0.80, 1.20, 0.5, flips_allowed=0.01),
+    "Q2_K": Limits(0.40, 4.0, 0.70, 0.60, 1.40, 0.75, 1.25, 0.4, flips_allowed=0.03),
+}
+
+
+def limits_for(file_type: str, parameters: int, fallback_share: float) -> tuple[Limits, str]:
+    """Limits of a file type, and why they were widened (empty when they were not).
+
+    Only quantized types are widened: at 16 bits and above, small models stay as close as large ones.
+
+    Args:
+        parameters: of the model.
+        fallback_share: share of the file's tensors that could not take the type's own quantization (0…1).
+    """
+    limits = _TABLE[file_type]
+    reasons = []
+    if parameters < SMALL_MODEL:
+        reasons.append(f"{parameters / 1e6:.0f} M parameters, under 1000 M")
+    if fallback_share > MANY_FALLBACKS:
+        reasons.append(f"{fallback_share:.0%} of the tensors fell back to another quantization")
+    if not reasons or file_type in ("F32", "F16", "BF16"):
+        return limits, ""
+    wider = replace(
+        limits,
+        mean_kl=limits.mean_kl * 5,
+        p99_kl=limits.p99_kl * 5,
+        top1=1 - (1 - limits.top1) * 2,
+        perplexity_ratio=1 + (limits.perplexity_ratio - 1) * 3,
+    )
+    return wider, f"KL x 5, disagreement x 2, (perplexity ratio - 1) x 3: {'; '.join(reasons)}"

@@ -1,0 +1,176 @@
+"""How far an export's next-token distributions are from the tuned model's, position by position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from toolkit.parity.certificate import Check, Measure, higher_is_better, lower_is_better
+from toolkit.parity.limits import POWER, Limits
+from toolkit.parity.strength import Strength, moments, strength
+
+CHUNK = 32  # positions at a time: three float64 rows of a 150,000-word vocabulary each are 3.6 MB
+
+
+class Flip(NamedTuple):
+    """A position where the most probable token differs."""
+
+    golden: int
+    """Index of the golden prompt."""
+    position: int
+    """Index in its completion."""
+    tuned: int
+    export: int
+    margin: float
+    """The tuned model's p1 - p2."""
+
+
+@dataclass
+class Positions:
+    """Measures per teacher-forced position, over all goldens; KL and likelihoods in nats."""
+
+    kl: list[float] = field(default_factory=list)
+    """KL(tuned || export)."""
+    kl_base: list[float] = field(default_factory=list)
+    """KL(tuned || base): what the tuning changed."""
+    margin: list[float] = field(default_factory=list)
+    loss_tuned: list[float] = field(default_factory=list)
+    loss_export: list[float] = field(default_factory=list)
+    together: list[float] = field(default_factory=list)
+    alone: list[float] = field(default_factory=list)
+    largest_difference: float = 0.0
+    """max |z_tuned - z_export| after centring under p(tuned)."""
+    flips: list[Flip] = field(default_factory=list)
+
+    def add(
+        self,
+        golden: int,
+        tokens: list[int],
+        tuned: npt.NDArray[np.float32],
+        base: npt.NDArray[np.float32],
+        export: npt.NDArray[np.float32],
+    ) -> list[int]:
+        """Take in one golden's positions; returns the export's most probable token at each.
+
+        Args:
+            tokens: the completion's token ids.
+            tuned, base, export: logits [len(tokens), vocabulary].
+        """
+        best: list[int] = []
+        for start in range(0, len(tokens), CHUNK):
+            part = slice(start, start + CHUNK)
+            best += self._add(golden, start, tokens[part], (_double(tuned[part]), _double(base[part]), _double(export[part])))
+        return best
+
+    def _add(
+        self, golden: int, start: int, tokens: list[int], logits: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    ) -> list[int]:
+        tuned, base, export = logits
+        log_tuned, log_export = tuned.log_softmax(-1), export.log_softmax(-1)
+        p = log_tuned.exp()
+        difference = log_tuned - log_export
+        kl = (p * difference).sum(-1)
+        self.kl += kl.clamp_min(0).tolist()
+        self.kl_base += (p * (log_tuned - base.log_softmax(-1))).sum(-1).clamp_min(0).tolist()
+        self.largest_difference = max(self.largest_difference, (difference - kl[:, None]).abs().max().item())
+        chosen = torch.tensor(tokens)[:, None]
+        self.loss_tuned += (-log_tuned.gather(-1, chosen)[:, 0]).tolist()
+        self.loss_export += (-log_export.gather(-1, chosen)[:, 0]).tolist()
+        together, alone = moments(tuned, base, export)
+        self.together += together.tolist()
+        self.alone += alone.tolist()
+        top = p.topk(2, dim=-1)
+        margins = (top.values[:, 0] - top.values[:, 1]).tolist()
+        self.margin += margins
+        wanted, found = top.indices[:, 0].tolist(), export.argmax(-1).tolist()
+        self.flips += [
+            Flip(golden, start + i, w, f, m) for i, (w, f, m) in enumerate(zip(wanted, found, margins)) if w != f
+        ]
+        return [int(token) for token in found]
+
+    @property
+    def top1(self) -> float:
+        return 1 - len(self.flips) / len(self.kl)
+
+    @property
+    def perplexity_ratio(self) -> float:
+        return float(np.exp(np.mean(self.loss_export) - np.mean(self.loss_tuned)))
+
+    @property
+    def strength(self) -> Strength | None:
+        return strength(np.array(self.together), np.array(self.alone))
+
+
+def _double(rows: npt.NDArray[np.float32]) -> torch.Tensor:
+    return torch.from_numpy(np.array(rows, dtype=np.float64))
+
+
+def logits_check(positions: Positions, limits: Limits) -> Check:
+    """Near enough to the tuned model? Mean and p99 KL, top-1 agreement, confident flips, perplexity ratio."""
+    kl = np.array(positions.kl)
+    count = len(kl)
+    confident = [flip for flip in positions.flips if flip.margin > limits.flip_margin]
+    # One position may always differ: a near tie is decided by the last bit.
+    top1_limit = min(limits.top1, 1 - 1 / count)
+    measures = [
+        lower_is_better("mean KL", float(kl.mean()), limits.mean_kl, limits.floor_mean_kl, "nats"),
+        lower_is_better("p99 KL", float(np.quantile(kl, 0.99)), limits.p99_kl, None, "nats"),
+        Measure(name="max KL", value=float(kl.max()), unit="nats"),
+        Measure(name="max |logit difference|", value=positions.largest_difference),
+        higher_is_better("top-1 agreement", positions.top1, top1_limit, limits.floor_top1),
+        lower_is_better("confident flips", len(confident), limits.flips_allowed * count, 0),
+        lower_is_better("perplexity ratio", positions.perplexity_ratio, limits.perplexity_ratio, 1.0),
+    ]
+    details = {
+        "positions": count,
+        "flip_margin": limits.flip_margin,
+        "flips": [flip._asdict() for flip in sorted(positions.flips, key=lambda f: -f.margin)[:20]],
+    }
+    broken = [m.told() for m in measures if m.verdict == "fail"]
+    message = "; ".join(broken) if broken else f"mean KL {kl.mean():.1e}, top-1 {positions.top1:.1%}"
+    return Check.of("logits", measures, message, details)
+
+
+def strength_check(positions: Positions, limits: Limits) -> Check:
+    """Is the adapter there, whole, once?
+
+    pass: the 95 % interval lies inside the file type's band, and either the tuned model is ten times farther from its base
+    than from its export, or the interval is a tenth of the band or less wide: precise enough to tell without it.
+    fail: the interval lies outside the band. Anything else is inconclusive, which never passes.
+    """
+    effect, distance = float(np.mean(positions.kl_base)), float(np.mean(positions.kl))
+    power = effect / max(distance, 1e-12)
+    found = positions.strength
+    details = {"positions": len(positions.kl), "effect_kl": effect, "band": [limits.strength_low, limits.strength_high]}
+    if found is None:
+        return Check(
+            name="strength", verdict="inconclusive", message="the tuning changed nothing on the goldens", details=details
+        )
+    low, high = limits.strength_low, limits.strength_high
+    inside = low <= found.low and found.high <= high
+    outside = found.high < low or found.low > high
+    precise = found.half_width <= 0.05
+    verdict = "fail" if outside else "pass" if inside and (power >= POWER or precise) else "inconclusive"
+    said = f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}], wanted within [{low:g}, {high:g}]"
+    if verdict == "inconclusive":
+        said += f"; {_needed(found, limits, len(positions.kl))}"
+    measures = [
+        Measure(name="strength", value=found.value, verdict=verdict, limit=low, floor=1.0),
+        Measure(name="strength low", value=found.low, limit=low),
+        Measure(name="strength high", value=found.high, limit=high),
+        Measure(name="effect / distance", value=power, limit=POWER),
+    ]
+    return Check(name="strength", verdict=verdict, message=said, measures=measures, details=details)
+
+
+def _needed(found: Strength, limits: Limits, positions: int) -> str:
+    room = min(found.value - limits.strength_low, limits.strength_high - found.value)
+    if room <= 0 or found.half_width <= 0:
+        return "more golden prompts, or a longer training, would decide"
+    # The interval narrows with the square root of the number of positions.
+    needed = int(positions * max((found.half_width / room) ** 2, 1.5)) + 1
+    return f"about {needed} positions would decide (now {positions}): add golden prompts"

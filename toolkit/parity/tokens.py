@@ -1,0 +1,136 @@
+"""Does the export cut text into the same tokens?"""
+
+from __future__ import annotations
+
+import random
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+from toolkit.parity.candidate import Candidate
+from toolkit.parity.certificate import Check, Measure, lower_is_better
+
+RANDOM_TEXTS = 2000
+SEED = 20260
+
+_SCRIPTS = (
+    (0x20, 0x7E),  # ASCII, twice: most text is
+    (0x20, 0x7E),
+    (0x30, 0x39),  # digits
+    (0xA1, 0x17F),  # Latin with accents
+    (0x391, 0x3C9),  # Greek
+    (0x410, 0x44F),  # Cyrillic
+    (0x5D0, 0x5EA),  # Hebrew
+    (0x627, 0x64A),  # Arabic
+    (0x905, 0x939),  # Devanagari
+    (0x3041, 0x3096),  # Hiragana
+    (0x4E00, 0x9FA5),  # Chinese
+    (0xAC00, 0xD7A3),  # Korean
+    (0x1F600, 0x1F64F),  # emoji
+    (0x2010, 0x2027),  # punctuation
+    (0xFF01, 0xFF5E),  # full width
+)
+_PIECES = (" ", "  ", "\n", "\n\n", "\t", " \n ", "'s", "'LL", "don't", "...", "123", "3.14", "1000000", "  indented")
+
+
+def random_texts(count: int = RANDOM_TEXTS, special: list[str] | None = None, seed: int = SEED) -> list[str]:
+    """Seeded texts of mixed scripts, spaces, digits and, in one of ten, special tokens.
+
+    In Unicode normal form C, as users type: some HF tokenizers normalize, llama.cpp never does.
+    """
+    chooser = random.Random(seed)
+    texts = []
+    for _ in range(count):
+        parts = []
+        for _ in range(chooser.randint(1, 8)):
+            first, last = chooser.choice(_SCRIPTS)
+            word = "".join(chr(chooser.randint(first, last)) for _ in range(chooser.randint(1, 8)))
+            parts.append(chooser.choice(_PIECES) if chooser.random() < 0.3 else word)
+            if chooser.random() < 0.5:
+                parts.append(" ")
+        if special and chooser.random() < 0.1:
+            parts.insert(chooser.randint(0, len(parts)), chooser.choice(special))
+        texts.append(unicodedata.normalize("NFC", "".join(parts)))
+    return texts
+
+
+def encode(tokenizer: Any, text: str, add_special: bool = False) -> list[int]:
+    """Token ids of a HF tokenizer."""
+    return list(tokenizer(text, add_special_tokens=add_special, verbose=False)["input_ids"])
+
+
+def recorded_tokens_check(tokenizer: Any, recorded: list[tuple[str, list[int]]], end_tokens: list[int]) -> Check:
+    """The merged folder's tokenizer against the ids that were recorded with the tokenizer trained with."""
+    different = _different(recorded, lambda text: encode(tokenizer, text))
+    lost = [token for token in end_tokens if tokenizer.convert_ids_to_tokens(token) is None]
+    measures = [
+        lower_is_better("prompts that differ", len(different), 0, 0),
+        lower_is_better("end tokens lost", len(lost), 0, 0),
+    ]
+    return Check.of("tokens", measures, _message(different, [], len(recorded)), {"different": different[:5]})
+
+
+def tokens_check(candidate: Candidate, tokenizer: Any, recorded: list[tuple[str, list[int]]], vocabulary: int) -> Check:
+    """A GGUF's vocabulary against the HF tokenizer and the recorded ids of golden prompts.
+
+    Args:
+        candidate: the GGUF; its vocabulary is enough.
+        tokenizer: of the merged folder, itself compared with the one trained with.
+        recorded: (text, ids) as the model was trained to read it.
+        vocabulary: rows of the model's head.
+    """
+    added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
+    texts = random_texts(special=sorted(added))
+    pairs = [(text, encode(tokenizer, text)) for text in texts]
+    by_group = {
+        "recorded prompts": _different(recorded, candidate.tokenize),
+        "added tokens": _different([(text, [index]) for text, index in added.items()], candidate.tokenize),
+        "random texts": _different(pairs, candidate.tokenize),
+        # With the beginning-of-text token, as a server adds it: catches one too many or too few.
+        "beginnings": _different(
+            [(text, encode(tokenizer, text, add_special=True)) for text in texts[:20] if text.strip()],
+            lambda text: candidate.tokenize(text, add_special=True),
+        ),
+    }
+    spelled = _spelled_differently(candidate, tokenizer)
+    measures = [lower_is_better(f"{group} that differ", len(found), 0, 0) for group, found in by_group.items()]
+    measures.append(lower_is_better("tokens spelled differently", len(spelled), 0, 0))
+    measures.append(
+        Measure(
+            name="vocabulary", value=candidate.vocabulary, limit=vocabulary,
+            verdict="pass" if candidate.vocabulary == vocabulary else "fail",
+        )
+    )  # fmt: skip
+    different = [found for group in by_group.values() for found in group]
+    message = _message(different, spelled, sum(map(len, (recorded, added, pairs))))
+    if candidate.vocabulary != vocabulary:
+        message = f"the vocabulary has {candidate.vocabulary} tokens, the tuned model's {vocabulary}; {message}"
+    details = {"different": different[:5], "spelled_differently": spelled[:5]}
+    return Check.of("tokens", measures, message, details)
+
+
+def _different(
+    pairs: list[tuple[str, list[int]]], tokenize: Callable[[str], list[int]]
+) -> list[dict[str, Any]]:
+    found = ((text, wanted, tokenize(text)) for text, wanted in pairs)
+    return [{"text": text, "wanted": wanted, "found": ids} for text, wanted, ids in found if ids != wanted]
+
+
+def _spelled_differently(candidate: Candidate, tokenizer: Any) -> list[dict[str, Any]]:
+    size = min(len(tokenizer), candidate.vocabulary)
+    wanted = tokenizer.convert_ids_to_tokens(range(size))
+    return [
+        {"id": index, "wanted": text, "found": found}
+        for index, text in enumerate(wanted)
+        if text is not None and (found := candidate.token_text(index)) != text
+    ]
+
+
+def _message(different: list[dict[str, Any]], spelled: list[dict[str, Any]], count: int) -> str:
+    if different:
+        first = different[0]
+        return f"{len(different)} of {count} texts differ; first {first['text'][:40]!r}: {first['wanted'][:8]} is {first['found'][:8]}"
+    if spelled:
+        first = spelled[0]
+        return f"{len(spelled)} tokens are spelled differently; first {first['id']}: {first['wanted']!r} is {first['found']!r}"
+    return f"ids of {count} texts are equal"
