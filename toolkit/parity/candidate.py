@@ -55,7 +55,9 @@ class Candidate:
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
         if not self._model:
             why = "; ".join(_log[-3:]) or "no reason given"
-            raise DataError(f"{path} cannot be loaded by llama.cpp: {why}", "Convert it again; the file may be cut short.")
+            raise DataError(
+                f"{path} cannot be loaded by llama.cpp: {why}", "Convert it again; the file may be cut short."
+            )
         self._closing.callback(llama_cpp.llama_model_free, self._model)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.vocabulary: int = llama_cpp.llama_vocab_n_tokens(self._vocab)

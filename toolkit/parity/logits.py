@@ -63,7 +63,9 @@ class Positions:
         best: list[int] = []
         for start in range(0, len(tokens), CHUNK):
             part = slice(start, start + CHUNK)
-            best += self._add(golden, start, tokens[part], (_double(tuned[part]), _double(base[part]), _double(export[part])))
+            best += self._add(
+                golden, start, tokens[part], (_double(tuned[part]), _double(base[part]), _double(export[part]))
+            )
         return best
 
     def _add(
@@ -148,7 +150,10 @@ def strength_check(positions: Positions, limits: Limits) -> Check:
     details = {"positions": len(positions.kl), "effect_kl": effect, "band": [limits.strength_low, limits.strength_high]}
     if found is None:
         return Check(
-            name="strength", verdict="inconclusive", message="the tuning changed nothing on the goldens", details=details
+            name="strength",
+            verdict="inconclusive",
+            message="the tuning changed nothing on the goldens",
+            details=details,
         )
     low, high = limits.strength_low, limits.strength_high
     inside = low <= found.low and found.high <= high

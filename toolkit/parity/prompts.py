@@ -77,9 +77,7 @@ def prompts_check(expected: list[tuple[str, str | None]], found: list[str | None
     if not different:
         return Check.of("prompts", [measure], f"{len(expected)} of {len(expected)} prompts are equal, byte for byte")
     first = different[0]
-    message = (
-        f"{len(different)} of {len(expected)} prompts differ; first {first['conversation']!r}, {first['first_difference']}"
-    )
+    message = f"{len(different)} of {len(expected)} prompts differ; first {first['conversation']!r}, {first['first_difference']}"
     return Check.of("prompts", [measure], message, {"different": different[:5]})
 
 

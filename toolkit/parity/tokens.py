@@ -109,9 +109,7 @@ def tokens_check(candidate: Candidate, tokenizer: Any, recorded: list[tuple[str,
     return Check.of("tokens", measures, message, details)
 
 
-def _different(
-    pairs: list[tuple[str, list[int]]], tokenize: Callable[[str], list[int]]
-) -> list[dict[str, Any]]:
+def _different(pairs: list[tuple[str, list[int]]], tokenize: Callable[[str], list[int]]) -> list[dict[str, Any]]:
     found = ((text, wanted, tokenize(text)) for text, wanted in pairs)
     return [{"text": text, "wanted": wanted, "found": ids} for text, wanted, ids in found if ids != wanted]
 
