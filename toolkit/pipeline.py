@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -30,6 +31,15 @@ from toolkit.recipe import Recipe
 from toolkit.stages import Stage, call_stage, stages_of
 
 stderr = Console(stderr=True, highlight=False)
+
+
+_QUIET = {
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+}
+"""Stages show their own progress, and whatever they need from a hub is there before they start."""
 
 
 class StageFailed(ToolkitError):
@@ -218,7 +228,7 @@ def _run_stage(stage: Stage, recipe: Recipe, folder: Path, key: dict[str, Any], 
     stderr.print(f"[cyan]▶[/] {stage.name:<9}{reason}")
     order = {"stage": stage.name, "recipe": recipe.model_dump(mode="json"), "key": key, "folder": str(folder)}
     command = [sys.executable, "-m", "toolkit.cli", "stage-process"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env={**os.environ, **_QUIET})
     try:
         process.communicate(json.dumps(order))
     except KeyboardInterrupt:

@@ -161,7 +161,8 @@ def _fault(path: Path, lines: dict[str, int], error: Any) -> str:
     else:
         message = error["msg"].removeprefix("Value error, ")
         got = "" if error["type"] == "value_error" else f", not {error['input']!r}"
-        what = f"{key}: {message[0].lower() + message[1:]}{got}" if key else message
+        ours = error["type"] == "value_error"
+        what = f"{key}: {message if ours else message[0].lower() + message[1:]}{got}" if key else message
     return f"{path}{f':{line}' if line else ''}: {what}"
 
 

@@ -78,7 +78,7 @@ def _train(
     tokenizer.save_pretrained(out)
     shutil.rmtree(checkpoints, ignore_errors=True)
     (out / "loss_before.json").unlink(missing_ok=True)
-    (out / "README.md").unlink(missing_ok=True)  # PEFT's empty card, with this machine's path of the base
+    _name_base(out, base)
     return AdapterFacts(
         method=recipe.train.method,
         base=base,
@@ -94,6 +94,16 @@ def _train(
         trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         tokens_per_second=round(progress.tokens_per_second, 1),
     )
+
+
+def _name_base(out: Path, base: BaseFacts) -> None:
+    """Write the base's name, not its place on this machine, into what PEFT saved."""
+    (out / "README.md").unlink(missing_ok=True)  # PEFT's empty card
+    path = out / "adapter_config.json"
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = base.id
+        path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _step(checkpoint: Path) -> int:
