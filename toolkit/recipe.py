@@ -52,6 +52,8 @@ class Data(Section):
     format: Literal["columns", "alpaca", "messages"] = "columns"
     """columns: `columns` says which; alpaca: instruction, input, output; messages: a list of role/content turns."""
     columns: Columns = Columns()
+    encoding: str | None = None
+    """Of the files that have no byte-order mark and are not UTF-8 (gb18030, big5, cp1252 …); None: told from their bytes."""
     language: str = "en"
     """Two-letter code; goes into the model's metadata, and a base that does not speak it is warned about."""
     max_characters: Annotated[int, Field(gt=0)] | None = None
@@ -62,6 +64,17 @@ class Data(Section):
     test: Annotated[float, Field(ge=0, lt=1)] = 0.05
     max_dropped: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Stop when a larger share of the rows than this is dropped."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                "".encode(value)
+        except LookupError:
+            known = ["utf-8", "gb18030", "gbk", "big5", "utf-16-le", "utf-16-be", "cp1252", "euc_kr", "shift_jis"]
+            raise ValueError(f"{value!r} is no encoding{nearest(str(value), known)}, e.g. {', '.join(known)}") from None
+        return value
 
 
 class Lora(Section):
