@@ -218,7 +218,8 @@ def write_logits(logits: Iterator[torch.Tensor], path: Path, shape: tuple[int, i
                 rows[done : done + len(part)] = part.numpy()
                 done += len(part)
         rows.flush()
-        assert done == shape[0], (done, shape)
+    if done != shape[0]:
+        raise AssertionError(f"{done} rows of logits, expected {shape[0]}")
 
 
 def _with_progress(logits: Iterator[torch.Tensor], positions: int, title: str) -> Any:

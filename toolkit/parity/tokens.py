@@ -38,7 +38,7 @@ def random_texts(count: int = RANDOM_TEXTS, special: list[str] | None = None, se
 
     In Unicode normal form C, as users type: some HF tokenizers normalize, llama.cpp never does.
     """
-    chooser = random.Random(seed)
+    chooser = random.Random(seed)  # noqa: S311 - repeatable texts, no secrets
     texts = []
     for _ in range(count):
         parts = []
@@ -127,7 +127,8 @@ def _spelled_differently(candidate: Candidate, tokenizer: Any) -> list[dict[str,
 def _message(different: list[dict[str, Any]], spelled: list[dict[str, Any]], count: int) -> str:
     if different:
         first = different[0]
-        return f"{len(different)} of {count} texts differ; first {first['text'][:40]!r}: {first['wanted'][:8]} is {first['found'][:8]}"
+        ids = f"{first['wanted'][:8]} is {first['found'][:8]}"
+        return f"{len(different)} of {count} texts differ; first {first['text'][:40]!r}: {ids}"
     if spelled:
         first = spelled[0]
         return f"{len(spelled)} tokens are spelled differently; first {first['id']}: {first['wanted']!r} is {first['found']!r}"

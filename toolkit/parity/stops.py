@@ -1,0 +1,136 @@
+"""Does the export end its answers where the tuned model does, with the same token, and without leaking markers?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.parity.candidate import Candidate, Slots
+from toolkit.parity.certificate import Check, Measure, higher_is_better, lower_is_better
+from toolkit.parity.limits import Limits
+from toolkit.parity.logits import Positions
+
+
+@dataclass
+class Answer:
+    """A golden answer, and the export's own greedy answer to the same prompt."""
+
+    golden: dict[str, Any]
+    """The row of golden.jsonl."""
+    tokens: list[int]
+    """The export's: begun from its teacher-forced choices up to the first that differs from the tuned model's."""
+
+    @property
+    def prompt(self) -> list[int]:
+        return list(self.golden["prompt_ids"])
+
+    @property
+    def matched(self) -> int:
+        """How many tokens agree before the first difference."""
+        pairs = zip(self.tokens, self.golden["completion_ids"])
+        return next(
+            (i for i, (a, b) in enumerate(pairs) if a != b), min(len(self.tokens), len(self.golden["completion_ids"]))
+        )
+
+
+def begin(golden: dict[str, Any], best: list[int]) -> Answer:
+    """The export's answer as far as teacher forcing shows it.
+
+    Args:
+        best: its most probable token at each position of the golden answer.
+    """
+    wanted = golden["completion_ids"]
+    same = next((i for i, (a, b) in enumerate(zip(best, wanted)) if a != b), len(wanted))
+    return Answer(golden, best[: same + 1])
+
+
+def finish(slots: Slots, candidate: Candidate, answers: list[Answer], new_tokens: int) -> None:
+    """Generate the rest of each answer greedily, all slots together; slot i holds answer i's golden, teacher-forced."""
+    running = []
+    for slot, answer in enumerate(answers):
+        if len(answer.tokens) < new_tokens and not candidate.ends(answer.tokens[-1]):
+            # The cache holds the golden tokens, which are the export's own up to its last one.
+            slots.shorten(slot, len(answer.prompt) + len(answer.tokens) - 1)
+            running.append(slot)
+    while running:
+        steps = [
+            (slot, len(answers[slot].prompt) + len(answers[slot].tokens) - 1, answers[slot].tokens[-1])
+            for slot in running
+        ]
+        for slot, token in zip(list(running), slots.step(steps).argmax(-1).tolist()):
+            answers[slot].tokens.append(token)
+            if candidate.ends(token) or len(answers[slot].tokens) >= new_tokens:
+                running.remove(slot)
+
+
+def end_ids_check(candidate: Candidate, end_tokens: list[int], eos: int | None) -> list[Measure]:
+    """The GGUF's end-of-text id against the tokenizer's, and llama.cpp's end tokens against the tuned model's."""
+    lost = [token for token in end_tokens if not candidate.ends(token)]
+    wrong = 0 if eos is None or candidate.eos == eos else 1
+    return [
+        lower_is_better("end tokens lost", len(lost), 0, 0),
+        lower_is_better("end-of-text id wrong", wrong, 0, 0),
+    ]
+
+
+def stops_check(
+    candidate: Candidate,
+    answers: list[Answer],
+    positions: Positions,
+    limits: Limits,
+    ends: tuple[list[int], int | None, list[str]],
+) -> Check:
+    """Judge the ends.
+
+    - the end tokens' ids are the tuned model's;
+    - teacher-forced, where the tuned model confidently ends an answer, so does the export;
+    - of the answers that the tuned model ends by itself, the export's own greedy answers end too, most of them (their
+      texts may part before, so not all), with the same token;
+    - no marker shows up in an answer where the tuned model shows none.
+
+    Args:
+        ends: end tokens of the tuned model, the tokenizer's EOS id, and the texts of all special tokens.
+    """
+    end_tokens, eos, markers = ends
+    measures = end_ids_check(candidate, end_tokens, eos)
+    missed = [
+        flip
+        for flip in positions.flips
+        if flip.margin > limits.flip_margin and flip.tuned in end_tokens and flip.export not in end_tokens
+    ]
+    measures.append(lower_is_better("ends missed", len(missed), 0, 0))
+    stopped = [answer for answer in answers if answer.golden["stopped"]]
+    same = sum(answer.tokens[-1] == answer.golden["end_token"] for answer in stopped)
+    if stopped:
+        limit = min(limits.stops, 1 - 1 / len(stopped))
+        measures.append(higher_is_better("answers that end by themselves", same / len(stopped), limit, 1.0))
+    leaks = [leak for answer in answers if (leak := leaked(candidate, answer, markers))]
+    measures.append(lower_is_better("answers that leak a marker", len(leaks), 0, 0))
+    matched = [answer.matched / len(answer.golden["completion_ids"]) for answer in answers]
+    measures.append(Measure(name="mean matched prefix", value=sum(matched) / len(matched)))
+    broken = [m.told() for m in measures if m.verdict == "fail"]
+    message = "; ".join(broken) or _good(same, len(stopped))
+    if leaks:
+        message += f"; first leak {leaks[0]!r}"
+    if measures[1].verdict == "fail":
+        message += f": {candidate.eos} {candidate.token_text(candidate.eos)!r}, wanted {eos}"
+    details = {
+        "missed": [flip._asdict() for flip in missed[:10]],
+        "leaks": leaks[:10],
+        "answers": [candidate.text(answer.tokens, special=False) for answer in answers[:4]],
+    }
+    return Check.of("stops", measures, message, details)
+
+
+def _good(same: int, stopped: int) -> str:
+    if stopped == 0:
+        return "end tokens are equal; no golden answer ended by itself, so nothing more is known: raise max_new_tokens"
+    return f"{same} of {stopped} answers end by themselves, with the same token"
+
+
+def leaked(candidate: Candidate, answer: Answer, markers: list[str]) -> str:
+    """The first marker in the export's answer that the tuned model's does not show; empty when there is none."""
+    tokens = answer.tokens[:-1] if candidate.ends(answer.tokens[-1]) else answer.tokens
+    shown = candidate.text(tokens, special=True)
+    expected = answer.golden["completion"]
+    return next((marker for marker in markers if marker in shown and marker not in expected), "")
