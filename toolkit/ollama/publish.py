@@ -1,0 +1,239 @@
+"""Giving a model to Ollama: a candidate first, proved on the server itself, then its name.
+
+The old model of that name stays untouched until the candidate has rendered every golden prompt byte for byte and answered every
+golden question as llama.cpp does on the same file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from toolkit.artifacts import Artifact, CertificateFacts, GoldenFacts, OllamaFacts, write_text
+from toolkit.errors import ExternalToolError, ParityError, ToolkitError, UsageError
+from toolkit.ollama.client import Client, server_address
+from toolkit.ollama.modelfile import complete
+from toolkit.ollama.server import find_ollama, serving
+from toolkit.ollama.syntax import Modelfile, read_modelfile, render_for_people
+from toolkit.recipe import Recipe
+
+_PART = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}"
+INSTALL = "install Ollama: curl -fsSL https://ollama.com/install.sh | sh   (or, with Go and CMake here: make ollama)"
+
+
+def candidate_name(model: str) -> str:
+    """`medical` → `medical:candidate`; `medical:v2` → `medical:v2-candidate`."""
+    name, colon, tag = model.rpartition(":")
+    if not colon or "/" in tag:
+        return f"{model}:candidate"
+    if len(tag) > 80 - len("-candidate"):
+        raise UsageError(
+            f"ollama.model: the tag {tag!r} is too long", "Ollama allows 80 characters; leave 10 for -candidate."
+        )
+    return f"{name}:{tag}-candidate"
+
+
+def full_name(model: str) -> str:
+    """With the tag that Ollama adds by itself."""
+    return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
+
+
+def completed_modelfile(recipe: Recipe, served: Path, gguf: str) -> Modelfile:
+    """The recipe's Modelfile about one GGUF file, which FROM calls `gguf`."""
+    from toolkit.parity.candidate import Candidate
+
+    partial = Modelfile()
+    if recipe.ollama.modelfile is not None:
+        partial = read_modelfile(Path(recipe.ollama.modelfile), partial=True)
+    with Candidate(served, vocab_only=True) as model:
+        stops = [model.token_text(token) for token in dict.fromkeys((model.eos, model.eot)) if token >= 0]
+        base_license = model.metadata("general.license")
+    return complete(partial, recipe, gguf, stops, base_license)
+
+
+def modelfile_of(recipe: Recipe, served: Path) -> str:
+    """The complete Modelfile as text, FROM relative to the current folder."""
+    path = os.path.relpath(served)
+    return render_for_people(completed_modelfile(recipe, served, path if path.startswith("..") else f"./{path}"))
+
+
+def create(
+    recipe: Recipe, golden: Artifact[GoldenFacts], served: Path, certificate: Artifact[CertificateFacts], out: Path
+) -> OllamaFacts:
+    """Publish a GGUF as `recipe.ollama.model`, if the server proves to serve it as it was trained.
+
+    Where no Ollama is installed, only `Modelfile` is written, and the facts say what remains to be done.
+
+    Args:
+        served: the GGUF file that the certificate lets go to Ollama.
+        out: gets `Modelfile`, for people: `ollama create` with it gives the same model.
+
+    Raises:
+        ParityError: the certificate does not pass, or the server renders or answers otherwise; nothing was published.
+        UsageError: the name, OLLAMA_HOST or the partial Modelfile cannot be.
+        ExternalToolError: Ollama failed or went away; nothing was published.
+    """
+    facts = certificate.facts
+    if facts.verdict != "pass" or facts.served_file != served.name:
+        about = f"about {facts.served_file}, not {served.name}" if facts.verdict == "pass" else facts.verdict
+        raise ParityError(
+            f"the certificate is {about}: nothing is published", f"Read {certificate.folder}/certificate.json"
+        )
+    model = recipe.ollama.model
+    candidate = candidate_name(model)
+    modelfile = completed_modelfile(recipe, served, Path(os.path.relpath(served, out)).as_posix())
+    write_text(out / "Modelfile", render_for_people(modelfile))
+    with serving(out.parent / "ollama-server.log") as client:
+        if client is None:
+            remaining = [INSTALL, f"tune2ollama create recipes/{recipe.name}.yaml"]
+            return OllamaFacts(model=model, digest="", server_version="", published=False, remaining=remaining)
+        version = client.version()
+        try:
+            facts_of_checks = _prove(client, candidate, modelfile, served, golden, recipe)
+            client.copy(candidate, model)
+            digest = client.models().get(full_name(model), "")
+        finally:
+            # Also after Ctrl-C; when the server is gone, the first error is the one to show, and the next run replaces it.
+            with contextlib.suppress(ToolkitError):
+                client.delete(candidate)
+    return OllamaFacts(
+        model=model, digest=digest, server_version=version, published=True, remaining=to_run(), **facts_of_checks
+    )
+
+
+def _prove(
+    client: Client, candidate: str, modelfile: Modelfile, served: Path, golden: Artifact[GoldenFacts], recipe: Recipe
+) -> dict[str, Any]:
+    from toolkit.ollama.own_model import OwnModel
+    from toolkit.ollama.served import check_answers, check_rendering, read_questions, with_messages
+    from toolkit.parity.candidate import Candidate
+
+    questions = read_questions(golden.folder / "golden.jsonl", recipe.system)
+    send(client, candidate, modelfile, served)
+    check_stored(client.show(candidate), modelfile)
+    with Candidate(served, vocab_only=True) as file:
+        template = file.chat_template or ""
+    own = OwnModel(served, int(modelfile.parameter("num_ctx") or 0))
+    try:
+        questions = with_messages(questions, modelfile.messages, recipe.system, template, own)
+        with _counting("prompts rendered by Ollama", len(questions)) as tick:
+            rendered = check_rendering(client, candidate, questions, own, tick)
+        with _counting("answers of Ollama compared with llama.cpp", len(questions)) as tick:
+            agreement = check_answers(client, candidate, questions, own, recipe.golden.max_new_tokens, tick)
+    finally:
+        own.close()
+    return {
+        "rendered_equal": rendered,
+        "answers_compared": agreement.answers,
+        "largest_logprob_difference": agreement.largest,
+    }
+
+
+def send(client: Client, name: str, modelfile: Modelfile, gguf: Path) -> None:
+    """Upload the GGUF (unless the server has it) and create a model from it and a Modelfile, through the API."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(f"{gguf.name} to Ollama", total=gguf.stat().st_size)
+        digest = client.upload(gguf, lambda sent: progress.update(task, completed=sent))
+    request: dict[str, Any] = {
+        "files": {"model.gguf": digest},
+        "parameters": modelfile.api_parameters(),
+        "license": list(modelfile.licenses),
+        "messages": [{"role": message.role, "content": message.content} for message in modelfile.messages],
+        "system": modelfile.system,
+        "requires": modelfile.requires,
+    }
+    client.create(name, {key: value for key, value in request.items() if value})
+
+
+def check_stored(shown: dict[str, Any], modelfile: Modelfile) -> None:
+    """Compare what the server stored with what it was sent.
+
+    Raises:
+        ParityError: system text, messages or a parameter is another.
+    """
+    wanted: dict[str, Any] = {"system": modelfile.system or "", **modelfile.api_parameters()}
+    found: dict[str, Any] = {"system": shown.get("system", ""), **_shown_parameters(str(shown.get("parameters", "")))}
+    wanted["messages"] = [[message.role, message.content] for message in modelfile.messages]
+    found["messages"] = [[turn["role"], turn["content"]] for turn in shown.get("messages") or []]
+    wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    if wrong:
+        lines = "\n".join(f"  {key}: sent {wanted.get(key)!r}, stored {found.get(key)!r}" for key in wrong)
+        raise ParityError(f"Ollama stored something else than it was sent:\n{lines}", "Nothing was published.")
+
+
+def _shown_parameters(text: str) -> dict[str, Any]:
+    """`/api/show` lists a parameter a line: its name and its value as Go prints it."""
+    found: dict[str, Any] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        if name == "stop":
+            found.setdefault(name, []).append(_go_text(value.strip()))
+        else:
+            found[name] = json.loads(value)
+    return found
+
+
+def _go_text(quoted: str) -> str:
+    # Go's %#v uses back quotes where it can, and \x and \a, which JSON has not.
+    if quoted.startswith("`"):
+        return quoted[1:-1]
+    with contextlib.suppress(ValueError):
+        return str(json.loads(quoted))
+    return quoted[1:-1].encode("latin-1", "backslashreplace").decode("unicode_escape")
+
+
+@contextlib.contextmanager
+def _counting(text: str, total: int) -> Iterator[Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda: progress.advance(task)
+
+
+def to_run() -> list[str]:
+    """What a user does before `ollama run` works in this shell; empty when nothing is missing."""
+    binary = find_ollama()
+    lines = []
+    if binary is not None and shutil.which("ollama") is None:
+        lines.append(f'export PATH="{binary.parent}:$PATH"')
+    with Client(server_address()) as client:
+        if not client.answers():
+            lines.append("ollama serve &")
+    return lines
+
+
+def still_published(facts: OllamaFacts) -> str:
+    """Why a `create` of an earlier run has to be done again; empty when Ollama still has the model.
+
+    Asks the server when it runs; else looks at the user's models folder, so that no server has to be started.
+    """
+    if not facts.published:
+        found = find_ollama() is not None
+        with Client(server_address()) as client:
+            return "Ollama is here now" if found or client.answers() else ""
+    with Client(server_address()) as client:
+        try:
+            found_digest = client.models().get(full_name(facts.model))
+        except ExternalToolError:
+            found_digest = _digest_on_disk(facts.model)
+    if found_digest is None:
+        return f"Ollama has no {facts.model} any more"
+    return "" if found_digest == facts.digest else f"the {facts.model} in Ollama is another one now"
+
+
+def _digest_on_disk(model: str) -> str | None:
+    folder = Path(os.environ.get("OLLAMA_MODELS") or Path.home() / ".ollama" / "models")
+    path, _, tag = full_name(model).rpartition(":")
+    parts = [*("registry.ollama.ai", "library")[: max(0, 2 - path.count("/"))], *path.split("/")]
+    manifest = folder.joinpath("manifests", *parts, tag)
+    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None

@@ -1,0 +1,268 @@
+"""What a server does with a model: the prompts that it renders and the answers that it gives, against the model itself."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from toolkit.errors import DataError, ExternalToolError, ParityError
+from toolkit.ollama.client import Client
+from toolkit.ollama.own_model import OwnModel, Row
+from toolkit.ollama.syntax import Message
+
+LARGEST_MEAN = 0.12
+LARGEST_FLIP = 1.0
+"""Limits in nats. With the server's own settings (F16 cache, flash attention) on the same kind of processor the measured
+difference is 2e-4; between sound engines (with and without flash attention, SmolLM2-135M Q4_K_M) it is 0.06 in the mean and
+0.5 at a near-tie. Twice that leaves room for a graphics card. Prompts and their token ids are judged exactly, so a
+wrong template or a doubled BOS does not have to show here."""
+
+_LOWEST = -7.0  # alternatives less likely than e^-7 are noise in every engine
+_CANDIDATES = 40
+GREEDY = {
+    "temperature": 0.0, "seed": 1, "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+    "top_k": 0, "top_p": 1.0, "min_p": 0.0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Question:
+    """A golden prompt, as the server is asked it and as it must become tokens."""
+
+    messages: list[dict[str, str]]
+    """Without the system turn, which the served model brings itself."""
+    prompt_text: str
+    prompt_ids: list[int]
+
+
+@dataclass
+class Agreement:
+    """How far the served answers are from llama.cpp's own, in nats over all compared tokens."""
+
+    answers: int = 0
+    tokens: int = 0
+    largest: float = 0.0
+    total: float = 0.0
+    largest_flip: float = 0.0
+    """Largest lead of llama.cpp's own choice over the token that the server chose."""
+
+    @property
+    def mean(self) -> float:
+        """Mean absolute difference of a log-probability."""
+        return self.total / max(self.tokens, 1)
+
+
+def read_questions(golden: Path, system: str) -> list[Question]:
+    """The rows of golden.jsonl, without the system turn that the served model brings itself."""
+    questions = []
+    for number, line in enumerate(golden.read_text(encoding="utf-8").splitlines(), 1):
+        row = json.loads(line)
+        messages = row["messages"]
+        if messages and messages[0]["role"] == "system":
+            if messages[0]["content"] != system:
+                raise ParityError(
+                    f"{golden}:{number}: the system text of the goldens is not the recipe's",
+                    "Run the golden stage again.",
+                )
+            messages = messages[1:]
+        questions.append(Question(messages, row["prompt_text"], [int(i) for i in row["prompt_ids"]]))
+    return questions
+
+
+def with_messages(
+    questions: list[Question], messages: Sequence[Message], system: str, template: str, own: OwnModel
+) -> list[Question]:
+    """The questions as they must look when the Modelfile puts turns (MESSAGE) before each.
+
+    Raises:
+        ParityError: the GGUF's template does not even make the golden prompts.
+    """
+    if not messages:
+        return questions
+    before = [{"role": "system", "content": system}] if system else []
+    between = [{"role": message.role, "content": message.content} for message in messages]
+    made = []
+    for question in questions:
+        if render_chat(template, [*before, *question.messages], own.bos_text) != question.prompt_text:
+            raise ParityError(
+                "the template in the GGUF does not make the golden prompts", "Run the convert stage again."
+            )
+        text = render_chat(template, [*before, *between, *question.messages], own.bos_text)
+        made.append(Question(question.messages, text, own.tokenize(_without_bos(text, own))))
+    return made
+
+
+def render_chat(template: str, messages: list[dict[str, str]], bos_text: str) -> str:
+    """Render a chat template as transformers does (its block trimming, its helpers), with the answer's opening.
+
+    Raises:
+        DataError: the template fails.
+    """
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = refuse
+    environment.filters["tojson"] = lambda value, **kw: json.dumps(value, ensure_ascii=False, **kw)
+    try:
+        return environment.from_string(template).render(
+            messages=messages, add_generation_prompt=True, bos_token=bos_text
+        )
+    except jinja2.TemplateError as error:
+        raise DataError(
+            f"the chat template of the GGUF fails: {error}", "MESSAGE turns must alternate user and assistant."
+        ) from error
+
+
+def _without_bos(text: str, own: OwnModel) -> str:
+    return text.removeprefix(own.bos_text) if own.adds_bos and own.bos_text else text
+
+
+def check_rendering(
+    client: Client, model: str, questions: list[Question], own: OwnModel, tick: Callable[[], None]
+) -> int:
+    """Have the server render every question; the bytes must be those of the training template.
+
+    A BOS that the tokenizer adds by itself may be missing from the text, as llama.cpp leaves it to the tokenizer.
+
+    Returns:
+        How many prompts were equal: all.
+
+    Raises:
+        ParityError: the first that differs, with both texts from where they part.
+    """
+    for number, question in enumerate(questions, 1):
+        found = client.rendered(model, question.messages)
+        if found not in {question.prompt_text, _without_bos(question.prompt_text, own)}:
+            at = next(
+                (i for i, (a, b) in enumerate(zip(found, question.prompt_text)) if a != b),
+                min(len(found), len(question.prompt_text)),
+            )
+            raise ParityError(
+                f"Ollama renders golden prompt {number} otherwise than the training template, from character {at + 1}:\n"
+                f"  trained: {question.prompt_text[max(0, at - 20) : at + 80]!r}\n"
+                f"  served:  {found[max(0, at - 20) : at + 80]!r}",
+                "Ollama took the template in the GGUF for another, or system text and messages differ. Nothing was published.",
+            )
+        tick()
+    return len(questions)
+
+
+def check_answers(
+    client: Client, model: str, questions: list[Question], own: OwnModel, limit: int, tick: Callable[[], None]
+) -> Agreement:
+    """Ask the server every question (greedy) and follow each answer token by token with llama.cpp on the same file.
+
+    Args:
+        limit: tokens of an answer at most.
+
+    Raises:
+        ParityError: a prompt has other tokens, an answer leaves llama.cpp's by more than a near-tie, or the difference
+            of the log-probabilities is above the served floor.
+    """
+    agreement = Agreement()
+    for number, question in enumerate(questions, 1):
+        where = f"golden question {number}"
+        answer = client.chat(
+            model, question.messages, options={**GREEDY, "num_predict": limit}, logprobs=True, top_logprobs=20
+        )
+        read, wanted = answer.get("prompt_eval_count"), len(question.prompt_ids)
+        if read != wanted:
+            raise ParityError(
+                f"{where}: the served prompt has {read} tokens, the golden one {wanted}",
+                "The server adds or loses a special token (BOS), or cut the prompt. Nothing was published.",
+            )
+        if not answer.get("logprobs") and answer.get("eval_count", 0) > 1:
+            raise ExternalToolError(
+                f"the Ollama at {client.address} gives no log-probabilities", "Update it, or: make ollama"
+            )
+        _follow(answer, question, own, agreement, where)
+        agreement.answers += 1
+        tick()
+    if agreement.mean > LARGEST_MEAN:
+        raise ParityError(
+            f"the served log-probabilities are {agreement.mean:.3f} nats from llama.cpp's on the same file in the mean "
+            f"(limit {LARGEST_MEAN}), at most {agreement.largest:.3f}",
+            "Look at the server's settings: OLLAMA_KV_CACHE_TYPE should be f16. Nothing was published.",
+        )
+    return agreement
+
+
+def _follow(answer: dict[str, Any], question: Question, own: OwnModel, agreement: Agreement, where: str) -> None:
+    row = own.start(question.prompt_ids)
+    pending = b""  # bytes of tokens that the server has not shown yet: it waits for whole characters
+    for entry in answer.get("logprobs") or []:
+        shown = str(entry["token"]).encode()
+        while True:
+            best = int(row.argmax())
+            token = _token_for(shown, pending, row, own)
+            if token is None:
+                own_choice = own.piece(best).decode(errors="replace")
+                raise ParityError(
+                    f"{where}: the server says {entry['token']!r} where llama.cpp says {own_choice!r}, and "
+                    "the server's is not among its choices",
+                    "The served model is not this GGUF, or its context was cut. Nothing was published.",
+                )
+            _flip(float(row[best] - row[token]), agreement, where)
+            pending += own.piece(token)
+            whole = not shown or pending == shown
+            if whole:
+                _compare(entry, token, row, own, agreement)
+                pending = pending if not shown else b""
+            row = own.step([token])
+            if whole:
+                break
+    if answer.get("done_reason") == "stop" and not pending:
+        _flip(float(row.max() - max(row[i] for i in own.end_ids)), agreement, f"{where}: the server stopped")
+
+
+def _token_for(shown: bytes, pending: bytes, row: Row, own: OwnModel) -> int | None:
+    """The likeliest token that fits what the server shows; the server holds back a token that ends inside a character."""
+    if not shown:
+        return int(row.argmax())
+    likeliest = np.argpartition(-row, _CANDIDATES)[:_CANDIDATES]
+    for token in likeliest[np.argsort(-row[likeliest])]:
+        text = pending + own.piece(int(token))
+        if text == shown or (shown.startswith(text) and text != pending and _cut(text)):
+            return int(token)
+    return None
+
+
+def _cut(text: bytes) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    decoder.decode(text)
+    return bool(decoder.getstate()[0])
+
+
+def _flip(lead: float, agreement: Agreement, where: str) -> None:
+    agreement.largest_flip = max(agreement.largest_flip, lead)
+    if lead > LARGEST_FLIP:
+        raise ParityError(
+            f"{where}: the server leaves llama.cpp's answer for a token {lead:.2f} nats less likely (limit {LARGEST_FLIP})",
+            "A stop word cuts the answer, or the server computes something else. Nothing was published.",
+        )
+
+
+def _compare(entry: dict[str, Any], token: int, row: Row, own: OwnModel, agreement: Agreement) -> None:
+    differences = [abs(float(row[token]) - float(entry["logprob"]))]
+    likely = [int(i) for i in np.flatnonzero(row > _LOWEST)]
+    texts = [own.piece(i) for i in likely]
+    served = [str(top["token"]).encode() for top in entry.get("top_logprobs") or []]
+    for top, text in zip(entry.get("top_logprobs") or [], served):
+        # Texts are all that the server tells; one that several tokens share says nothing.
+        if text and texts.count(text) == 1 and served.count(text) == 1:
+            differences.append(abs(float(row[likely[texts.index(text)]]) - float(top["logprob"])))
+    agreement.tokens += 1
+    agreement.total += differences[0]
+    agreement.largest = max(agreement.largest, *differences, 0.0)
