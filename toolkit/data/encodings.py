@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ _NAMES = {"utf-8": "UTF-8", "utf-16-le": "UTF-16 LE", "utf-16-be": "UTF-16 BE", 
 _FAMILIES = {"gb18030": ("gb18030",), "big5": ("big5", "cp950", "big5hkscs")}
 _CHINESE = {"gb18030", "gbk", "gb2312", "hz", "big5", "cp950", "big5hkscs"}
 _SAMPLE_BYTES = 1 << 16
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
+_ENOUGH_FOR_TWO_READINGS = 6
 _ENOUGH_FOR_ALL_LANGUAGES = 100
 """Below so many characters, charset-normalizer takes one in three Chinese lines for Korean or Japanese (measured)."""
 
@@ -113,24 +116,37 @@ def _utf16_without_mark(raw: bytes) -> Decoded | None:
     good = []
     for codec in ("utf-16-le", "utf-16-be"):
         text = _try(raw, codec)
-        if text is not None and "\n" in text and "\0" not in text and _share_common(text) > 0.75:
+        if text is not None and "\n" in text and "\0" not in text and _share_readable(text) > 0.75:
             good.append(Decoded(text, _NAMES[codec]))
     return good[0] if len(good) == 1 else None
 
 
 def _chinese(raw: bytes, name: str) -> Decoded:
-    sample = _not_ascii(raw)
+    if _nearly_utf8(raw):
+        _strictly(raw, "utf-8", name)
     texts = {family: text for family, codecs_ in _FAMILIES.items() if (text := _first(raw, codecs_)) is not None}
     if not texts:
-        codec = min(("utf-8", *_FAMILIES), key=lambda c: raw.decode(c, errors="replace").count("\ufffd"))
-        _strictly(raw, codec, name)
+        _strictly(raw, max(_FAMILIES, key=lambda codec: _share_common(raw.decode(codec, errors="replace"))), name)
     shares = {family: _share_common(text) for family, text in texts.items()}
     commonest = max(shares, key=lambda family: shares[family])
     margin = shares[commonest] - max((s for f, s in shares.items() if f != commonest), default=0.0)
+    sample = _not_ascii(raw)
+    enough = len(texts) == 1 or len(_NOT_ASCII.findall(texts[commonest])) >= _ENOUGH_FOR_TWO_READINGS
     agrees = _library_choice(sample) == commonest
-    if not agrees or margin < 0.15 or shares[commonest] < 0.75 or not _is_chinese(sample, texts[commonest]):
+    if (
+        not (enough and agrees)
+        or margin < 0.15
+        or shares[commonest] < 0.75
+        or not _is_chinese(sample, texts[commonest])
+    ):
         raise _cannot_tell(raw, name, texts)
     return Decoded(texts[commonest], _smallest(raw, commonest))
+
+
+def _nearly_utf8(raw: bytes) -> bool:
+    """UTF-8 with a few bad bytes; Chinese text in another encoding is mostly errors there."""
+    text = raw.decode("utf-8", errors="replace")
+    return 10 * text.count("\ufffd") < len(_NOT_ASCII.findall(text))
 
 
 def _first(raw: bytes, candidates: tuple[str, ...]) -> str | None:
@@ -147,12 +163,12 @@ def _not_ascii(raw: bytes) -> bytes:
 
 
 def _library_choice(sample: bytes) -> str | None:
-    best = from_bytes(sample, cp_isolation=list(_FAMILIES)).best()
-    return best.encoding if best else None
+    best = from_bytes(sample, cp_isolation=[codec for family in _FAMILIES.values() for codec in family]).best()
+    return next((family for family, found in _FAMILIES.items() if best is not None and best.encoding in found), None)
 
 
 def _is_chinese(sample: bytes, text: str) -> bool:
-    if len(re.findall(r"[^\x00-\x7f]", text)) < _ENOUGH_FOR_ALL_LANGUAGES:
+    if len(_NOT_ASCII.findall(text)) < _ENOUGH_FOR_ALL_LANGUAGES:
         return True
     best = from_bytes(sample).best()
     return best is not None and best.encoding in _CHINESE
@@ -191,7 +207,13 @@ def _common_characters() -> frozenset[str]:
 
 
 def _share_common(text: str) -> float:
-    """The share of common characters among those outside ASCII (of the first 20,000); 1.0 where all is ASCII."""
-    found = re.findall(r"[^\x00-\x7f]", text[:200_000])[:20_000] or re.findall(r"[^\x00-\x7f]", text)[:20_000]
+    """The share of common characters among those outside ASCII, the first 20,000 of them; 1.0 where all is ASCII."""
+    found = [match[0] for match in itertools.islice(_NOT_ASCII.finditer(text), 20_000)]
     common = _common_characters()
     return sum(c in common for c in found) / len(found) if found else 1.0
+
+
+def _share_readable(text: str) -> float:
+    """The share of ASCII and common characters among the first 20,000."""
+    common = _common_characters()
+    return sum(c < "\x7f" or c in common for c in text[:20_000]) / min(len(text), 20_000)
