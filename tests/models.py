@@ -105,7 +105,7 @@ def _vocabulary(tokenizer: TokenizerName) -> int:
     return 49_152 if tokenizer == "smollm2" else 151_936
 
 
-def tiny_llama(  # noqa: PLR0913 -- a builder of variants
+def tiny_llama(
     folder: Path,
     layers: int = 2,
     hidden: int = 256,
@@ -125,7 +125,7 @@ def tiny_llama(  # noqa: PLR0913 -- a builder of variants
     return _save(model, folder, tokenizer, dtype)
 
 
-def tiny_qwen2(  # noqa: PLR0913 -- a builder of variants
+def tiny_qwen2(
     folder: Path,
     layers: int = 2,
     hidden: int = 256,
@@ -151,7 +151,7 @@ SEVEN = {
 }
 
 
-def tiny_adapter(  # noqa: PLR0913 -- a builder of variants
+def tiny_adapter(
     base: Path,
     out: Path,
     method: Literal["lora", "qlora"] = "lora",

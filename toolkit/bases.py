@@ -232,7 +232,7 @@ def cached_sha256(path: Path) -> str:
     status = path.stat()
     if status.st_size < _HASH_ANEW_BELOW:
         return file_sha256(path)
-    known = {"path": str(path.resolve()), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+    known: dict[str, Any] = {"path": str(path.resolve()), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
     note = cache_home() / "digests" / f"{hashlib.sha256(known['path'].encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, AttributeError):
         found = json.loads(note.read_text(encoding="utf-8"))

@@ -41,6 +41,8 @@ class TrainedWeights:
         model = meta_model(folder)
         self.tied_head = tied_head(model)
         """Name of an output head that is the embedding itself; it is no tensor of its own. None: untied."""
+        self.embedding = embedding_name(model)
+        """Name of the token embedding's weight."""
         self._quantized = quantized_names(model) if quantization else set()
 
     def names(self) -> list[str]:
@@ -119,3 +121,9 @@ def tied_head(model: nn.Module) -> str | None:
     if head is None or not getattr(cast(Any, model).config.get_text_config(), "tie_word_embeddings", False):
         return None
     return next(f"{name}.weight" for name, module in model.named_modules() if module is head)
+
+
+def embedding_name(model: nn.Module) -> str:
+    """The token embedding's weight."""
+    embedding = cast(Any, model).get_input_embeddings()
+    return next(f"{name}.weight" for name, module in model.named_modules() if module is embedding)

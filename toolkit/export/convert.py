@@ -1,0 +1,248 @@
+"""Convert the merged HF folder to GGUF with the converter of the pinned llama.cpp, in a process of its own."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from toolkit.artifacts import (
+    AdapterFacts,
+    Artifact,
+    BaseFacts,
+    GGUFFacts,
+    GGUFFile,
+    ModelFacts,
+    file_sha256,
+    write_json,
+)
+from toolkit.bases import CONFIG_FILES, EMBEDDED, TOKENIZER_FILES, read_chat_template
+from toolkit.errors import DataError, ExternalToolError, ResourceError
+from toolkit.export.llama_cpp import tree
+from toolkit.gguf_file import GGUFHeader, read_gguf
+from toolkit.hardware import free_disk_bytes
+from toolkit.recipe import Recipe
+from toolkit.safetensors_file import model_files
+
+PROTECTION = (
+    "{# This comment changes nothing in the text. It is here so that Ollama serves this very template: a template within an "
+    "edit distance of 100 of one that Ollama knows is replaced by Ollama's own version of that one, which may differ from "
+    "what the model was trained with. #}"
+)
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_BAR = re.compile(r"Writing: +(\d+)%")
+_EMBEDDED_BASE = {
+    "name": "SmolLM2 135M Instruct",
+    "organization": "HuggingFaceTB",
+    "repo_url": "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+
+
+def protect_template(template: str) -> str:
+    """Put the protecting comment at the template's head; the template renders the same. Once is enough."""
+    if template.startswith(PROTECTION):
+        return template
+    # Jinja as transformers and llama.cpp set it up takes the line break after a comment along (trim_blocks), and the spaces
+    # before a block at the head of a line (lstrip_blocks): white space at the template's head must stay at a line's head.
+    return PROTECTION + ("\n" if template[:1].isspace() else "") + template
+
+
+def convert(recipe: Recipe, adapter: Artifact[AdapterFacts], model: Artifact[ModelFacts], out: Path) -> GGUFFacts:
+    """Write `<name>-<type>.gguf` into `out`, of the type `recipe.export.converted` (F32, F16 or BF16).
+
+    Raises:
+        DataError: the model folder is damaged, or of an architecture that llama.cpp does not know.
+        ResourceError: the disk is full, or will be.
+        ExternalToolError: llama.cpp's converter is missing or fails.
+    """
+    file_type = recipe.export.converted
+    target = out / f"{recipe.name}-{file_type}.gguf"
+    needed = model.facts.parameters * _ITEM_BYTES[file_type]
+    if (free := free_disk_bytes(out)) < needed * 1.05:
+        raise ResourceError(
+            f"the converted file needs {needed / 1e9:.1f} GB, {out} has {free / 1e9:.1f} GB free",
+            "Free some disk space (tune2ollama clean lists what can go), then run again.",
+        )
+    with tempfile.TemporaryDirectory(dir=out, prefix=".view-") as scratch:
+        # The converter takes names for the metadata from the folder's name.
+        view = Path(scratch) / recipe.name
+        link_view(model.folder, view)
+        write_json(Path(scratch) / "metadata.json", metadata(recipe, adapter.facts))
+        # The one thing that the converter takes only from a model card.
+        card = {"license": licenses(recipe, adapter.facts)}
+        (view / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n", encoding="utf-8")
+        run_converter(view, target, file_type, Path(scratch) / "metadata.json")
+    header = read_gguf(target)
+    check_end_token(model.folder, header, target)
+    file = GGUFFile(
+        name=target.name,
+        file_type=file_type,
+        bytes=target.stat().st_size,
+        sha256=file_sha256(target),
+        tensors=len(header.tensors),
+    )
+    protected = str(header.metadata.get("tokenizer.chat_template", "")).startswith(PROTECTION[:40])
+    return GGUFFacts(files=[file], architecture=header.architecture, template_protected=protected)
+
+
+def link_view(model: Path, view: Path) -> None:
+    """Make a folder that shows the model with its chat template protected; everything else is linked, not copied.
+
+    Raises:
+        DataError: the model has no chat template, or damaged weights.
+    """
+    template = read_chat_template(model)
+    if template is None:
+        raise DataError(f"{model} has no chat template", "Merge again: the template comes from the base.")
+    view.mkdir()
+    weights = {path.name for path in model_files(model).values()}
+    for name in (*CONFIG_FILES, *TOKENIZER_FILES, "model.safetensors.index.json", *sorted(weights)):
+        if (model / name).is_file() and not name.startswith("chat_template"):
+            (view / name).symlink_to((model / name).resolve())
+    (view / "chat_template.jinja").write_text(protect_template(template), encoding="utf-8")
+    # The converter prefers a template in tokenizer_config.json, where transformers prefers chat_template.jinja.
+    settings = view / "tokenizer_config.json"
+    if settings.is_file():
+        values = json.loads(settings.read_text(encoding="utf-8"))
+        if values.pop("chat_template", None) is not None:
+            settings.unlink()
+            write_json(settings, values)
+
+
+def metadata(recipe: Recipe, adapter: AdapterFacts) -> dict[str, Any]:
+    """What the GGUF says of itself, as the converter's `--metadata` reads it. Names, never paths of this machine."""
+    found: dict[str, Any] = {
+        "general.name": recipe.name,
+        "general.basename": recipe.name,
+        "general.finetune": adapter.method,
+        "general.base_models": [base_model(adapter.base)],
+        "general.tags": ["text-generation", "tune2ollama", adapter.method],
+        "general.quantized_by": f"tune2ollama {version('tune2ollama')}",
+    }
+    if recipe.data is not None:
+        found["general.languages"] = [recipe.data.language]
+        found["general.datasets"] = [{"name": Path(recipe.data.path).name}]
+    return found
+
+
+def licenses(recipe: Recipe, adapter: AdapterFacts) -> str:
+    """The base's licence and that of the data, joined as SPDX does."""
+    return " AND ".join(dict.fromkeys([adapter.base.license, recipe.license]))
+
+
+def base_model(base: BaseFacts) -> dict[str, str]:
+    """Name, organization and address of the base; of a local folder only the last part of its path."""
+    if base.id.startswith(EMBEDDED):
+        return dict(_EMBEDDED_BASE)
+    if base.revision:
+        repository = base.id.partition("@")[0]
+        organization, _, name = repository.rpartition("/")
+        address = f"https://huggingface.co/{repository}"
+        return {"name": name, "organization": organization, "repo_url": address, "version": base.revision[:12]}
+    return {"name": Path(base.id).name}
+
+
+def run_converter(view: Path, target: Path, file_type: str, metadata_file: Path) -> None:
+    """Run `convert_hf_to_gguf.py`, with its progress on stderr.
+
+    Raises:
+        DataError: an architecture or tokenizer that it does not know.
+        ResourceError: the disk is full.
+        ExternalToolError: it fails otherwise; with its last lines.
+    """
+    source = tree()
+    command = [
+        sys.executable, str(source / "convert_hf_to_gguf.py"), str(view), "--outfile", str(target),
+        "--outtype", file_type.lower(), "--metadata", str(metadata_file),
+    ]  # fmt: skip
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(source / "gguf-py"),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": "",  # nothing is computed on a card; its start takes seconds
+    }
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+    ) as process:
+        try:
+            lines = _show_progress(process, view.name, file_type)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        target.unlink(missing_ok=True)
+        _raise_failure(target, lines)
+
+
+def _show_progress(process: subprocess.Popen[bytes], name: str, file_type: str) -> list[str]:
+    """Show the converter's own bar (percent) and keep its last lines."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+    )
+    lines: list[str] = []
+    stream = cast(io.BufferedReader, process.stderr)
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+        task = progress.add_task(f"converting {name} to {file_type}", total=100)
+        pending = ""
+        while chunk := stream.read1(4096):
+            # tqdm ends its updates with a carriage return.
+            *whole, pending = re.split(r"[\r\n]", pending + chunk.decode("utf-8", "replace"))
+            for line in whole:
+                if match := _BAR.search(line):
+                    progress.update(task, completed=int(match[1]))
+                elif line.strip():
+                    lines.append(line.strip())
+                    del lines[:-40]
+    return lines
+
+
+def _raise_failure(target: Path, lines: list[str]) -> None:
+    text = "\n".join(lines)
+    last = lines[-1] if lines else "it said nothing"
+    if any(words in text for words in ("No space left", "File too large", "Disk quota")):
+        raise ResourceError(
+            f"no space to write {target}",
+            "Free some disk space (tune2ollama clean lists what can go), then run again.",
+        )
+    if match := re.search(r"Model (\S+) is not supported", text):
+        raise DataError(f"llama.cpp does not know the architecture {match[1]}", "Choose another base model.")
+    if "pre-tokenizer was not recognized" in text:
+        raise DataError(
+            "llama.cpp does not know this tokenizer's pre-tokenizer", "Choose a base whose tokenizer was not changed."
+        )
+    raise ExternalToolError(
+        f"llama.cpp's converter failed: {last}", "Run again with --debug; if it stays, try: make setup"
+    )
+
+
+def check_end_token(model: Path, header: GGUFHeader, target: Path) -> None:
+    """Compare the GGUF's end token with the tokenizer's, which training taught the model to write.
+
+    Raises:
+        DataError: they differ.
+    """
+    from transformers import AutoTokenizer
+
+    wanted = AutoTokenizer.from_pretrained(model, trust_remote_code=False).eos_token_id
+    found = header.metadata.get("tokenizer.ggml.eos_token_id")
+    if wanted != found:
+        raise DataError(
+            f"{target.name} ends answers with token {found}, the tokenizer with {wanted}",
+            f"Make eos_token of {model}/tokenizer_config.json and eos_token_id of its config.json agree.",
+        )

@@ -1,0 +1,194 @@
+"""The only door to the pinned llama.cpp: its tree (the converter) and, through llama-cpp-python, its library."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import DataError, ExternalToolError, ResourceError, UsageError
+from toolkit.gguf_file import UNQUANTIZED, read_gguf
+from toolkit.hardware import free_disk_bytes
+from toolkit.places import cache_home
+from toolkit.recipe import QUANTIZED_FILE_TYPES, nearest
+
+VERSION = "0.3.36"
+"""Of llama-cpp-python, whose source distribution holds the llama.cpp tree of the same commit."""
+_WARNING, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
+_PROGRESS = re.compile(r"\[ *(\d+)/ *(\d+)\]")
+_FALLBACKS = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback quantization")
+_QUANTIZED_SIZE = re.compile(r"quant size += +([\d.]+) MiB")
+
+
+def tree() -> Path:
+    """The unpacked llama.cpp tree in the cache: `convert_hf_to_gguf.py`, `gguf-py`, vocabularies, templates.
+
+    Unpacked from the cached source distribution when it is not there yet.
+
+    Raises:
+        ExternalToolError: neither is there.
+    """
+    folder = cache_home() / "llama.cpp" / VERSION
+    if (folder / "convert_hf_to_gguf.py").is_file():
+        return folder
+    source = cache_home() / "sources" / f"llama_cpp_python-{VERSION}.tar.gz"
+    if not source.is_file() or folder.exists():
+        missing = folder / "convert_hf_to_gguf.py" if folder.exists() else source
+        raise ExternalToolError(f"llama.cpp's converter is not here: {missing} is missing", "Run: make setup")
+    from filelock import FileLock
+
+    from toolkit.bases import cached_sha256
+    from toolkit.bootstrap import LLAMA_CPP_SHA256, unpack_tree
+
+    if cached_sha256(source) != LLAMA_CPP_SHA256:
+        raise ExternalToolError(
+            f"{source} is not the pinned one (SHA-256 {LLAMA_CPP_SHA256})", "Remove it and run: make setup"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f"{VERSION}.lock")):
+        return unpack_tree(source, cache_home())
+
+
+def library() -> Any:
+    """The module `llama_cpp`.
+
+    Raises:
+        ExternalToolError: it is not installed, or does not load here.
+    """
+    try:
+        import llama_cpp
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ExternalToolError(f"llama-cpp-python does not load: {reason}", "Run: make setup") from error
+    return llama_cpp
+
+
+@contextmanager
+def captured_log(on_line: Callable[[str], None] | None = None) -> Iterator[list[str]]:
+    """Keep llama.cpp quiet; gives the list of warnings and errors (last 50), and every line to `on_line`."""
+    llama = library()
+    problems: list[str] = []
+    level_now, pending = 0, ""
+
+    @llama.llama_log_callback  # type: ignore[untyped-decorator]
+    def collect(level: int, text: bytes, _data: ctypes.c_void_p) -> None:
+        nonlocal level_now, pending
+        level_now = level if level != _CONTINUED else level_now
+        # llama.cpp writes a line in pieces.
+        *lines, pending = (pending + text.decode("utf-8", "replace")).split("\n")
+        for line in lines:
+            if level_now in {_WARNING, _ERROR} and line.strip():
+                problems.append(line.strip())
+                del problems[:-50]
+            if on_line is not None:
+                on_line(line)
+
+    llama.llama_log_set(collect, ctypes.c_void_p(0))
+    try:
+        yield problems
+    finally:
+        from llama_cpp._logger import llama_log_callback
+
+        llama.llama_log_set(llama_log_callback, ctypes.c_void_p(0))
+
+
+def file_type_number(file_type: str) -> int:
+    """llama.cpp's number (`llama_ftype`) of a quantized file type, asked from the library.
+
+    Raises:
+        UsageError: unknown, or one that this project does not make; with the nearest spelling.
+    """
+    if file_type not in QUANTIZED_FILE_TYPES:
+        raise UsageError(
+            f"{file_type} is no quantization{nearest(file_type, QUANTIZED_FILE_TYPES)}",
+            f"Choose one of: {', '.join(QUANTIZED_FILE_TYPES)}.",
+        )
+    return int(getattr(library(), f"LLAMA_FTYPE_MOSTLY_{file_type}"))
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What llama.cpp reports of a quantization."""
+
+    tensors: int
+    fallback_tensors: int
+    bytes: int
+    """Of the tensors' data."""
+
+
+def quantize_file(
+    source: Path, target: Path, file_type: str, on_tensor: Callable[[int, int], None] | None = None, plan: bool = False
+) -> Quantized:
+    """Quantize a converted GGUF file with llama.cpp, in this process.
+
+    Args:
+        source: an F32, F16 or BF16 file.
+        target: written whole, or not left behind.
+        on_tensor: called with (tensors begun, tensors in all).
+        plan: only compute the size.
+
+    Raises:
+        DataError: `source` is damaged, or quantized already.
+        ResourceError: the disk is full.
+        ExternalToolError: llama.cpp refuses, with its reason.
+    """
+    number = file_type_number(file_type)
+    header = read_gguf(source)
+    quantized = sorted({t.type for t in header.tensors} - set(UNQUANTIZED))
+    if quantized:
+        raise DataError(
+            f"{source} is quantized already ({', '.join(quantized)}); a second rounding would add to the first",
+            "Quantize from the converted file (F16, BF16 or F32).",
+        )
+    llama = library()
+    parameters = llama.llama_model_quantize_default_params()
+    parameters.ftype = number
+    parameters.nthread = len(os.sched_getaffinity(0))
+    parameters.dry_run = plan
+    seen: dict[str, float] = {"fallback": 0, "mebibytes": 0}
+
+    def read(line: str) -> None:
+        if on_tensor is not None and (match := _PROGRESS.search(line)):
+            on_tensor(int(match[1]), int(match[2]))
+        if match := _FALLBACKS.search(line):
+            seen["fallback"] = int(match[1])
+        if match := _QUANTIZED_SIZE.search(line):
+            seen["mebibytes"] = float(match[1])
+
+    with captured_log(read) as problems:
+        failed = _in_thread(
+            llama.llama_model_quantize, str(source).encode(), str(target).encode(), ctypes.byref(parameters)
+        )
+    if failed:
+        target.unlink(missing_ok=True)
+        _raise_failure(source, target, file_type, problems)
+    size = int(seen["mebibytes"] * 2**20)
+    return Quantized(len(header.tensors), int(seen["fallback"]), size)
+
+
+def _raise_failure(source: Path, target: Path, file_type: str, problems: list[str]) -> None:
+    reason = problems[-1].removeprefix("llama_model_quantize: ") if problems else "no reason given"
+    if "iostream" in reason or free_disk_bytes(target) < 2**20:
+        raise ResourceError(
+            f"no space to write {target} ({reason})",
+            "Free some disk space (tune2ollama clean lists what can go), then run again.",
+        )
+    raise ExternalToolError(
+        f"llama.cpp could not quantize {source} to {file_type}: {reason}", "Try: tune2ollama doctor"
+    )
+
+
+def _in_thread(function: Callable[..., int], *arguments: Any) -> int:
+    # The C call lets go of Python's lock; the main thread stays free to take Ctrl-C.
+    result: list[int] = []
+    worker = threading.Thread(target=lambda: result.append(function(*arguments)), daemon=True)
+    worker.start()
+    while worker.is_alive():
+        worker.join(0.2)
+    return result[0]

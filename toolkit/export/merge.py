@@ -1,0 +1,250 @@
+"""Merge an adapter into its base, tensor by tensor: memory for one tensor, whatever the model's size."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from toolkit.artifacts import AdapterFacts, Artifact, DatasetFacts, ModelFacts, write_json
+from toolkit.bases import CONFIG_FILES, TOKENIZER_FILES, check_folder
+from toolkit.errors import ResourceError
+from toolkit.export.lora import LoraAdapter
+from toolkit.hardware import free_disk_bytes
+from toolkit.recipe import Recipe
+from toolkit.safetensors_file import ITEM_BYTES, Entry, model_files, read_header, write_model, writing
+from toolkit.weights import TORCH_DTYPES, TrainedWeights
+
+_SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_NAMES = {dtype: name for name, dtype in _SAFETENSORS_DTYPES.items()}
+LOSSLESS_BELOW = 1_000_000_000
+"""Models with fewer parameters are written as float32 where 16 bits would round what was trained."""
+LOSS_ROWS = 16
+
+
+class MergedWeights:
+    """The tuned model's weights, computed as they are asked for; reads like `TrainedWeights`.
+
+    Raises:
+        DataError: the adapter does not fit the base.
+    """
+
+    def __init__(self, weights: TrainedWeights, adapter: LoraAdapter) -> None:
+        adapter.check_fits(weights)
+        self.weights, self.adapter = weights, adapter
+        self.folder = weights.folder
+        self.tied_head = None if self._unties() else weights.tied_head
+
+    def _unties(self) -> bool:
+        # An adapter on only one of two tied matrices parts them, unless PEFT was told to keep them tied.
+        head, embedding = self.weights.tied_head, self.weights.embedding
+        if head is None or self.adapter.config.get("ensure_weight_tying"):
+            return False
+        return any(name in self.adapter.replaced or self._changed(name) for name in (head, embedding))
+
+    def _changed(self, name: str) -> bool:
+        module, _, kind = name.rpartition(".")
+        change = self.adapter.changes.get(module)
+        return change is not None and (kind == "weight" or (kind == "bias" and "bias" in change.parts))
+
+    def names(self) -> list[str]:
+        """Every tensor of the merged model."""
+        head = self.weights.tied_head
+        parted = [head] if head is not None and self.tied_head is None else []
+        return self.weights.names() + parted
+
+    def entry(self, name: str) -> Entry:
+        """Shape of a tensor, and the type of the base's file."""
+        found = self.weights.entry(self.weights.embedding if name == self.weights.tied_head else name)
+        return Entry(name, found.dtype, found.shape)
+
+    def is_merged(self, name: str) -> bool:
+        """Whether the adapter changes this tensor."""
+        return name in self.adapter.replaced or self._changed(name)
+
+    def load(self, name: str) -> torch.Tensor:
+        """One merged tensor, on the CPU: in the type that the base was trained in, or float32 where it was quantized."""
+        if name in self.adapter.replaced:
+            return self.adapter.tensor(self.adapter.replaced[name]).to(self.weights.dtype)
+        weight = self.weights.load(self.weights.embedding if name == self.weights.tied_head else name)
+        if not self._changed(name):
+            return weight
+        module, _, kind = name.rpartition(".")
+        return self.adapter.apply(module, weight) if kind == "weight" else self.adapter.apply_bias(module, weight)
+
+
+def merge(
+    recipe: Recipe, adapter: Artifact[AdapterFacts], dataset: Artifact[DatasetFacts] | None, out: Path
+) -> ModelFacts:
+    """Write the tuned model as an HF folder into `out`.
+
+    A QLoRA adapter is merged onto the NF4 weights that it was trained on, dequantized, unless `merge.onto` is "16-bit".
+
+    Raises:
+        DataError: the adapter is damaged or belongs to another base.
+        UsageError: a kind of adapter that has no merge.
+        ResourceError: the disk is full, or will be.
+    """
+    if adapter.facts.method == "full":
+        return _take_whole_model(adapter, out)
+    merged = merged_weights(adapter, recipe.merge.onto)
+    dtype = output_dtype(merged, adapter.facts)
+    entries = [Entry(n, _SAFETENSORS_DTYPES[dtype], merged.entry(n).shape) for n in merged.names()]
+    _check_disk(sum(e.bytes for e in entries), out)
+    write_merged(merged, entries, dtype, out)
+    copy_settings(merged, adapter.folder, dtype, out)
+    losses = held_out_losses(recipe, adapter, dataset, out) if dataset is not None else {}
+    return ModelFacts(
+        merged_onto=_onto(adapter.facts, recipe.merge.onto),
+        dtype=dtype,
+        tensors=len(entries),
+        merged_tensors=sum(merged.is_merged(e.name) for e in entries),
+        parameters=sum(math.prod(e.shape) for e in entries),
+        **losses,
+    )
+
+
+def held_out_losses(
+    recipe: Recipe, adapter: Artifact[AdapterFacts], dataset: Artifact[DatasetFacts], out: Path
+) -> dict[str, float | None]:
+    """What the choice of the base costs: mean loss on up to 16 validation rows, in nats per answer token.
+
+    Returns:
+        `loss_as_trained`: the adapter on the base that it was trained on; `loss_merged`: the model written to `out`; and
+        for QLoRA `loss_on_16_bit`: the adapter on the original weights, which it never saw.
+    """
+    from transformers import AutoTokenizer
+
+    from toolkit.reference import held_out_loss
+
+    text = (dataset.folder / "validation.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()[:LOSS_ROWS]]
+    facts, tokenizer = adapter.facts, AutoTokenizer.from_pretrained(out, trust_remote_code=False)
+
+    def loss(weights: TrainedWeights, folder: Path | None) -> float | None:
+        return held_out_loss(weights, folder, rows, tokenizer, recipe.train.max_length, LOSS_ROWS)
+
+    base = Path(facts.base.folder)
+    found = {
+        "loss_as_trained": loss(TrainedWeights(base, facts.base_dtype, facts.quantization), adapter.folder),
+        "loss_merged": loss(TrainedWeights(out, "float32", None), None),
+    }
+    if facts.quantization is not None:
+        found["loss_on_16_bit"] = loss(TrainedWeights(base, facts.base_dtype, None), adapter.folder)
+    return found
+
+
+def merged_weights(adapter: Artifact[AdapterFacts], onto: Literal["as trained", "16-bit"]) -> MergedWeights:
+    """The tuned weights on the base as it was trained, or on its original 16-bit (or float32) weights."""
+    facts = adapter.facts
+    quantization = facts.quantization if onto == "as trained" else None
+    return MergedWeights(
+        TrainedWeights(Path(facts.base.folder), facts.base_dtype, quantization), LoraAdapter(adapter.folder)
+    )
+
+
+def _onto(facts: AdapterFacts, onto: str) -> Literal["nf4", "16-bit", "as trained"]:
+    if facts.quantization is None:
+        return "as trained"
+    return "nf4" if onto == "as trained" else "16-bit"
+
+
+def output_dtype(merged: MergedWeights, facts: AdapterFacts) -> str:
+    """float32 for a small model that 16 bits would round (quantized, or trained on a float32 base); else the base's type.
+
+    The base's type is what it was loaded in, if that was 16 bits, and otherwise what most of its bytes are stored in.
+    """
+    entries = [merged.entry(name) for name in merged.names()]
+    small = sum(math.prod(e.shape) for e in entries) < LOSSLESS_BELOW
+    if small and (merged.weights.quantization is not None or facts.base_dtype == "float32"):
+        return "float32"
+    if facts.base_dtype != "float32":
+        return facts.base_dtype
+    stored: Counter[str] = Counter()
+    for entry in entries:
+        stored[entry.dtype] += entry.bytes
+    return _NAMES.get(stored.most_common(1)[0][0], "float32")
+
+
+def _check_disk(needed: int, out: Path) -> None:
+    free = free_disk_bytes(out)
+    if free < needed * 1.01 + 2**20:
+        raise ResourceError(
+            f"the merged model needs {needed / 1e9:.1f} GB, {out} has {free / 1e9:.1f} GB free",
+            "Free some disk space (tune2ollama clean lists what can go), then run again.",
+        )
+
+
+def write_merged(merged: MergedWeights, entries: list[Entry], dtype: str, out: Path) -> None:
+    """Stream the merged tensors into safetensors files, with progress on stderr."""
+    steps = iter(track(entries, "merging", console=Console(file=sys.stderr)))
+
+    def load(entry: Entry) -> memoryview:
+        next(steps)
+        weight = merged.load(entry.name).to(TORCH_DTYPES[dtype]).contiguous()
+        array: Any = weight.reshape(-1).view(torch.uint8).numpy()
+        return memoryview(array)
+
+    with torch.inference_mode():
+        write_model(out, entries, load)
+    next(steps, None)  # lets the progress bar end
+
+
+def copy_settings(merged: MergedWeights, adapter: Path, dtype: str, out: Path) -> None:
+    """Copy config, generation config, tokenizer and chat template; the tokenizer as it was trained with."""
+    base = merged.folder
+    config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    for key in ("_name_or_path", "torch_dtype", "quantization_config"):
+        config.pop(key, None)
+    config["dtype"] = dtype
+    if merged.weights.tied_head is not None and merged.tied_head is None:
+        config["tie_word_embeddings"] = False
+    with writing(out / "config.json"):
+        write_json(out / "config.json", config)
+        if (base / "generation_config.json").is_file():
+            shutil.copyfile(base / "generation_config.json", out / "generation_config.json")
+        # All from one folder: files of two tokenizers would not fit each other.
+        tokenizer = adapter if (adapter / "tokenizer_config.json").is_file() else base
+        for name in TOKENIZER_FILES:
+            if (tokenizer / name).is_file():
+                shutil.copyfile(tokenizer / name, out / name)
+
+
+def _take_whole_model(adapter: Artifact[AdapterFacts], out: Path) -> ModelFacts:
+    check_folder(adapter.folder)
+    weights = sorted({path.name for path in model_files(adapter.folder).values()})
+    others = [*CONFIG_FILES, *TOKENIZER_FILES, "model.safetensors.index.json"]
+    _link([adapter.folder / name for name in (*weights, *others)], out)
+    entries = [entry for name in weights for entry in read_header(out / name).values()]
+    sizes: Counter[str] = Counter()
+    for entry in entries:
+        sizes[entry.dtype] += entry.bytes
+    dtype = sizes.most_common(1)[0][0]
+    return ModelFacts(
+        merged_onto="as trained",
+        dtype=_NAMES.get(dtype, dtype),
+        tensors=len(entries),
+        merged_tensors=0,
+        parameters=sum(e.bytes // ITEM_BYTES[e.dtype] for e in entries),
+    )
+
+
+def _link(files: Sequence[Path], out: Path) -> None:
+    for path in files:
+        if not path.is_file():
+            continue
+        try:
+            os.link(path, out / path.name)  # the same bytes under two names; no copy of a large model
+        except OSError:  # another filesystem, or one without hard links
+            with writing(out / path.name):
+                shutil.copyfile(path, out / path.name)

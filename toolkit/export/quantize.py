@@ -1,0 +1,69 @@
+"""Quantize the converted GGUF file with the pinned llama.cpp, in this process: several file types in one go."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from toolkit.artifacts import Artifact, GGUFFacts, GGUFFile, file_sha256
+from toolkit.errors import ResourceError
+from toolkit.export.llama_cpp import file_type_number, quantize_file
+from toolkit.gguf_file import read_gguf
+from toolkit.hardware import free_disk_bytes
+from toolkit.recipe import Recipe
+
+
+def quantize(recipe: Recipe, gguf: Artifact[GGUFFacts], out: Path) -> GGUFFacts:
+    """Write a file per `recipe.export.quantized` into `out`, all from the one converted file.
+
+    Raises:
+        UsageError: an unknown file type.
+        DataError: the converted file is damaged or quantized already.
+        ResourceError: the disk is full, or will be.
+        ExternalToolError: llama.cpp refuses.
+    """
+    source = gguf.folder / gguf.facts.files[0].name
+    file_types = recipe.export.quantized
+    for file_type in file_types:
+        file_type_number(file_type)
+    check_disk(source, file_types, out)
+    files = [_quantize(source, recipe.name, file_type, out) for file_type in file_types]
+    return GGUFFacts(
+        files=files, architecture=gguf.facts.architecture, template_protected=gguf.facts.template_protected
+    )
+
+
+def check_disk(source: Path, file_types: list[str], out: Path) -> None:
+    """Ask llama.cpp how large the files will be.
+
+    Raises:
+        ResourceError: they do not fit.
+    """
+    header = read_gguf(source).data_begin
+    planned = sum(quantize_file(source, out / "planned", t, plan=True).bytes + header for t in file_types)
+    free = free_disk_bytes(out)
+    if free < planned * 1.01:
+        raise ResourceError(
+            f"the quantized files need {planned / 1e9:.1f} GB, {out} has {free / 1e9:.1f} GB free",
+            "Free some disk space (tune2ollama clean lists what can go), or name fewer export.file_types.",
+        )
+
+
+def _quantize(source: Path, name: str, file_type: str, out: Path) -> GGUFFile:
+    target = out / f"{name}-{file_type}.gguf"
+    with Progress(console=Console(file=sys.stderr), transient=True) as progress:
+        task = progress.add_task(f"quantizing to {file_type}", total=None)
+        result = quantize_file(
+            source, target, file_type, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    return GGUFFile(
+        name=target.name,
+        file_type=file_type,
+        bytes=target.stat().st_size,
+        sha256=file_sha256(target),
+        fallback_tensors=result.fallback_tensors,
+        tensors=result.tensors,
+    )
