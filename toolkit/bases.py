@@ -49,7 +49,7 @@ def resolve_base(base: str) -> BaseFacts:
     """
     if base.startswith(EMBEDDED):
         folder, revision = _embedded_folder(base)
-    elif Path(base).expanduser().is_dir():
+    elif base and Path(base).expanduser().is_dir():
         folder, revision = Path(base).expanduser().resolve(), ""
     elif (match := _HUB_ID.fullmatch(base)) and not base.startswith((".", "~", "/")):
         folder, revision = _hub_folder(match[1], match[2])
