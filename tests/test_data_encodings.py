@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 from toolkit.data.encodings import decode
 from toolkit.errors import DataError
 
-SIMPLIFIED = "ask,answer\n发烧了怎么办？,多喝水，注意休息；如果三天后还不退烧，请去看医生。\n头痛是什么原因引起的？,常见原因有睡眠不足和紧张。\n"
-TRADITIONAL = "ask,answer\n發燒了怎麼辦？,多喝水，注意休息；如果三天後還不退燒，請去看醫生。\n頭痛是什麼原因引起的？,常見原因有睡眠不足和緊張。\n"
+SIMPLIFIED = (
+    "ask,answer\n发烧了怎么办？,多喝水，注意休息；如果三天后还不退烧，请去看医生。\n"
+    "头痛是什么原因引起的？,常见原因有睡眠不足和紧张。\n"
+)
+TRADITIONAL = (
+    "ask,answer\n發燒了怎麼辦？,多喝水，注意休息；如果三天後還不退燒，請去看醫生。\n"
+    "頭痛是什麼原因引起的？,常見原因有睡眠不足和緊張。\n"
+)
 ENGLISH = "ask,answer\nWhat helps against a cold?,Rest and drink enough. See a doctor if the fever lasts.\n" * 40
 REAL = Path(__file__).parents[1] / "../shared/data/medical/internal_medicine_5000-6000.gbk.csv"
 

@@ -37,7 +37,8 @@ def prepare_dataset(recipe: Recipe, out: Path) -> DatasetFacts:
         DataError: a file that cannot be read, or too many rows dropped.
     """
     data = _data(recipe)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         table = _read(data, progress)
         check_columns(data, table)
         task = progress.add_task("cleaning", total=None)
