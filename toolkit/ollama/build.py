@@ -1,7 +1,7 @@
 """Build a real Ollama from source: `python3 -m toolkit.ollama.build [VERSION]` (standard library only).
 
-For people and tests that have Go and a C++ compiler but no Ollama. Ollama comes as a Go module; the two programs of llama.cpp that
-it calls, `llama-server` and `llama-quantize`, are compiled from the tree that set-up unpacked. Result, in the cache folder:
+For people and tests that have Go and a C++ compiler but no Ollama. Ollama comes as a Go module; the two programs of llama.cpp
+that it calls, `llama-server` and `llama-quantize`, are compiled from the tree that set-up unpacked. In the cache folder:
 
     ollama/<version>/bin/ollama
     ollama/<version>/lib/ollama/{llama-server,llama-quantize}

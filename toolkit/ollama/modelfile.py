@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,12 @@ from toolkit.recipe import Recipe
 
 DEFAULT_CONTEXT = 2048
 _CONTEXT_STEP = 1024
+CANDIDATE = "candidate"
+_HOST, _NAMESPACE, _NAME = (
+    r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}",
+    r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}",
+    r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}",
+)
 
 _NOT_YOURS = {
     "models": ("FROM", "the tool names the GGUF file that the certificate is about"),
@@ -24,15 +31,46 @@ _NOT_YOURS = {
 }
 
 
+def check_name(model: str) -> list[str]:
+    """Why Ollama would refuse this model name, or its candidate's; empty when it would not."""
+    path, tag = full_name(model).rsplit(":", 1)
+    parts = [*path.split("/"), tag]
+    patterns = [_HOST, _NAMESPACE, _NAME, _NAME][-len(parts) :]
+    if len(parts) > 4 or not all(re.fullmatch(pattern, part) for pattern, part in zip(patterns, parts)):
+        return [
+            f"ollama.model: Ollama refuses the name {model!r}: it takes [namespace/]name[:tag] of letters, digits, '.', '_' and "
+            "'-' (no '.' in the namespace), at most 80 characters each"
+        ]
+    if has_tag(model) and len(tag) + len(CANDIDATE) + 1 > 80:
+        return [f"ollama.model: the tag {tag!r} is too long: leave room for -{CANDIDATE}, 80 characters in all"]
+    return []
+
+
+def candidate_name(model: str) -> str:
+    """`medical` → `medical:candidate`; `medical:v2` → `medical:v2-candidate`."""
+    return f"{model}-{CANDIDATE}" if has_tag(model) else f"{model}:{CANDIDATE}"
+
+
+def full_name(model: str) -> str:
+    """With the tag that Ollama adds by itself."""
+    return model if has_tag(model) else f"{model}:latest"
+
+
+def has_tag(model: str) -> bool:
+    """Whether a name says its tag; a colon before the last slash belongs to a host's port."""
+    return ":" in model.rpartition("/")[2]
+
+
 def check_modelfile(recipe: Recipe) -> list[str]:
-    """Faults of the recipe's partial Modelfile, all at once; empty when it can be completed.
+    """Faults of the model's name and of the recipe's partial Modelfile, all at once; empty when they can be used.
 
     Raises:
         UsageError: it cannot be read or parsed; names file and line.
     """
+    names = check_name(recipe.ollama.model)
     if recipe.ollama.modelfile is None:
-        return []
-    return _faults(read_modelfile(Path(recipe.ollama.modelfile), partial=True), recipe)
+        return names
+    return names + _faults(read_modelfile(Path(recipe.ollama.modelfile), partial=True), recipe)
 
 
 def _faults(partial: Modelfile, recipe: Recipe) -> list[str]:
@@ -81,7 +119,7 @@ def complete(
     context = max(DEFAULT_CONTEXT, math.ceil(_needed_context(recipe) / _CONTEXT_STEP) * _CONTEXT_STEP)
     defaults: list[tuple[str, Value]] = [("num_ctx", context), ("temperature", 0.0), ("repeat_penalty", 1.0)]
     parameters = [*partial.parameters, *((n, v) for n, v in defaults if partial.parameter(n) is None)]
-    parameters += [("stop", stop) for stop in stops if stop and ("stop", stop) not in parameters]
+    parameters += [("stop", stop) for stop in dict.fromkeys(stops) if stop and ("stop", stop) not in parameters]
     base = f"Base model: {recipe.base}, {base_license or 'see its own page'}."
     return replace(
         partial,

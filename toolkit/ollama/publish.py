@@ -21,30 +21,12 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from toolkit.artifacts import Artifact, CertificateFacts, GoldenFacts, OllamaFacts, write_text
 from toolkit.errors import ExternalToolError, ParityError, ToolkitError, UsageError
 from toolkit.ollama.client import Client, server_address
-from toolkit.ollama.modelfile import complete
+from toolkit.ollama.modelfile import candidate_name, check_name, complete, full_name
 from toolkit.ollama.server import find_ollama, serving
 from toolkit.ollama.syntax import Modelfile, read_modelfile, render_for_people
 from toolkit.recipe import Recipe
 
-_PART = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}"
 INSTALL = "install Ollama: curl -fsSL https://ollama.com/install.sh | sh   (or, with Go and CMake here: make ollama)"
-
-
-def candidate_name(model: str) -> str:
-    """`medical` → `medical:candidate`; `medical:v2` → `medical:v2-candidate`."""
-    name, colon, tag = model.rpartition(":")
-    if not colon or "/" in tag:
-        return f"{model}:candidate"
-    if len(tag) > 80 - len("-candidate"):
-        raise UsageError(
-            f"ollama.model: the tag {tag!r} is too long", "Ollama allows 80 characters; leave 10 for -candidate."
-        )
-    return f"{name}:{tag}-candidate"
-
-
-def full_name(model: str) -> str:
-    """With the tag that Ollama adds by itself."""
-    return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
 
 
 def completed_modelfile(recipe: Recipe, served: Path, gguf: str) -> Modelfile:
@@ -89,6 +71,8 @@ def create(
             f"the certificate is {about}: nothing is published", f"Read {certificate.folder}/certificate.json"
         )
     model = recipe.ollama.model
+    if faults := check_name(model):
+        raise UsageError("\n".join(faults), "Change ollama.model in the recipe.")
     candidate = candidate_name(model)
     modelfile = completed_modelfile(recipe, served, Path(os.path.relpath(served, out)).as_posix())
     write_text(out / "Modelfile", render_for_people(modelfile))

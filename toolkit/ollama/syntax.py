@@ -8,7 +8,6 @@ so that they can travel through the API. `render` refuses them, because a Modelf
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -39,6 +38,7 @@ ROLES = ("system", "user", "assistant")
 _SPACE, _NEWLINE, _BLANK = " \t", "\r\n", " \t\r\n"
 _SEMVER = re.compile(r"v?(0|[1-9]\d*)(\.(0|[1-9]\d*)(\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?)?)?", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_LARGEST_FLOAT = 3.4028234663852886e38  # Ollama keeps 32 bits
 _TRUE, _FALSE = ("1", "t", "T", "true", "TRUE", "True"), ("0", "f", "F", "false", "FALSE", "False")
 
 
@@ -228,7 +228,7 @@ def _typed(place: str, name: str, text: str) -> Value:
         return text in _TRUE
     if kind is int and re.fullmatch(r"[+-]?\d+", text, re.ASCII) and -(2**63) <= int(text) < 2**63:
         return int(text)
-    if kind is float and _NUMBER.fullmatch(text) and math.isfinite(float(text)) and abs(float(text)) < 3.4e38:
+    if kind is float and _NUMBER.fullmatch(text) and abs(float(text)) <= _LARGEST_FLOAT:
         return float(text)
     wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
     raise UsageError(f"{place}: PARAMETER {name} must be {wanted}, not {text!r}")
