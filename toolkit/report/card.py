@@ -1,0 +1,68 @@
+"""model_card.md: what a stranger must know before using the model, in the hub's form (YAML between dashes, then Markdown)."""
+
+from __future__ import annotations
+
+import yaml
+
+from toolkit.artifacts import AdapterFacts
+from toolkit.recipe import Recipe
+from toolkit.report.summary import Summary, size
+
+
+def card_text(recipe: Recipe, adapter: AdapterFacts, summary: Summary) -> str:
+    """The model card: base, data, licence, training settings, certificate in short, limits."""
+    base = adapter.base
+    hub = not base.id.startswith("embedded:") and "/" in base.id and not base.id.startswith((".", "/", "~"))
+    head = {
+        "license": recipe.license,
+        "base_model": base.id.partition("@")[0] if hub else "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "language": [recipe.data.language] if recipe.data is not None else None,
+        "tags": ["tune2ollama", "gguf", adapter.method],
+    }
+    if not hub and not base.id.startswith("embedded:"):
+        del head["base_model"]  # a folder of this machine means nothing elsewhere
+    front = yaml.safe_dump({k: v for k, v in head.items() if v}, sort_keys=False, allow_unicode=True)
+    parts = [f"---\n{front}---", f"# {summary.model}"]
+    parts.append(
+        f"A fine-tune of {base.id.partition('@')[0]}, made with tune2ollama. Run it: `ollama run {summary.model}`"
+    )
+    parts.append("## What it was trained on\n\n" + "\n".join(f"- {k}: {v}" for k, v in summary.trained))
+    parts.append(
+        f"Licence of the data: {recipe.license}. Licence of the base: {base.license}. Both bind whoever passes it on."
+    )
+    if recipe.system:
+        parts.append(
+            "It was trained with this system text, and is served with it:\n\n> " + " ".join(recipe.system.split())
+        )
+    parts.append("## How well\n\n" + "\n".join(f"- {k}: {v}" for k, v in summary.losses))
+    parts.append("## Is what runs what was trained?\n\n" + _certificate(summary))
+    parts.append(
+        "## Files\n\n" + "\n".join(f"- {file.name}: {file.file_type}, {size(file.bytes)}" for file in summary.files)
+    )
+    parts.append("## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(recipe, adapter)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _certificate(summary: Summary) -> str:
+    certificate = summary.certificate
+    text = f"**{certificate['verdict']}**: {certificate['message']}."
+    relaxed = {link["relaxed"] for link in certificate["links"] if link.get("relaxed")}
+    text += "".join(f" Wider limits were used: {reason}." for reason in sorted(relaxed))
+    text += "".join(f"\n- not to be used: {warning}" for warning in certificate.get("warnings", []))
+    return f"{text}\n\n{summary.served}" if summary.served else text
+
+
+def _limits(recipe: Recipe, adapter: AdapterFacts) -> list[str]:
+    limits = [
+        "It can be wrong and sound sure. It learnt the manner of its data, and knows little more than its base did.",
+        "No advice on health, law, money or safety: ask somebody who knows.",
+        "The certificate says that the export equals the tuned model. It does not say that the answers are true.",
+        f"Prompt and answer were at most {recipe.train.max_length} tokens in training; longer ones are untested."
+        if adapter.trained_here
+        else "It was trained by another tool, whose settings are not known here.",
+    ]
+    if recipe.data is not None:
+        limits.append(f"Trained in one language ({recipe.data.language}); in others it is no better than its base.")
+    if adapter.base.id.startswith("embedded:"):
+        limits.append("The base has 135 million parameters: good for showing the way, not for relying on answers.")
+    return limits

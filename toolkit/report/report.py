@@ -1,0 +1,162 @@
+"""The end of a run: the last screen, report.md, loss.png and model_card.md, all from one summary."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from toolkit.artifacts import Artifact, ReportFacts, write_text
+from toolkit.parity.certificate import certificate_table
+from toolkit.recipe import Recipe
+from toolkit.report.card import card_text
+from toolkit.report.plot import plot_losses
+from toolkit.report.summary import Summary, duration, size, summarize
+
+_LONGEST_ANSWER = 600
+
+
+def write_report(recipe: Recipe, artifacts: dict[str, Artifact[Any]], out: Path) -> ReportFacts:
+    """Write report.md, model_card.md and (where something was trained here) loss.png into `out`.
+
+    Args:
+        artifacts: every stage before `report`.
+    """
+    summary = summarize(recipe, artifacts)
+    adapter = artifacts["train"]
+    validation = (adapter.facts.validation_loss_before, adapter.facts.validation_loss_after)
+    drawn = plot_losses(adapter.folder / "metrics.jsonl", validation, out / "loss.png")
+    write_text(out / "report.md", report_text(summary, drawn))
+    write_text(out / "model_card.md", card_text(recipe, adapter.facts, summary))
+    return ReportFacts(verdict=summary.certificate["verdict"])
+
+
+def print_last_screen(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> None:
+    """The last screen on standard output; its last line is the command to run."""
+    Console(highlight=False).print(last_screen(recipe, artifacts), crop=False)
+
+
+def last_screen(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> RenderableType:
+    """What a finished run shows, for a terminal."""
+    summary = summarize(recipe, artifacts)
+    parts: list[RenderableType] = [Rule(summary.name), _pairs(summary.trained + summary.losses)]
+    for answer in summary.answers:
+        parts += [Text(""), _answer_table(answer.question, _short(answer.before), _after(answer.after, answer.ended))]
+    parts += [Text(""), certificate_table(summary.certificate)]
+    parts += [Text(warning, style="yellow") for warning in summary.certificate.get("warnings", [])]
+    parts += [Text(summary.served)] if summary.served else []
+    parts += [Text(""), _side_by_side(files_table(summary), costs_table(summary))]
+    if "report" in artifacts:
+        parts.append(Text(f"\nAll of it: {artifacts['report'].folder / 'report.md'}"))
+    parts.append(Text(""))
+    parts += [Text(command, style="bold green", no_wrap=True, overflow="ignore") for command in summary.commands]
+    return Group(*parts)
+
+
+def _pairs(pairs: list[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for label, value in pairs:
+        table.add_row(Text(label, style="bold"), Text(value))
+    return table
+
+
+def _answer_table(question: str, before: str, after: str) -> Table:
+    table = Table(title=Text(question, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, expand=True)
+    table.add_column("before", ratio=1)
+    table.add_column("after", ratio=1)
+    table.add_row(Text(before), Text(after))
+    return table
+
+
+def _side_by_side(left: Table, right: Table) -> Table:
+    grid = Table.grid(padding=(0, 4))
+    grid.add_row(left, right)
+    return grid
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_ANSWER else text[:_LONGEST_ANSWER].rstrip() + " …"
+
+
+def _after(text: str, ended: bool) -> str:
+    return _short(text) if ended else f"{_short(text)} [cut at golden.max_new_tokens]"
+
+
+def files_table(summary: Summary) -> Table:
+    """The GGUF files and their sizes; the served one is starred."""
+    table = Table("file", "size", box=box.SIMPLE_HEAD)
+    table.columns[1].justify = "right"
+    for file in summary.files:
+        table.add_row(f"{file.file_type}{' *' if file.name == summary.served_file else ''}", size(file.bytes))
+    return table
+
+
+def costs_table(summary: Summary) -> Table:
+    """Time and peak memory of every stage; time of all, memory of the largest."""
+    table = Table("stage", "time", "peak memory", box=box.SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for stage, seconds, peak in summary.costs:
+        table.add_row(stage, duration(seconds), size(peak))
+    table.add_section()
+    table.add_row("all", duration(sum(c[1] for c in summary.costs)), size(max(c[2] for c in summary.costs)))
+    return table
+
+
+def report_text(summary: Summary, drawn: bool) -> str:
+    """report.md: the same as the last screen.
+
+    Args:
+        drawn: whether loss.png lies beside it.
+    """
+    parts = [f"# {summary.name}", markdown_table(("", ""), summary.trained + summary.losses)]
+    if drawn:
+        parts.append("![Training loss over the steps](loss.png)")
+    parts.append("## Answers before and after")
+    for answer in summary.answers:
+        parts.append(f"**{_inline(answer.question)}**")
+        parts.append(f"Before:\n\n{_quote(answer.before)}")
+        parts.append(f"After:\n\n{_quote(_after(answer.after, answer.ended))}")
+    parts += ["## Certificate", f"**{summary.certificate['verdict']}**: {_inline(summary.certificate['message'])}."]
+    parts.append(_as_markdown(certificate_table(summary.certificate)))
+    parts += [f"- {_inline(warning)}" for warning in summary.certificate.get("warnings", [])]
+    parts += [summary.served] if summary.served else []
+    parts += ["A star marks the file that is served. Every number: `certificate.json` in the verify folder."]
+    parts += ["## Files", _as_markdown(files_table(summary))]
+    parts += ["## Time and memory", _as_markdown(costs_table(summary))]
+    parts += ["## Run it", "```\n" + "\n".join(summary.commands) + "\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """A table in Markdown; `|` and line ends in cells are made harmless."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(_inline(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _as_markdown(table: Table) -> str:
+    # Whoever makes the table for the screen makes it for the page too, so they cannot differ.
+    table.title, table.box = None, box.MARKDOWN
+    for column in table.columns:
+        column.no_wrap = True
+    target = io.StringIO()
+    Console(file=target, width=1000, color_system=None).print(table)
+    head, rule, *rows = [line for line in target.getvalue().splitlines() if line.strip()]
+    # A total stands under a rule on the screen; a Markdown table has only the one under its head.
+    return "\n".join([head, rule, *(row for row in rows if set(row) - set("|- "))])
+
+
+def _inline(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _quote(text: str) -> str:
+    return "\n".join(f"> {line}" if line.strip() else ">" for line in text.splitlines()) or "> (nothing)"

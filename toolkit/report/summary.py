@@ -1,0 +1,167 @@
+"""What a finished run is told in: read once from its artifacts, shown by the last screen, report.md and the model card."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.artifacts import (
+    AdapterFacts,
+    Artifact,
+    DatasetFacts,
+    GGUFFile,
+    ModelFacts,
+    OllamaFacts,
+)
+from toolkit.recipe import Recipe
+
+SHOWN_ANSWERS = 2
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One golden question, as the base and as the tuned model answer it (greedily)."""
+
+    question: str
+    before: str
+    after: str
+    ended: bool
+    """The tuned model ended its answer by itself."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A finished run."""
+
+    name: str
+    model: str
+    trained: list[tuple[str, str]]
+    """What was trained on what: (label, value)."""
+    losses: list[tuple[str, str]]
+    """Validation loss and perplexity before → after, and what merging costs."""
+    answers: list[Answer]
+    certificate: dict[str, Any]
+    files: list[GGUFFile]
+    served_file: str
+    costs: list[tuple[str, float, int]]
+    """(stage, seconds, peak memory in bytes)."""
+    served: str
+    """What the real server showed, in a sentence; empty where none is installed."""
+    commands: list[str]
+    """What to run now, the last one last."""
+
+
+def summarize(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Summary:
+    """Read the artifacts of a run (all stages but `report` must be there; `prepare` only where the data was given)."""
+    adapter: AdapterFacts = artifacts["train"].facts
+    ollama: OllamaFacts = artifacts["create"].facts
+    made = {**_by_type(artifacts["convert"]), **_by_type(artifacts["quantize"])}
+    return Summary(
+        name=recipe.name,
+        model=ollama.model,
+        trained=_trained(recipe, adapter, artifacts.get("prepare")),
+        losses=_losses(adapter, artifacts["merge"].facts),
+        answers=_answers(artifacts["golden"].folder / "golden.jsonl"),
+        certificate=json.loads((artifacts["verify"].folder / "certificate.json").read_text(encoding="utf-8")),
+        files=[made[t] for t in recipe.export.file_types if t in made],
+        served_file=artifacts["verify"].facts.served_file,
+        costs=[(stage, a.cost.seconds, a.cost.peak_memory_bytes) for stage, a in artifacts.items()],
+        served=_served(ollama),
+        commands=[*ollama.remaining, f"ollama run {ollama.model}"],
+    )
+
+
+def _by_type(artifact: Artifact[Any]) -> dict[str, GGUFFile]:
+    return {file.file_type: file for file in artifact.facts.files}
+
+
+def _trained(recipe: Recipe, adapter: AdapterFacts, prepared: Artifact[DatasetFacts] | None) -> list[tuple[str, str]]:
+    base = adapter.base
+    revision = f" ({base.revision[:12]})" if base.revision else ""
+    rows = [("base", f"{base.id.partition('@')[0]}{revision}, licence {base.license}")]
+    if recipe.data is not None and prepared is not None:
+        facts = prepared.facts
+        dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(facts.dropped.items())) or "none"
+        counts = ", ".join(f"{count:,} {split}" for split, count in facts.rows.items())
+        rows.append(
+            ("data", f"{recipe.data.path}: {facts.kept:,} of {facts.read:,} rows kept ({counts}); dropped: {dropped}")
+        )
+    if not adapter.trained_here:
+        rows.append(("method", f"an adapter that another tool trained ({recipe.adapter})"))
+        return rows
+    train, lora = recipe.train, recipe.lora
+    how = {"qlora": "QLoRA (base in NF4)", "lora": "LoRA", "full": "full fine-tuning"}[adapter.method]
+    if adapter.method != "full":
+        how += f", r = {lora.r}, alpha = {lora.lora_alpha}"
+    batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    rows.append(("method", f"{how}; {adapter.trained_parameters:,} weights trained"))
+    rows.append(
+        ("steps", f"{adapter.steps:,} of {batch} rows, learning rate {train.learning_rate:g}, "
+         f"{adapter.tokens_per_second:,.0f} tokens/s, profile {recipe.profile}")
+    )  # fmt: skip
+    return rows
+
+
+def _losses(adapter: AdapterFacts, model: ModelFacts) -> list[tuple[str, str]]:
+    rows = []
+    before, after = adapter.validation_loss_before, adapter.validation_loss_after
+    if before is not None and after is not None:
+        rows.append(("validation loss", f"{before:.3f} → {after:.3f} nats a token"))
+        rows.append(("perplexity", f"{math.exp(before):.2f} → {math.exp(after):.2f}"))
+    merged = f"onto {_onto(model)}"
+    if model.loss_as_trained is not None and model.loss_merged is not None:
+        merged += f": held-out loss {model.loss_as_trained:.4f} → {model.loss_merged:.4f}"
+        if model.loss_on_16_bit is not None:
+            merged += f" (onto the original weights it would be {model.loss_on_16_bit:.4f})"
+    rows.append(("merged", merged))
+    return rows
+
+
+def _onto(model: ModelFacts) -> str:
+    return {
+        "nf4": "the dequantized NF4 weights that were trained on",
+        "16-bit": "the original 16-bit weights",
+        "as trained": "the weights that were trained on",
+    }[model.merged_onto]
+
+
+def _answers(golden: Path) -> list[Answer]:
+    rows = [json.loads(line) for line in golden.read_text(encoding="utf-8").splitlines()]
+    # A question where nothing changed shows nothing.
+    rows.sort(key=lambda row: row["completion"] == row["base_completion"])
+    return [
+        Answer(
+            row["messages"][-1]["content"], row["base_completion"].strip(), row["completion"].strip(), row["stopped"]
+        )
+        for row in rows[:SHOWN_ANSWERS]
+    ]
+
+
+def _served(ollama: OllamaFacts) -> str:
+    if not ollama.published:
+        return ""
+    told = f"Ollama {ollama.server_version} rendered {ollama.rendered_equal} prompts byte for byte as they were trained"
+    if ollama.answers_compared:
+        told += f", and gave {ollama.answers_compared} golden answers as llama.cpp does"
+    if ollama.largest_logprob_difference is not None:
+        told += f" (largest difference of a log-probability {ollama.largest_logprob_difference:.2g})"
+    return told + "."
+
+
+def size(count: float) -> str:
+    """Bytes for people: 98.2 MB, 4.68 GB (decimal, as file managers and Ollama show them)."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 8 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
