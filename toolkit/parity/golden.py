@@ -70,14 +70,14 @@ def record_golden(
     ends = end_tokens(model, tokenizer)
     vocabulary = int(_causal(model).get_output_embeddings().weight.shape[0])
 
-    answers = greedy(model, tokenizer, prompts, ends, recipe.golden.max_new_tokens, "tuned answers")
+    answers = greedy(model, prompts, ends, recipe.golden.max_new_tokens, "tuned answers")
     forced = [TeacherForced(p.ids + answer, len(p.ids)) for p, answer in zip(prompts, answers)]
     shape = (sum(s.positions for s in forced), vocabulary)
     if whole:
         write_logits(model_logits(model, forced), out / "tuned.npy", shape, "tuned logits")
     with _base(model, facts, torch.float32 if whole else torch.bfloat16) as base:
         del model
-        before = greedy(base, tokenizer, prompts, ends, recipe.golden.max_new_tokens, "base answers")
+        before = greedy(base, prompts, ends, recipe.golden.max_new_tokens, "base answers")
         if whole:
             write_logits(model_logits(base, forced), out / "base.npy", shape, "base logits")
     del base
@@ -171,7 +171,7 @@ def _causal(model: Any) -> Any:
 
 @torch.no_grad()
 def greedy(
-    model: Any, tokenizer: Any, prompts: list[Prompt], ends: list[int], new_tokens: int, title: str
+    model: Any, prompts: list[Prompt], ends: list[int], new_tokens: int, title: str
 ) -> list[list[int]]:
     """Greedy completions, token ids up to and with the end token; batches are padded on the left."""
     # A configuration of its own: a base's may hold a repetition penalty, and then the most probable token is not chosen.

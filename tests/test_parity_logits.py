@@ -1,0 +1,77 @@
+"""KL, top-1, flips and perplexity against values worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from toolkit.parity.certificate import Check
+from toolkit.parity.limits import Limits, limits_for
+from toolkit.parity.logits import Flip, Positions, logits_check
+
+
+def rows(*probabilities: list[float]) -> np.ndarray:
+    return np.log(np.array(probabilities, dtype=np.float32))
+
+
+def test_values_by_hand() -> None:
+    tuned, base = rows([0.7, 0.2, 0.1], [0.5, 0.4, 0.1]), rows([0.1, 0.8, 0.1], [0.5, 0.4, 0.1])
+    export = rows([0.7, 0.2, 0.1], [0.4, 0.5, 0.1]) + 3  # a shift of all logits says nothing
+    found = Positions()
+    assert found.add(4, [0, 0], tuned, base, export) == [0, 1]
+    assert found.kl == pytest.approx([0.0, 0.1 * math.log(1.25)], abs=1e-6)
+    assert found.kl_base == pytest.approx([0.7 * math.log(7) + 0.2 * math.log(0.25), 0.0], abs=1e-6)
+    assert found.top1 == 0.5
+    assert found.flips == [Flip(4, 1, 0, 1, pytest.approx(0.1, abs=1e-6))]
+    assert found.perplexity_ratio == pytest.approx(math.sqrt(0.5 / 0.4), abs=1e-6)
+
+
+def measure(check: Check, name: str) -> float:
+    return next(m.value for m in check.measures if m.name == name)
+
+
+def test_gates() -> None:
+    limits, relaxed = limits_for("Q8_0", 7_000_000_000, 0.0)
+    assert relaxed == ""
+    generator = np.random.default_rng(0)
+    tuned = generator.normal(0, 4, (200, 60)).astype(np.float32)
+    near = Positions()
+    near.add(0, tuned.argmax(-1).tolist(), tuned, tuned * 0.5, tuned + generator.normal(0, 0.01, tuned.shape).astype(np.float32))
+    assert logits_check(near, limits).verdict == "pass"
+    far = Positions()
+    far.add(0, tuned.argmax(-1).tolist(), tuned, tuned * 0.5, tuned * 0.5)
+    check = logits_check(far, limits)
+    assert check.verdict == "fail"
+    assert "mean KL" in check.message
+    assert measure(check, "top-1 agreement") == 1.0
+    turned = Positions()
+    turned.add(0, tuned.argmax(-1).tolist(), tuned, tuned * 0.5, -tuned)
+    check = logits_check(turned, limits)
+    assert measure(check, "confident flips") > 100
+    assert check.details["flips"][0]["margin"] >= check.details["flips"][-1]["margin"]
+
+
+def test_one_near_tie_is_no_failure_among_few_positions() -> None:
+    tuned = np.tile(rows([0.6, 0.3, 0.1]), (20, 1))
+    tuned[3] = rows([0.4002, 0.3998, 0.2])[0]
+    export = tuned.copy()
+    export[3] = rows([0.3998, 0.4002, 0.2])[0]
+    found = Positions()
+    found.add(0, [0] * 20, tuned, tuned[::-1] * 0.2, export)
+    assert found.top1 == 0.95
+    assert logits_check(found, limits_for("F16", 10**10, 0.0)[0]).verdict == "pass"
+
+
+def test_limits_widen_for_small_models_and_many_fallbacks_only() -> None:
+    strict, _ = limits_for("Q4_K_M", 7_000_000_000, 0.1)
+    wide, why = limits_for("Q4_K_M", 135_000_000, 0.9)
+    assert (strict.mean_kl, wide.mean_kl) == (0.05, 0.25)
+    assert wide.top1 == pytest.approx(0.8)
+    assert wide.perplexity_ratio == pytest.approx(1.12)
+    assert wide.strength_low == strict.strength_low
+    assert "135 M" in why
+    assert "90%" in why
+    assert isinstance(limits_for("F16", 135_000_000, 0.0)[0], Limits)
+    assert limits_for("F16", 135_000_000, 0.0)[0] == limits_for("F16", 10**10, 0.0)[0]

@@ -1,0 +1,72 @@
+"""Strength is 1 for the same thing, 0 for the base, ½ for half of the change in log space, whatever the logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolkit.parity.limits import limits_for
+from toolkit.parity.logits import Positions, strength_check
+from toolkit.parity.strength import moments, strength
+
+
+def logits(seed: int, positions: int = 6, vocabulary: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    tuned = torch.randn(positions, vocabulary, generator=generator, dtype=torch.float64) * 3
+    return tuned, tuned + torch.randn(positions, vocabulary, generator=generator, dtype=torch.float64)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), factor=st.floats(-1, 3), shift=st.floats(-50, 50))
+def test_strength_is_the_share_of_the_change(seed: int, factor: float, shift: float) -> None:
+    tuned, base = logits(seed)
+    # A shift of all logits changes no probability, so it must not change the strength.
+    together, alone = moments(tuned, base, base + factor * (tuned - base) + shift)
+    found = strength(together.numpy(), alone.numpy())
+    assert found is not None
+    assert found.value == pytest.approx(factor, abs=1e-9)
+    assert found.low == pytest.approx(factor, abs=1e-9)
+    assert found.high == pytest.approx(factor, abs=1e-9)
+
+
+def test_noise_that_knows_nothing_of_the_tuning_leaves_it_near_one() -> None:
+    tuned, base = logits(1, positions=400)
+    noise = torch.randn(tuned.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    together, alone = moments(tuned, base, tuned + 0.5 * noise)
+    found = strength(together.numpy(), alone.numpy())
+    assert found is not None
+    assert found.low < 1 < found.high
+    assert found.half_width < 0.1
+    assert strength(together.numpy(), alone.numpy()) == found  # seeded
+
+
+def test_no_tuning_has_no_strength() -> None:
+    assert strength(np.zeros(4), np.zeros(4)) is None
+    assert strength(np.array([]), np.array([])) is None
+
+
+def positions(tuned: torch.Tensor, base: torch.Tensor, export: torch.Tensor) -> Positions:
+    found = Positions()
+    tokens = tuned.argmax(-1).tolist()
+    found.add(0, tokens, *(x.float().numpy() for x in (tuned, base, export)))
+    return found
+
+
+def test_verdicts() -> None:
+    limits, _ = limits_for("Q4_K_M", 7_000_000_000, 0.0)
+    tuned, base = logits(3, positions=300)
+    generator = torch.Generator().manual_seed(4)
+    noise = torch.randn(tuned.shape, generator=generator, dtype=torch.float64)
+    change = tuned - base
+    assert strength_check(positions(tuned, base, tuned + 0.05 * noise), limits).verdict == "pass"
+    assert strength_check(positions(tuned, base, base), limits).verdict == "fail"
+    assert strength_check(positions(tuned, base, base + 0.5 * change), limits).verdict == "fail"
+    assert strength_check(positions(tuned, base, base + 2 * change), limits).verdict == "fail"
+    assert strength_check(positions(tuned, tuned, tuned + noise), limits).verdict == "inconclusive"
+    # An effect far below the noise: whole or lost cannot be told, and that is said, with what would decide.
+    faint = strength_check(positions(tuned, tuned - 0.02 * change, tuned + 0.5 * noise), limits)
+    assert faint.verdict == "inconclusive"
+    assert "would decide" in faint.message

@@ -1,0 +1,137 @@
+"""A clean chain passes; each damage is refused, by the check that is there for it, at every quantization."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tests.parity_chain import Chain, Export, blend, chain, damaged, replace_bytes
+from toolkit.artifacts import CertificateFacts
+from toolkit.parity.certificate import SCHEMA, certificate_table
+from toolkit.parity.verify import verify
+
+TYPES = ["F16", "Q8_0", "Q4_K_M"]
+
+
+@pytest.fixture(scope="module")
+def clean() -> Chain:
+    return chain()
+
+
+def certify(clean: Chain, export: Export, out: Path) -> tuple[CertificateFacts, dict[str, Any]]:
+    out.mkdir(parents=True)
+    facts = verify(clean.recipe, clean.golden, export.model, export.gguf, export.quantized, out)
+    return facts, json.loads((out / "certificate.json").read_text(encoding="utf-8"))
+
+
+def value(certificate: dict[str, Any], link: str, check: str, measure: str) -> float:
+    found = next(x for x in certificate["links"] if x["name"] == link)
+    found = next(x for x in found["checks"] if x["name"] == check)
+    return float(next(x for x in found["measures"] if x["name"] == measure)["value"])
+
+
+def test_a_clean_chain_passes_at_every_quantization(clean: Chain, tmp_path: Path) -> None:
+    facts, certificate = certify(clean, clean.export, tmp_path / "verify")
+    assert facts.verdict == certificate["verdict"] == "pass", certificate["message"]
+    assert set(facts.checks.values()) == {"pass"}
+    assert certificate["schema"] == SCHEMA
+    assert certificate["warnings"] == []
+    assert [link["name"] for link in certificate["links"]] == ["merged", *TYPES]
+    assert facts.served_file == clean.export.quantized.facts.files[0].name
+    assert value(certificate, "F16", "logits", "mean KL") < 2e-5
+    assert value(certificate, "Q8_0", "logits", "mean KL") < 3e-3
+    assert value(certificate, "Q4_K_M", "logits", "mean KL") < 5e-2
+    for link, room in zip(TYPES, (0.002, 0.01, 0.05)):
+        assert abs(value(certificate, link, "strength", "strength") - 1) < room
+        # Of twelve answers that end by themselves, all end in the exports too.
+        assert value(certificate, link, "stops", "answers that end by themselves") >= 11 / 12
+    assert certificate["reference"]["positions"] == clean.golden.facts.positions
+    named = {Path(name).name: known for name, known in certificate["files"].items()}
+    served = clean.export.quantized.facts.files[0]
+    assert named[served.name] == {"sha256": served.sha256, "bytes": served.bytes}
+    assert {"tuned.npy", "base.npy", "golden.jsonl", "model.safetensors"} <= set(named)
+    console = Console(width=160, record=True, file=(tmp_path / "screen").open("w", encoding="utf-8"))
+    console.print(certificate_table(certificate))
+    shown = console.export_text()
+    assert "Q8_0 *" in shown
+    assert "what is served is what was trained" in shown
+
+
+@pytest.mark.parametrize(("factor", "least", "most"), [(0.0, -0.05, 0.1), (0.5, 0.3, 0.85)], ids=["left out", "halved"])
+def test_a_weak_adapter_fails_at_every_quantization(
+    clean: Chain, tmp_path: Path, factor: float, least: float, most: float
+) -> None:
+    export = damaged(clean, lambda path: blend(path, clean.without_adapter, factor), tmp_path / "x")
+    facts, certificate = certify(clean, export, tmp_path / "verify")
+    assert facts.verdict == "fail"
+    for link in TYPES:
+        assert facts.checks[f"{link}: strength"] == "fail", link
+        assert least < value(certificate, link, "strength", "strength") < most
+        assert facts.checks[f"{link}: prompts"] == facts.checks[f"{link}: tokens"] == "pass"
+    assert "strength" in certificate["message"]
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1, 2.0])
+def test_a_wrong_alpha_is_refused(clean: Chain, tmp_path: Path, factor: float) -> None:
+    export = damaged(clean, lambda path: blend(path, clean.without_adapter, factor), tmp_path / "x")
+    facts, certificate = certify(clean, export, tmp_path / "verify")
+    assert facts.verdict == "fail"
+    assert facts.checks["F16: logits"] == "fail"
+    if factor == 2.0:
+        assert all(facts.checks[f"{link}: logits"] == "fail" for link in TYPES)
+    assert value(certificate, "F16", "logits", "mean KL") > 5e-4
+
+
+def test_a_swapped_template_fails_the_prompts_check(clean: Chain, tmp_path: Path) -> None:
+    def swap(path: Path) -> None:
+        replace_bytes(path, b"<|im_start|>assistant\\n", b"<|im_start|>Assistant\\n")
+
+    facts, certificate = certify(clean, damaged(clean, swap, tmp_path / "x"), tmp_path / "verify")
+    assert facts.verdict == "fail"
+    assert all(facts.checks[f"{link}: prompts"] == "fail" for link in TYPES)
+    assert facts.checks["merged: prompts"] == facts.checks["Q8_0: strength"] == facts.checks["Q8_0: tokens"] == "pass"
+    assert "'ssistant" not in certificate["message"]
+    assert "golden 1" in certificate["message"]
+
+
+def test_another_pre_tokenizer_fails_the_tokens_check(clean: Chain, tmp_path: Path) -> None:
+    def swap(path: Path) -> None:
+        replace_bytes(path, b"smollm", b"falcon")
+
+    facts, certificate = certify(clean, damaged(clean, swap, tmp_path / "x"), tmp_path / "verify")
+    assert facts.verdict == "fail"
+    assert all(facts.checks[f"{link}: tokens"] == "fail" for link in TYPES)
+    assert value(certificate, "F16", "tokens", "random texts that differ") > 100
+    assert value(certificate, "F16", "tokens", "tokens spelled differently") == 0
+
+
+def test_a_lost_end_token_fails_the_stops_check(clean: Chain, tmp_path: Path) -> None:
+    # The value of the key is a 32-bit number of type 4 after the key's text.
+    key = b"tokenizer.ggml.eos_token_id" + (4).to_bytes(4, "little")
+
+    def lose(path: Path) -> None:
+        replace_bytes(path, key + (2).to_bytes(4, "little"), key + (300).to_bytes(4, "little"))
+
+    facts, certificate = certify(clean, damaged(clean, lose, tmp_path / "x"), tmp_path / "verify")
+    assert facts.verdict == "fail"
+    assert all(facts.checks[f"{link}: stops"] == "fail" for link in TYPES)
+    assert value(certificate, "Q8_0", "stops", "end-of-text id wrong") == 1
+
+
+def test_a_failing_file_that_is_not_served_is_a_warning(clean: Chain, tmp_path: Path) -> None:
+    export = damaged(clean, lambda path: blend(path, clean.without_adapter, 0.0), tmp_path / "x")
+    right = clean.export.quantized
+    broken = export.quantized.folder / right.facts.files[1].name
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    (mixed / right.facts.files[0].name).symlink_to(right.folder / right.facts.files[0].name)
+    (mixed / right.facts.files[1].name).symlink_to(broken)
+    out = Export(clean.export.model, clean.export.gguf, type(right)(mixed, right.facts, "", {}, right.cost))
+    facts, certificate = certify(clean, out, tmp_path / "verify")
+    assert facts.verdict == "pass"
+    assert facts.checks["Q4_K_M: strength"] == "fail"
+    assert any(warning.startswith("Q4_K_M: strength fails") for warning in certificate["warnings"])
