@@ -104,8 +104,8 @@ def check_machine(python: tuple[int, ...], cache: Path) -> list[str]:
         import venv  # noqa: F401
     except ImportError:
         faults.append("Python's venv module is missing: on Debian and Ubuntu, apt-get install python3-venv")
-    for tool, language in (("cc", "C"), ("c++", "C++")):
-        if shutil.which(tool) is None and shutil.which(os.environ.get(tool.replace("+", "X").upper(), "")) is None:
+    for tool, language, variable in (("cc", "C", "CC"), ("c++", "C++", "CXX")):
+        if shutil.which(os.environ.get(variable, tool)) is None:
             faults.append(f"no {language} compiler ({tool}): on Debian and Ubuntu, apt-get install build-essential")
     for place in {_existing(ROOT), _existing(cache)}:
         free = shutil.disk_usage(place).free
@@ -152,12 +152,12 @@ def make_venv() -> list[str | Path]:
     if not python.exists() or subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode:
         run("virtual environment", [sys.executable, "-m", "venv", "--clear", VENV])
     uv = VENV / "bin" / "uv"
-    if not uv.exists():
-        try:
+    try:
+        if not uv.exists():
             run("install uv", [python, "-m", "pip", "install", "uv"])
-        except SetupError as error:
-            say(f"going on with pip, which is slower: {error}")
-            return [python, "-m", "pip", "install"]
+    except SetupError as error:
+        say(f"going on with pip, which is slower: {error}")
+        return [python, "-m", "pip", "install"]
     return [uv, "pip", "install", "--python", python]
 
 

@@ -213,8 +213,7 @@ _DECODE = """
 import sys
 from llama_cpp import Llama
 model = Llama(sys.argv[1], n_ctx=64, n_threads=2, verbose=False)
-model.eval(model.tokenize(b"Hello"))
-print(model.n_tokens)
+print(model.create_completion("Hello", max_tokens=1)["usage"]["completion_tokens"])
 """
 
 
