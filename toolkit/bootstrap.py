@@ -1,7 +1,7 @@
 """Set-up: `python3 -m toolkit.bootstrap`, run by the bare system Python with nothing installed (standard library only).
 
-Makes `.venv` from the pinned `toolkit/constraints.txt` and, while the big downloads run, compiles llama-cpp-python. What
-can be shared between clones is kept in the cache folder (`$TUNE2OLLAMA_HOME`, or else `~/.cache/tune2ollama`):
+Makes `.venv` from the pinned `toolkit/constraints.txt` and, while the big downloads run, compiles llama-cpp-python. Clones
+share what is in the cache folder (`$TUNE2OLLAMA_HOME`, or else `~/.cache/tune2ollama`):
 
     sources/llama_cpp_python-<version>.tar.gz   checked against SHA-256
     wheels/llama_cpp_python-<version>-*.whl     compiled portably
@@ -63,22 +63,20 @@ def run(step: str, command: Sequence[str | Path], environment: dict[str, str] | 
     log.parent.mkdir(parents=True, exist_ok=True)
     say(f"{step} …")
     start = time.monotonic()
+    variables = {**os.environ, **(environment or {})}
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [str(part) for part in command],
-            cwd=ROOT,
-            env={**os.environ, **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
+            command, cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
         )
         while True:
             try:
                 code = process.wait(HEARTBEAT_SECONDS)
                 break
             except subprocess.TimeoutExpired:
-                last = _tail(log, 1)
-                say(f"{step}: {time.monotonic() - start:.0f} s … {last[0].strip()[:100] if last else ''}")
+                last = "".join(_tail(log, 1)).strip()
+                # A compiler's line begins with how far it is, and ends with the file.
+                shown = last if len(last) < 90 else f"{last[:20]} … {last[-60:]}"
+                say(f"{step}: {time.monotonic() - start:.0f} s … {shown}")
     if code:
         say(f"{step}: failed")
         lines = "\n".join(f"    {line}" for line in _tail(log, 15))
@@ -227,8 +225,7 @@ def compile_wheel(source: Path, cache: Path) -> Path:
         return made.replace(wheels / made.name)
 
 
-def prepare_llama_cpp(cache: Path) -> Path:
-    """Source, tree and wheel of llama-cpp-python, each from the cache where it is there."""
+def _llama_cpp(cache: Path) -> Path:
     source = fetch_source(cache)
     unpack_tree(source, cache)
     return compile_wheel(source, cache)
@@ -252,7 +249,7 @@ def install(cache: Path) -> None:
     """Make everything that is missing; downloads and compilation at the same time."""
     installer = make_venv()
     with ThreadPoolExecutor(1) as pool:
-        compiling = pool.submit(prepare_llama_cpp, cache)
+        compiling = pool.submit(_llama_cpp, cache)
         # The constraints name every package, so nothing needs resolving.
         run("install packages", [*installer, "--no-deps", "-r", CONSTRAINTS, EMBEDDED_BASE])
         wheel = compiling.result()
