@@ -15,25 +15,9 @@ from toolkit.cli import cli
 
 ROOT = Path(__file__).parent.parent
 VERBS = [
-    "chat",
-    "clean",
-    "convert",
-    "create",
-    "doctor",
-    "export",
-    "golden",
-    "init",
-    "list",
-    "merge",
-    "modelfile",
-    "plan",
-    "prepare",
-    "quantize",
-    "report",
-    "run",
-    "train",
-    "verify",
-]
+    "chat", "clean", "convert", "create", "doctor", "export", "golden", "init", "list", "merge", "modelfile", "plan",
+    "prepare", "quantize", "report", "run", "train", "verify",
+]  # fmt: skip
 
 
 def tune2ollama(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

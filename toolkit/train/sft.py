@@ -124,7 +124,7 @@ def _loss_before(out: Path, model: Any, tokenizer: Any, held_out: list[dict[str,
 
 
 def _trainer(recipe: Recipe, loaded: Loaded, rows: list[dict[str, Any]], checkpoints: Path, progress: Any) -> Any:
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from transformers import PrinterCallback, ProgressCallback
     from trl import SFTConfig, SFTTrainer
 
@@ -161,6 +161,7 @@ def _trainer(recipe: Recipe, loaded: Loaded, rows: list[dict[str, Any]], checkpo
         import os
 
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(checkpoints.parent / "tensorboard")
+    disable_progress_bars()
     data = Dataset.from_list([{"prompt": r["prompt"], "completion": r["completion"]} for r in rows])
     trainer = SFTTrainer(
         model=loaded.model,
@@ -169,6 +170,10 @@ def _trainer(recipe: Recipe, loaded: Loaded, rows: list[dict[str, Any]], checkpo
         processing_class=loaded.tokenizer,
         callbacks=[progress],
     )
+    # TRL rounds the adapter of a quantized base to bfloat16; a resumed run would then go on in float32, elsewhere.
+    for parameter in loaded.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     _check_labels(trainer, rows)
