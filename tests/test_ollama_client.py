@@ -116,42 +116,54 @@ def broken(answers: dict[str, Any]) -> Iterator[tuple[Broken, Client]]:
 
 
 def test_a_server_that_answers_500_is_quoted() -> None:
-    with broken({"/api/create": (500, {"error": "llama runner process has terminated"})}) as (_, client):
-        with pytest.raises(ExternalToolError, match="Ollama answered 500 while creating m: llama runner process has"):
-            client.create("m", {})
+    with (
+        broken({"/api/create": (500, {"error": "llama runner process has terminated"})}) as (_, client),
+        pytest.raises(ExternalToolError, match="Ollama answered 500 while creating m: llama runner process has"),
+    ):
+        client.create("m", {})
 
 
 def test_an_error_inside_the_stream_is_quoted() -> None:
-    with broken({"/api/create": [{"status": "parsing GGUF"}, {"error": "invalid file magic"}]}) as (_, client):
-        with pytest.raises(ExternalToolError, match="creating m: invalid file magic"):
-            client.create("m", {})
+    with (
+        broken({"/api/create": [{"status": "parsing GGUF"}, {"error": "invalid file magic"}]}) as (_, client),
+        pytest.raises(ExternalToolError, match="creating m: invalid file magic"),
+    ):
+        client.create("m", {})
 
 
 def test_a_server_that_goes_away_half_way_is_noticed() -> None:
-    with broken({"/api/create": [{"status": "parsing GGUF"}]}) as (_, client):
-        with pytest.raises(ExternalToolError, match="went away while creating m"):
-            client.create("m", {})
+    with (
+        broken({"/api/create": [{"status": "parsing GGUF"}]}) as (_, client),
+        pytest.raises(ExternalToolError, match="went away while creating m"),
+    ):
+        client.create("m", {})
 
 
 def test_a_full_disk_is_a_matter_of_resources() -> None:
     full = (500, {"error": "write /x: no space left on device"})
-    with broken({"HEAD /api/blobs/": (404, ""), "/api/blobs/": full}) as (_, client):
-        with pytest.raises(ResourceError, match="disk is full while taking test_ollama_client") as caught:
-            client.upload(Path(__file__))
+    with (
+        broken({"HEAD /api/blobs/": (404, ""), "/api/blobs/": full}) as (_, client),
+        pytest.raises(ResourceError, match="disk is full while taking test_ollama_client") as caught,
+    ):
+        client.upload(Path(__file__))
     assert caught.value.exit_code == 4
 
 
 def test_too_old_and_not_ollama_are_told_apart() -> None:
-    with broken({"/api/version": (200, {"version": "0.29.9"})}) as (_, client):
-        with pytest.raises(ExternalToolError, match=r"Ollama 0\.29\.9 at .* is too old"):
-            client.version()
+    with (
+        broken({"/api/version": (200, {"version": "0.29.9"})}) as (_, client),
+        pytest.raises(ExternalToolError, match=r"Ollama 0\.29\.9 at .* is too old"),
+    ):
+        client.version()
     with broken({"/api/version": (200, "<html>hello</html>")}) as (_, client):
         assert not client.answers()
         with pytest.raises(ExternalToolError, match="is that an Ollama"):
             client.version()
-    with broken({"/api/chat": (200, {"message": {"content": "hi"}})}) as (_, client):
-        with pytest.raises(ExternalToolError, match="does not show the prompts"):
-            client.rendered("m", [{"role": "user", "content": "hi"}])
+    with (
+        broken({"/api/chat": (200, {"message": {"content": "hi"}})}) as (_, client),
+        pytest.raises(ExternalToolError, match="does not show the prompts"),
+    ):
+        client.rendered("m", [{"role": "user", "content": "hi"}])
 
 
 @pytest.mark.ollama

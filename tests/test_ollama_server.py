@@ -101,9 +101,11 @@ def test_a_taken_address_is_said_with_the_servers_words(ollama_binary: Path, tmp
         address = f"http://127.0.0.1:{port}"
         with Client(address) as client:
             assert not client.answers()
-        with pytest.raises(ExternalToolError, match="address already in use") as caught:
-            with started(ollama_binary, address, tmp_path / "log"):
-                pass
+        with (
+            pytest.raises(ExternalToolError, match="address already in use") as caught,
+            started(ollama_binary, address, tmp_path / "log"),
+        ):
+            pass
     assert "export OLLAMA_HOST=" in caught.value.hint
 
 
@@ -111,6 +113,8 @@ def test_a_program_that_is_no_ollama_is_said_with_its_words(tmp_path: Path) -> N
     fake = tmp_path / "ollama"
     fake.write_text("#!/bin/sh\necho cannot find libfoo.so >&2\nexit 3\n")
     fake.chmod(0o755)
-    with pytest.raises(ExternalToolError, match=r"ended with code 3; its last words:\n  cannot find libfoo.so"):
-        with started(fake, f"http://127.0.0.1:{free_port()}", tmp_path / "log"):
-            pass
+    with (
+        pytest.raises(ExternalToolError, match=r"ended with code 3; its last words:\n  cannot find libfoo.so"),
+        started(fake, f"http://127.0.0.1:{free_port()}", tmp_path / "log"),
+    ):
+        pass

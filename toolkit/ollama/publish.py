@@ -98,7 +98,7 @@ def _prove(
     client: Client, candidate: str, modelfile: Modelfile, served: Path, golden: Artifact[GoldenFacts], recipe: Recipe
 ) -> dict[str, Any]:
     from toolkit.ollama.own_model import OwnModel
-    from toolkit.ollama.served import check_answers, check_rendering, read_questions, with_messages
+    from toolkit.ollama.served import Served, check_answers, check_rendering, read_questions, with_messages
     from toolkit.parity.candidate import Candidate
 
     questions = read_questions(golden.folder / "golden.jsonl", recipe.system)
@@ -112,7 +112,8 @@ def _prove(
         with _counting("prompts rendered by Ollama", len(questions)) as tick:
             rendered = check_rendering(client, candidate, questions, own, tick)
         with _counting("answers of Ollama compared with llama.cpp", len(questions)) as tick:
-            agreement = check_answers(client, candidate, questions, own, recipe.golden.max_new_tokens, tick)
+            there = Served(candidate, tuple(modelfile.api_parameters().get("stop", ())))
+            agreement = check_answers(client, there, questions, own, recipe.golden.max_new_tokens, tick)
     finally:
         own.close()
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,14 @@ class Question:
     """Without the system turn, which the served model brings itself."""
     prompt_text: str
     prompt_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model on the server, and the stop words it was given."""
+
+    model: str
+    stops: tuple[str, ...] = ()
 
 
 @dataclass
@@ -160,7 +169,7 @@ def check_rendering(
 
 
 def check_answers(
-    client: Client, model: str, questions: list[Question], own: OwnModel, limit: int, tick: Callable[[], None]
+    client: Client, served: Served, questions: list[Question], own: OwnModel, limit: int, tick: Callable[[], None]
 ) -> Agreement:
     """Ask the server every question (greedy) and follow each answer token by token with llama.cpp on the same file.
 
@@ -175,7 +184,11 @@ def check_answers(
     for number, question in enumerate(questions, 1):
         where = f"golden question {number}"
         answer = client.chat(
-            model, question.messages, options={**GREEDY, "num_predict": limit}, logprobs=True, top_logprobs=20
+            served.model,
+            question.messages,
+            options={**GREEDY, "num_predict": limit},
+            logprobs=True,
+            top_logprobs=20,
         )
         read, wanted = answer.get("prompt_eval_count"), len(question.prompt_ids)
         if read != wanted:
@@ -187,7 +200,7 @@ def check_answers(
             raise ExternalToolError(
                 f"the Ollama at {client.address} gives no log-probabilities", "Update it, or: make ollama"
             )
-        _follow(answer, question, own, agreement, where)
+        _Follower(own, served.stops, agreement, where).follow(answer, question)
         agreement.answers += 1
         tick()
     if agreement.mean > LARGEST_MEAN:
@@ -199,70 +212,85 @@ def check_answers(
     return agreement
 
 
-def _follow(answer: dict[str, Any], question: Question, own: OwnModel, agreement: Agreement, where: str) -> None:
-    row = own.start(question.prompt_ids)
-    pending = b""  # bytes of tokens that the server has not shown yet: it waits for whole characters
-    for entry in answer.get("logprobs") or []:
-        shown = str(entry["token"]).encode()
-        while True:
-            best = int(row.argmax())
-            token = _token_for(shown, pending, row, own)
-            if token is None:
-                own_choice = own.piece(best).decode(errors="replace")
-                raise ParityError(
-                    f"{where}: the server says {entry['token']!r} where llama.cpp says {own_choice!r}, and "
-                    "the server's is not among its choices",
-                    "The served model is not this GGUF, or its context was cut. Nothing was published.",
-                )
-            _flip(float(row[best] - row[token]), agreement, where)
-            pending += own.piece(token)
-            whole = not shown or pending == shown
-            if whole:
-                _compare(entry, token, row, own, agreement)
-                pending = pending if not shown else b""
-            row = own.step([token])
-            if whole:
-                break
-    if answer.get("done_reason") == "stop" and not pending:
-        _flip(float(row.max() - max(row[i] for i in own.end_ids)), agreement, f"{where}: the server stopped")
+@dataclass
+class _Follower:
+    """Follows one served answer with the model in this process."""
 
+    own: OwnModel
+    stops: tuple[str, ...]
+    agreement: Agreement
+    where: str
 
-def _token_for(shown: bytes, pending: bytes, row: Row, own: OwnModel) -> int | None:
-    """The likeliest token that fits what the server shows; the server holds back a token that ends inside a character."""
-    if not shown:
-        return int(row.argmax())
-    likeliest = np.argpartition(-row, _CANDIDATES)[:_CANDIDATES]
-    for token in likeliest[np.argsort(-row[likeliest])]:
-        text = pending + own.piece(int(token))
-        if text == shown or (shown.startswith(text) and text != pending and _cut(text)):
-            return int(token)
-    return None
+    def follow(self, answer: dict[str, Any], question: Question) -> None:
+        """Raises ParityError where the answer leaves llama.cpp's by more than a near-tie."""
+        own = self.own
+        row = own.start(question.prompt_ids)
+        pending = b""  # bytes of tokens that the server has not shown yet
+        for entry in answer.get("logprobs") or []:
+            shown = str(entry["token"]).encode()
+            whole = False
+            while not whole:
+                token = self._token_for(shown, pending, row)
+                if token is None:
+                    choice = own.piece(int(row.argmax())).decode(errors="replace")
+                    raise ParityError(
+                        f"{self.where}: the server says {entry['token']!r} where llama.cpp says {choice!r}, and the "
+                        "server's is not among its choices",
+                        "The served model is not this GGUF, or its context was cut. Nothing was published.",
+                    )
+                self._flip(float(row.max() - row[token]), self.where)
+                pending += own.piece(token)
+                whole = not shown or pending == shown
+                if whole:
+                    self._compare(entry, token, row)
+                    pending = pending if not shown else b""
+                row = own.step([token])
+        if answer.get("done_reason") == "stop" and not pending:
+            lead = float(row.max() - max(row[i] for i in own.end_ids))
+            self._flip(lead, f"{self.where}: the server stopped where llama.cpp goes on")
 
+    def _token_for(self, shown: bytes, pending: bytes, row: Row) -> int | None:
+        """The likeliest token that fits what the server shows.
 
-def _cut(text: bytes) -> bool:
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    decoder.decode(text)
-    return bool(decoder.getstate()[0])
+        It shows several tokens as one when it had to wait: for the rest of a character, or because the text could have
+        been the beginning of a stop word. Only the last of them has its log-probability told.
+        """
+        if not shown:
+            return int(row.argmax())
+        likeliest = np.argpartition(-row, _CANDIDATES)[:_CANDIDATES]
+        for token in likeliest[np.argsort(-row[likeliest])]:
+            text = pending + self.own.piece(int(token))
+            if text == shown or (text != pending and shown.startswith(text) and self._held(text)):
+                return int(token)
+        return None
 
+    def _held(self, text: bytes) -> bool:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        decoder.decode(text)
+        stops = [stop.encode() for stop in self.stops]
+        begun = any(text.endswith(stop[:length]) for stop in stops for length in range(1, len(stop)))
+        return begun or bool(decoder.getstate()[0])
 
-def _flip(lead: float, agreement: Agreement, where: str) -> None:
-    agreement.largest_flip = max(agreement.largest_flip, lead)
-    if lead > LARGEST_FLIP:
-        raise ParityError(
-            f"{where}: the server leaves llama.cpp's answer for a token {lead:.2f} nats less likely (limit {LARGEST_FLIP})",
-            "A stop word cuts the answer, or the server computes something else. Nothing was published.",
-        )
+    def _flip(self, lead: float, what: str) -> None:
+        self.agreement.largest_flip = max(self.agreement.largest_flip, lead)
+        if lead > LARGEST_FLIP:
+            raise ParityError(
+                f"{what}: its choice is {lead:.2f} nats less likely than llama.cpp's own (limit {LARGEST_FLIP})",
+                "A stop word cuts the answer, or the server computes something else. Nothing was published.",
+            )
 
-
-def _compare(entry: dict[str, Any], token: int, row: Row, own: OwnModel, agreement: Agreement) -> None:
-    differences = [abs(float(row[token]) - float(entry["logprob"]))]
-    likely = [int(i) for i in np.flatnonzero(row > _LOWEST)]
-    texts = [own.piece(i) for i in likely]
-    served = [str(top["token"]).encode() for top in entry.get("top_logprobs") or []]
-    for top, text in zip(entry.get("top_logprobs") or [], served):
-        # Texts are all that the server tells; one that several tokens share says nothing.
-        if text and texts.count(text) == 1 and served.count(text) == 1:
-            differences.append(abs(float(row[likely[texts.index(text)]]) - float(top["logprob"])))
-    agreement.tokens += 1
-    agreement.total += differences[0]
-    agreement.largest = max(agreement.largest, *differences, 0.0)
+    def _compare(self, entry: dict[str, Any], token: int, row: Row) -> None:
+        differences = [abs(float(row[token]) - float(entry["logprob"]))]
+        likely = [int(i) for i in np.flatnonzero(row > _LOWEST)]
+        texts = Counter(own_text := [self.own.piece(i) for i in likely])
+        ids = dict(zip(own_text, likely))
+        alternatives = entry.get("top_logprobs") or []
+        served = Counter(str(top["token"]).encode() for top in alternatives)
+        for top in alternatives:
+            # Texts are all that the server tells; one that several tokens share says nothing.
+            text = str(top["token"]).encode()
+            if text and texts[text] == 1 and served[text] == 1:
+                differences.append(abs(float(row[ids[text]]) - float(top["logprob"])))
+        self.agreement.tokens += 1
+        self.agreement.total += differences[0]
+        self.agreement.largest = max(self.agreement.largest, *differences)
