@@ -182,10 +182,25 @@ def test_what_was_written_is_read_or_refused(rows: list[tuple[str, str]], codec:
     assert decode(text.encode(codec), "x.csv").text == text
 
 
+_LEVEL_ONE = {"gb2312": (range(0xB0, 0xD7), range(0xA1, 0xFF)), "big5": (range(0xA4, 0xC6), range(0xA1, 0xFE))}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["gb2312", "big5"]), st.data())
+def test_read_right_or_refused(codec: str, data: st.DataObject) -> None:
+    """Random frequent characters, which are no language: what is not certain is an error, never other characters."""
+    leads, trails = _LEVEL_ONE[codec]
+    pairs = data.draw(st.lists(st.tuples(st.sampled_from(leads), st.sampled_from(trails)), min_size=1, max_size=60))
+    raw = b"ask,answer\n" + b"".join(bytes(pair) for pair in pairs) + b",x\n"
+    try:
+        assert decode(raw, "x.csv").text == raw.decode(codec)
+    except DataError as error:
+        assert "data.encoding" in error.hint
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(codec="gb18030", exclude_characters="\0"), max_size=40))
-def test_never_a_silent_misreading_as_another_family(text: str) -> None:
-    """Random characters are no language: they may be refused, and must not be read as something else by UTF-8."""
+def test_utf8_is_never_read_as_anything_else(text: str) -> None:
     assert decode(text.encode("utf-8"), "x.csv").text == text.removeprefix("\ufeff")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from itertools import combinations
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.data.formats import Example, Turn
-from toolkit.data.splitting import NEAR, choose, jaccard, normalize, own_side, shingles, split
+from toolkit.data.splitting import choose, is_near, normalize, own_side, shingles, signature, split
 from toolkit.recipe import Data
 
 DATA = Data(path="x", validation=0.2, test=0.2)
@@ -21,8 +22,13 @@ def example(prompt: str, completion: str = "See a doctor.", line: int = 1) -> Ex
 
 
 def near(one: Example, other: Example) -> bool:
-    pairs = [(one.topic, other.topic), (one.topic + one.completion, other.topic + other.completion)]
-    return any(jaccard(shingles(a), shingles(b)) >= NEAR for a, b in pairs)
+    pairs = [(one.topic, other.topic), (f"{one.topic}\n{one.completion}", f"{other.topic}\n{other.completion}")]
+    return any(is_near(a, b) for a, b in pairs)
+
+
+def jaccard(one: str, other: str) -> float:
+    a, b = shingles(one), shingles(other)
+    return len(a & b) / len(a | b)
 
 
 def _on(side: str, number: int = 0) -> str:
@@ -32,10 +38,19 @@ def _on(side: str, number: int = 0) -> str:
 
 def test_known_values() -> None:
     assert normalize("Ｗhat, IS　fever_?  高血压！") == "whatisfever高血压"
-    assert jaccard(shingles("abcdef"), shingles("abcdxy")) == pytest.approx(2 / 6)
+    assert jaccard("abcdef", "abcdxy") == pytest.approx(2 / 6)
     assert len(shingles("")) == len(shingles("?")) == len(shingles("ab")) == 1
     assert shingles("?") != shingles("!")
     assert own_side("What is fever?", DATA) == own_side(" what is FEVER", DATA)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("abcdefgh高血压病人吃药", min_size=20, max_size=120), st.integers(0, 60), st.text("xyz药", max_size=40))
+def test_near_is_a_jaccard_index_of_seven_tenths(text: str, cut: int, added: str) -> None:
+    other = text[cut:] + added
+    share = (signature(text) == signature(other)).mean()
+    assert share == pytest.approx(jaccard(text, other), abs=0.22)  # five standard errors
+    assert is_near(text, other) == is_near(other, text) == (share * 126 >= 87.5)
 
 
 def test_shares_are_met() -> None:
@@ -70,6 +85,24 @@ def test_the_same_long_answer_goes_together() -> None:
     assert own_side(other + "!", DATA) == own_side(other, DATA)
     sides = split([example(one, answer), example(other, answer)], DATA)
     assert sides == ["train", "train"]
+
+
+def test_no_near_pair_is_parted_among_many() -> None:
+    words = [f"{a}{b}" for a in ("fe", "co", "sle", "sa", "su") for b in ("ver", "ugh", "ep", "lt", "gar", "ron")]
+    chosen = random.Random(1)
+    rows = [example("Doctor, what about " + " ".join(chosen.choices(words, k=5)), f"{i}") for i in range(400)]
+    sides = split(rows, DATA)
+    values = [[signature(text) for text in (row.topic, f"{row.topic}\n{row.completion}")] for row in rows]
+    pairs = [
+        (i, j)
+        for i, j in combinations(range(400), 2)
+        if any((a == b).sum() >= 88 for a, b in zip(values[i], values[j]))
+    ]
+    assert len(pairs) > 50
+    assert [p for p in pairs if None not in (sides[p[0]], sides[p[1]]) and sides[p[0]] != sides[p[1]]] == []
+    lonely = set(range(400)) - {i for pair in pairs for i in pair}
+    assert len(lonely) > 50
+    assert all(sides[i] == own_side(rows[i].topic, DATA) for i in lonely)
 
 
 def test_a_row_between_two_sides_is_left_out() -> None:
