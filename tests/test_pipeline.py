@@ -1,0 +1,243 @@
+"""The whole chain through the real command: once clean, once killed at every stage, and with exports that must be refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import free_port
+from tests.models import tiny_llama
+from toolkit.artifacts import Cost, ModelFacts, publish, read_artifact
+from toolkit.stages import STAGE_NAMES
+
+pytestmark = [pytest.mark.slow, pytest.mark.ollama]
+
+ROOT = Path(__file__).parent.parent
+COLOURS = ["red", "green", "blue", "white", "black", "brown", "grey", "pink", "gold", "navy"]
+THINGS = ["apple", "door", "river", "lamp"]
+
+
+class Project:
+    """A user's folder with a recipe, a base and data, and an Ollama address of its own."""
+
+    def __init__(self, folder: Path, base: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        with (folder / "rows.csv").open("w", encoding="gb18030", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["question", "reply"])
+            for colour in COLOURS:
+                for thing in THINGS:
+                    writer.writerow([f"Is the {thing} {colour}, 医生?", f"Yes, the {thing} is {colour}. That is all."])
+        recipe = {
+            "name": "small",
+            "base": str(base),
+            "system": "You are brief.",
+            "data": {
+                "path": "rows.csv",
+                "columns": {"prompt": "question", "completion": "reply"},
+                "validation": 0.1,
+                "test": 0.1,
+            },
+            "train": {
+                "max_steps": 24, "learning_rate": 1e-2, "save_steps": 4, "warmup_steps": 0,
+                "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
+            },
+            "golden": {"prompts": ["Is the sea blue?", "Is the moon white?", "Is the cat black?"], "max_new_tokens": 16},
+            "export": {"file_types": ["F16", "Q8_0"], "serve": "Q8_0"},
+            "ollama": {"model": "small"},
+        }  # fmt: skip
+        (folder / "small.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(folder / "home"),
+            "OLLAMA_MODELS": str(folder / "home" / "models"),
+            "OLLAMA_HOST": f"127.0.0.1:{free_port()}",
+        }
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """The real command, running."""
+        command = [sys.executable, "-m", "toolkit.cli", *arguments]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+        )
+
+    def tune2ollama(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The real command, ended."""
+        process = self.start(*arguments)
+        out, err = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    @property
+    def run(self) -> Path:
+        """Where the artifacts are."""
+        return self.folder / "runs" / "small"
+
+    def digests(self) -> dict[str, str]:
+        """Stage → digest of its files."""
+        return {stage: json.loads((self.run / stage / "artifact.json").read_text())["digest"] for stage in STAGE_NAMES}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("base") / "base")
+
+
+@pytest.fixture(scope="module")
+def clean(base: Path, ollama_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A project that went the whole way."""
+    project = Project(tmp_path_factory.mktemp("clean") / "project", base)
+    done = project.tune2ollama("run", "small.yaml")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (project.folder / "screen.txt").write_text(done.stdout, encoding="utf-8")
+    yield project
+
+
+def _certificate(project: Project) -> dict[str, Any]:
+    return json.loads((project.run / "verify" / "certificate.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def test_the_chain_ends_with_a_served_model(clean: Project) -> None:
+    certificate = _certificate(clean)
+    assert certificate["verdict"] == "pass"
+    created = json.loads((clean.run / "create" / "artifact.json").read_text())["facts"]
+    assert created["published"] and created["model"] == "small"
+    assert created["rendered_equal"] == created["answers_compared"] == 3
+    assert (clean.folder / "home" / "models" / "manifests").is_dir()
+    assert "ollama run small" in (clean.folder / "screen.txt").read_text().splitlines()[-1]
+    assert json.loads((clean.run / "prepare" / "artifact.json").read_text())["facts"]["encodings"] == {
+        "rows.csv": "gb18030"
+    } or "gb" in str(json.loads((clean.run / "prepare" / "artifact.json").read_text())["facts"]["encodings"])
+
+
+def test_a_second_run_does_nothing_and_says_so(clean: Project) -> None:
+    before = clean.digests()
+    done = clean.tune2ollama("run", "small.yaml")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"✓ (\w+) +current", done.stderr) == list(STAGE_NAMES)
+    assert "▶" not in done.stderr
+    assert clean.digests() == before
+
+
+def test_dry_run_says_what_a_change_would_redo_and_why(clean: Project) -> None:
+    done = clean.tune2ollama("run", "small.yaml", "--dry-run", "--json", "--set", "lora.lora_alpha=8")
+    stages = json.loads(done.stdout)["stages"]
+    assert stages["prepare"] == "current"
+    assert stages["train"] == "runs: the recipe's lora.lora_alpha changed: 16 → 8"
+    assert stages["golden"] == stages["report"] == "runs: an earlier stage runs"
+
+
+def test_the_runtime_s_answer_is_the_tuned_model_s(clean: Project) -> None:
+    rows = [json.loads(line) for line in (clean.run / "golden" / "golden.jsonl").read_text().splitlines()]
+    assert any(row["completion"] != row["base_completion"] for row in rows)
+
+
+def test_killed_at_every_stage_it_ends_with_the_same_artifacts(clean: Project, base: Path, tmp_path: Path) -> None:
+    project = Project(tmp_path / "project", base)
+    for stage in STAGE_NAMES:
+        process = project.start("run", "small.yaml")
+        started = project.run / f"{stage}.partial"
+        if stage == "train":  # late enough that there is something to go on from
+            started = started / "checkpoints" / "checkpoint-4" / "complete"
+        while not started.exists() and process.poll() is None:
+            time.sleep(0.01)
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.3)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not (project.run / stage / "artifact.json").exists() or stage == "prepare"
+    done = project.tune2ollama("run", "small.yaml")
+    assert done.returncode == 0, done.stderr[-3000:]
+    wanted, got = clean.digests(), project.digests()
+    for stage in STAGE_NAMES:
+        if stage not in {"verify", "report"}:  # these tell times
+            assert got[stage] == wanted[stage], stage
+    assert _certificate(project)["verdict"] == "pass"
+    assert sorted(p.name for p in project.run.iterdir() if p.name.endswith((".partial", ".old"))) == []
+
+
+def test_ctrl_c_ends_with_130_and_goes_on_later(clean: Project, base: Path, tmp_path: Path) -> None:
+    project = Project(tmp_path / "project", base)
+    process = project.start("train", "small.yaml")
+    while not (project.run / "train.partial" / "checkpoints").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again" in err and "Traceback" not in err
+    assert project.tune2ollama("train", "small.yaml").returncode == 0
+
+
+def test_two_runs_at_once_are_refused(clean: Project, base: Path, tmp_path: Path) -> None:
+    project = Project(tmp_path / "project", base)
+    first = project.start("train", "small.yaml")
+    while not (project.run / "train.partial").exists() and first.poll() is None:
+        time.sleep(0.01)
+    second = project.tune2ollama("run", "small.yaml")
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert second.returncode == 4
+    assert "another run is working" in second.stderr
+
+
+def _republish(folder: Path) -> None:
+    """Give a tampered artifact the manifest of an honest one, as a fault in an earlier stage would."""
+    manifest = json.loads((folder / "artifact.json").read_text())
+    (folder / "artifact.json").unlink()
+    partial = folder.with_name("tampered")
+    folder.rename(partial)
+    publish(partial, folder, ModelFacts.model_validate(manifest["facts"]), manifest["key"], Cost())
+    assert read_artifact(folder, ModelFacts) is not None
+
+
+@pytest.mark.parametrize("fault", ["adapter left out", "alpha halved", "template swapped"])
+def test_a_wrong_export_is_refused_with_exit_code_6(clean: Project, base: Path, tmp_path: Path, fault: str) -> None:
+    project = Project(tmp_path / "project", base)
+    shutil.copytree(clean.run, project.run, copy_function=shutil.copy2)
+    for stage in STAGE_NAMES[STAGE_NAMES.index("convert") :]:
+        shutil.rmtree(project.run / stage)
+    merged = project.run / "merge"
+    if fault == "template swapped":
+        path = merged / "chat_template.jinja"
+        path.write_text(path.read_text().replace("<|im_start|>", "<|start|>"), encoding="utf-8")
+    else:
+        share = 0.0 if fault == "adapter left out" else 0.5
+        (file,) = merged.glob("*.safetensors")
+        tuned, original = load_file(file), load_file(base / "model.safetensors")
+        mixed = {name: original[name] + share * (tuned[name].float() - original[name]) for name in tuned}
+        save_file({n: t.contiguous() for n, t in mixed.items()}, file, metadata={"format": "pt"})
+    _republish(merged)
+    done = project.tune2ollama("run", "small.yaml")
+    assert done.returncode == 6, done.stderr[-2000:]
+    assert "the certificate says fail" in done.stderr and "Nothing was published" in done.stderr
+    assert not (project.run / "create").exists()
+    failed = {
+        f"{link['name']}: {check['name']}"
+        for link in _certificate(project)["links"]
+        for check in link["checks"]
+        if check["verdict"] == "fail"
+    }
+    wanted = "prompts" if fault == "template swapped" else "strength"
+    assert {f"F16: {wanted}", f"Q8_0: {wanted}"} <= failed
