@@ -17,6 +17,7 @@ from toolkit.places import cache_home
 
 # Fixed before HOME moves: the caches (bases, llama.cpp, the built Ollama) are shared by all tests.
 os.environ["TUNE2OLLAMA_HOME"] = str(cache_home())
+os.environ.setdefault("REAL_HOME", str(Path.home()))  # Go's caches
 
 
 def free_port() -> int:
@@ -77,8 +78,10 @@ def smollm2_gguf() -> Path:
 
 @pytest.fixture(scope="session")
 def small_gguf(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first three of SmolLM2's thirty layers, and a long comment before its template, as our exports have it."""
+    """The first three of SmolLM2's thirty layers, its template protected as our exports have it."""
     import gguf
+
+    from toolkit.export.convert import protect_template
 
     made = tmp_path_factory.mktemp("small") / "small.gguf"
     reader = gguf.GGUFReader(smollm2_gguf)
@@ -90,7 +93,7 @@ def small_gguf(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         if field.name == "llama.block_count":
             value = 3
         elif field.name == "tokenizer.chat_template":
-            value = "{#" + " kept as trained" * 8 + " #}" + value
+            value = protect_template(value)
         writer.add_key_value(field.name, value, field.types[0], field.types[-1] if len(field.types) > 1 else None)
     for tensor in reader.tensors:
         if not tensor.name.startswith("blk.") or int(tensor.name.split(".")[1]) < 3:

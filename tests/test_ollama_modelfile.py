@@ -29,11 +29,13 @@ def recipe(modelfile: Path | None = None, model: str = "medical", **keys: Any) -
 
 
 def test_a_missing_partial_is_completed_with_everything_that_is_served() -> None:
-    made = complete(Modelfile(), recipe(), "../quantize/medical.gguf", ["<|im_end|>", "<|im_end|>", ""], "apache-2.0")
+    made = complete(
+        Modelfile(), recipe(), "../quantize/medical.gguf", ["<|im_end|>", "<|im_end|>", ""], "apache-2.0 AND cc-by-4.0"
+    )
     assert render(made) == (
         "FROM ../quantize/medical.gguf\nSYSTEM You are a nurse.\nPARAMETER num_ctx 2048\nPARAMETER temperature 0.0\n"
         'PARAMETER repeat_penalty 1.0\nPARAMETER stop "<|im_end|>"\n'
-        "LICENSE Tuning and its data: cc-by-4.0. Base model: embedded:smollm2-135m-instruct, apache-2.0.\n"
+        "LICENSE apache-2.0 AND cc-by-4.0 (base model: embedded:smollm2-135m-instruct; tuning and its data: cc-by-4.0)\n"
     )
     assert parse(render(made)) == made
 

@@ -81,6 +81,8 @@ def build(version: str = VERSION) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     with (home / "build.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in home.glob(".partial-*"):  # a build that was killed; under the lock, none is running
+            shutil.rmtree(left, ignore_errors=True)
         if not binary.is_file():
             with tempfile.TemporaryDirectory(dir=home, prefix=".partial-") as scratch:
                 made = Path(scratch) / version

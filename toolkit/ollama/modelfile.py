@@ -97,7 +97,7 @@ def _needed_context(recipe: Recipe) -> int:
 
 
 def complete(
-    partial: Modelfile, recipe: Recipe, gguf: str, stops: Sequence[str], base_license: str | None = None
+    partial: Modelfile, recipe: Recipe, gguf: str, stops: Sequence[str], gguf_license: str | None = None
 ) -> Modelfile:
     """Fill in what the user's partial Modelfile leaves to the tool.
 
@@ -108,7 +108,7 @@ def complete(
     Args:
         gguf: the GGUF file, as FROM shall name it.
         stops: texts of the model's end tokens.
-        base_license: licence of the base model, where the GGUF names it.
+        gguf_license: `general.license` of the GGUF, which joins the base's and the recipe's.
 
     Raises:
         UsageError: with every fault of the partial Modelfile.
@@ -120,11 +120,11 @@ def complete(
     defaults: list[tuple[str, Value]] = [("num_ctx", context), ("temperature", 0.0), ("repeat_penalty", 1.0)]
     parameters = [*partial.parameters, *((n, v) for n, v in defaults if partial.parameter(n) is None)]
     parameters += [("stop", stop) for stop in dict.fromkeys(stops) if stop and ("stop", stop) not in parameters]
-    base = f"Base model: {recipe.base}, {base_license or 'see its own page'}."
+    names = f"base model: {recipe.base}; tuning and its data: {recipe.license}"
     return replace(
         partial,
         models=(gguf,),
         system=recipe.system or None,
         parameters=tuple(parameters),
-        licenses=partial.licenses or (f"Tuning and its data: {recipe.license}. {base}",),
+        licenses=partial.licenses or (f"{gguf_license or recipe.license} ({names})",),
     )

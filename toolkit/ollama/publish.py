@@ -38,8 +38,7 @@ def completed_modelfile(recipe: Recipe, served: Path, gguf: str) -> Modelfile:
         partial = read_modelfile(Path(recipe.ollama.modelfile), partial=True)
     with Candidate(served, vocab_only=True) as model:
         stops = [model.token_text(token) for token in dict.fromkeys((model.eos, model.eot)) if token >= 0]
-        base_license = model.metadata("general.license")
-    return complete(partial, recipe, gguf, stops, base_license)
+        return complete(partial, recipe, gguf, stops, model.metadata("general.license"))
 
 
 def modelfile_of(recipe: Recipe, served: Path) -> str:
