@@ -131,10 +131,14 @@ def tiny_qwen2(
     hidden: int = 256,
     seed: int = 0,
     tie: bool = True,
-    tokenizer: TokenizerName = "smollm2",
+    tokenizer: TokenizerName = "qwen2",
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write a Qwen2 with random weights, and random biases on q, k and v; gives `folder`."""
+    """Write a Qwen2 with random weights, and random biases on q, k and v; gives `folder`.
+
+    tokenizer: "smollm2" makes a file a third as large, for tests of weights alone: transformers 5 gives every model of type
+    qwen2 the pre-tokenizer of Qwen2, whatever `tokenizer.json` says, and llama.cpp's converter does not know that mixture.
+    """
     config = Qwen2Config(
         vocab_size=_vocabulary(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, rms_norm_eps=1e-6,

@@ -17,7 +17,7 @@ from toolkit.weights import TrainedWeights
 
 @pytest.fixture(scope="module")
 def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_qwen2(tmp_path_factory.mktemp("qwen2"), tie=False)
+    return tiny_qwen2(tmp_path_factory.mktemp("qwen2"), tie=False, tokenizer="smollm2")
 
 
 @pytest.mark.parametrize("base_dtype", ["float32", "bfloat16"])

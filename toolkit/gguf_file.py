@@ -122,4 +122,5 @@ class _Reader:
             size = math.prod(shape) // block * block_bytes
             tensors.append(GGUFTensor(name, shape, kind.name, self.number("Q"), size))
         alignment = metadata.get("general.alignment", 32)
-        return GGUFHeader(metadata, tensors, -(-self.place // alignment) * alignment)
+        begin = -(-self.place // alignment) * alignment if tensors else self.place  # a vocabulary alone is not padded
+        return GGUFHeader(metadata, tensors, begin)

@@ -75,8 +75,10 @@ class MergedWeights:
     def load(self, name: str) -> torch.Tensor:
         """One merged tensor, on the CPU: in the type that the base was trained in, or float32 where it was quantized."""
         if name in self.adapter.replaced:
-            return self.adapter.tensor(self.adapter.replaced[name]).to(self.weights.dtype)
-        weight = self.weights.load(self.weights.embedding if name == self.weights.tied_head else name)
+            # PEFT saves an embedding beside the change that it gets.
+            weight = self.adapter.tensor(self.adapter.replaced[name]).to(self.weights.dtype)
+        else:
+            weight = self.weights.load(self.weights.embedding if name == self.weights.tied_head else name)
         if not self._changed(name):
             return weight
         module, _, kind = name.rpartition(".")
