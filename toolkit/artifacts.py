@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -139,7 +139,7 @@ class CertificateFacts(Facts):
     """Files: certificate.json."""
 
     verdict: Literal["pass", "fail", "inconclusive"]
-    checks: dict[str, str]
+    checks: Mapping[str, str]
     """Check → verdict."""
     served_file: str
     """The GGUF (name) that the verdict lets go to Ollama."""

@@ -111,7 +111,9 @@ def _run(recipe: Recipe, folder: Path, upto: str, force: str) -> dict[str, Artif
 
 def plan_of_stages(recipe: Recipe) -> list[tuple[str, str]]:
     """For `--dry-run`: every stage with "current" or the reason why it would run."""
-    folder, have, rows = run_folder(recipe), {}, []
+    folder = run_folder(recipe)
+    have: dict[str, Artifact[Any]] = {}
+    rows: list[tuple[str, str]] = []
     stale = ""
     for stage in stages_of(recipe):
         if stale in stage.inputs or any(i not in have for i in stage.inputs):

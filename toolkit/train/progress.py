@@ -17,8 +17,11 @@ from toolkit.errors import DataError
 COMPLETE = "complete"
 """A checkpoint folder that holds a file of this name was written to its end."""
 
+SECONDS_BETWEEN_LINES = 15
+"""Where no terminal draws the bar (a log file), a line now and then."""
 
-class TrainingProgress(TrainerCallback):
+
+class TrainingProgress(TrainerCallback):  # type: ignore[misc]
     """Shows loss, tokens/s and remaining time; keeps metrics.jsonl; marks complete checkpoints."""
 
     def __init__(self, metrics: Path) -> None:
@@ -36,8 +39,10 @@ class TrainingProgress(TrainerCallback):
         self.task: Any = None
         self.tokens = 0.0
         self.spent = 0.0
+        self._steps_here = 0
         self._tokens_before = 0.0
         self._step_started = 0.0
+        self._last_line = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar at the step that training starts or goes on from."""
@@ -51,6 +56,7 @@ class TrainingProgress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Advance the bar."""
         self.spent += time.monotonic() - self._step_started
+        self._steps_here += 1
         self.bar.update(self.task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -79,7 +85,12 @@ class TrainingProgress(TrainerCallback):
         }
         with self.metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
-        self.bar.update(self.task, note=f"loss {line['loss']:.3f} · {self.tokens_per_second:.0f} tokens/s")
+        note = f"loss {line['loss']:.3f} · {self.tokens_per_second:.0f} tokens/s"
+        self.bar.update(self.task, note=note)
+        if not self.bar.console.is_terminal and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            left = self.spent / max(self._steps_here, 1) * (state.max_steps - state.global_step)
+            self.bar.console.print(f"  step {state.global_step}/{state.max_steps} · {note} · {left:.0f} s left")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mark the checkpoint that was just written as whole."""
