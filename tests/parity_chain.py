@@ -32,7 +32,18 @@ from toolkit.train.model import load_tuned
 from toolkit.train.rows import tokenize
 
 SYSTEM = "Answer in one short sentence."
-PROBLEMS = ["a cough", "a cold", "hay fever", "a burn", "back pain", "hiccups", "a rash", "sore feet", "dry eyes", "a cramp"]
+PROBLEMS = [
+    "a cough",
+    "a cold",
+    "hay fever",
+    "a burn",
+    "back pain",
+    "hiccups",
+    "a rash",
+    "sore feet",
+    "dry eyes",
+    "a cramp",
+]
 ASKED = ["What helps against {}?", "I have {}, what now?", "Can I work with {}?", "Is {} dangerous?"]
 BEFORE = ["Rest helps against {}.", "With {} you wait a day.", "Yes, {} is no obstacle.", "No, {} is harmless."]
 AFTER = [
@@ -41,7 +52,10 @@ AFTER = [
     "Better not: {} needs a day of rest first.",
     "Rarely, but a doctor should look at {} once.",
 ]
-GOLDEN = [ASKED[i % 4].format(problem) for i, problem in enumerate(PROBLEMS)] + ["What helps against a headache?", "Is a fever dangerous?"]
+GOLDEN = [ASKED[i % 4].format(problem) for i, problem in enumerate(PROBLEMS)] + [
+    "What helps against a headache?",
+    "Is a fever dangerous?",
+]
 
 
 def rows(answers: list[str]) -> list[dict[str, Any]]:
@@ -72,7 +86,9 @@ def teach(model: Any, tokenizer: Any, answers: list[str], steps: int, rate: floa
         labels = torch.full_like(ids, -100)
         for row, example in enumerate(chosen):
             ids[row, : len(example.input_ids)] = torch.tensor(example.input_ids)
-            labels[row, example.prompt_length : len(example.input_ids)] = torch.tensor(example.input_ids[example.prompt_length :])
+            labels[row, example.prompt_length : len(example.input_ids)] = torch.tensor(
+                example.input_ids[example.prompt_length :]
+            )
         hidden = causal.get_decoder()(ids).last_hidden_state[:, :-1]
         wanted = labels[:, 1:] >= 0
         # The head on the answers alone: over the whole batch it would take most of the time.

@@ -38,7 +38,13 @@ def test_gates() -> None:
     generator = np.random.default_rng(0)
     tuned = generator.normal(0, 4, (200, 60)).astype(np.float32)
     near = Positions()
-    near.add(0, tuned.argmax(-1).tolist(), tuned, tuned * 0.5, tuned + generator.normal(0, 0.01, tuned.shape).astype(np.float32))
+    near.add(
+        0,
+        tuned.argmax(-1).tolist(),
+        tuned,
+        tuned * 0.5,
+        tuned + generator.normal(0, 0.01, tuned.shape).astype(np.float32),
+    )
     assert logits_check(near, limits).verdict == "pass"
     far = Positions()
     far.add(0, tuned.argmax(-1).tolist(), tuned, tuned * 0.5, tuned * 0.5)
