@@ -247,6 +247,8 @@ def _sha256(path: Path) -> str:
 
 def install(cache: Path) -> None:
     """Make everything that is missing; downloads and compilation at the same time."""
+    for left in (*cache.glob("sources/.partial-*"), *cache.glob("wheels/.partial-*")):
+        shutil.rmtree(left, ignore_errors=True)  # of a set-up that was killed: under the lock, none is at work
     installer = make_venv()
     with ThreadPoolExecutor(1) as pool:
         compiling = pool.submit(_llama_cpp, cache)
