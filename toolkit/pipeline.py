@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import resource
 import shutil
@@ -280,6 +281,8 @@ def _failure(stage: Stage, recipe: Recipe, code: int) -> ToolkitError:
 def run_stage_here(order: dict[str, Any]) -> None:
     """The stage's side of `_run_stage`: call the stage's function in this process and publish what it left."""
     start = time.monotonic()
+    # It tells at every start that a kernel of a hub is not there; it is not wanted.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     recipe = Recipe.model_validate(order["recipe"])
     folder = Path(order["folder"])
     stage = next(s for s in stages_of(recipe) if s.name == order["stage"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from toolkit.errors import ToolkitError, UsageError
@@ -22,10 +23,9 @@ def preflight(recipe: Recipe, folder: Path) -> None:
         faults += _collect(lambda: check_data(recipe))
     if isinstance(recipe.golden.prompts, str) and not Path(recipe.golden.prompts).is_file():
         faults.append(UsageError(f"golden.prompts: there is no file {recipe.golden.prompts}"))
-    if recipe.ollama.modelfile is not None:
-        from toolkit.ollama.modelfile import check_modelfile
+    from toolkit.ollama.modelfile import check_modelfile
 
-        faults += _collect(lambda: check_modelfile(recipe))
+    faults += _collect(lambda: check_modelfile(recipe))
     from toolkit.plan import check_plan, make_plan
 
     hardware = read_hardware()
@@ -36,9 +36,9 @@ def preflight(recipe: Recipe, folder: Path) -> None:
         raise error
 
 
-def _collect(check: object) -> list[ToolkitError]:
+def _collect(check: Callable[[], Sequence[str | ToolkitError]]) -> list[ToolkitError]:
     try:
-        found = check()  # type: ignore[operator]
+        found = check()
     except ToolkitError as error:
         return [error]
-    return [UsageError(text) if isinstance(text, str) else text for text in found or []]
+    return [UsageError(fault) if isinstance(fault, str) else fault for fault in found]

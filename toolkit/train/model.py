@@ -6,7 +6,6 @@ Imports of transformers and PEFT are inside the functions on purpose: Unsloth pa
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,8 +124,6 @@ def _through_transformers(
 def _load_base(folder: Path, dtype: torch.dtype, quantization: Quantization | None, compute: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    # It tells at every load that a kernel of a hub is not there; it is not wanted.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     quantized = None
     if quantization is not None:
         quantized = BitsAndBytesConfig(
