@@ -72,9 +72,15 @@ def test_embedded_tokenizer_settings(folder: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<|im_start|>", "<|im_end|>", "<|im_end|>")
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|im_end|>",
+    )
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length) == (2, 2, 8192)
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
     system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
     assert text == f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     # Saved and loaded again, as an adapter's folder holds it.
@@ -221,7 +227,11 @@ def test_quantized_base_is_refused(copy: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("config.json", "no config.json"), ("tokenizer.json", "no tokenizer"), ("chat_template.jinja", "no chat template")],
+    [
+        ("config.json", "no config.json"),
+        ("tokenizer.json", "no tokenizer"),
+        ("chat_template.jinja", "no chat template"),
+    ],
 )
 def test_missing_file(copy: Path, name: str, words: str) -> None:
     (copy / name).unlink()
