@@ -106,7 +106,7 @@ class Reference:
                 self._stream(layer, f"{self._layers_name()}.{index}.")
 
     def _layers_name(self) -> str:
-        return next(name for name, module in self._causal.named_modules() if module is self._decoder.layers)
+        return next(str(name) for name, module in self._causal.named_modules() if module is self._decoder.layers)
 
     def _materialize(self, module: Any, prefix: str, leave: set[int]) -> None:
         head = self._weights.tied_head

@@ -219,9 +219,9 @@ class Slots:
                 raise ExternalToolError(f"llama.cpp cannot decode with {self._candidate.path}: {'; '.join(_log[-3:])}")
         finally:
             llama_cpp.llama_batch_free(batch)
-        wanted = [i for i, token in enumerate(tokens) if token[3]]
-        rows = np.empty((len(wanted), self._candidate.vocabulary), dtype=np.float32)
-        for row, i in enumerate(wanted):
+        outputs = [i for i, token in enumerate(tokens) if token[3]]
+        rows = np.empty((len(outputs), self._candidate.vocabulary), dtype=np.float32)
+        for row, i in enumerate(outputs):
             pointer = llama_cpp.llama_get_logits_ith(self._context, i)
             rows[row] = np.ctypeslib.as_array(pointer, shape=(self._candidate.vocabulary,))
         return rows

@@ -170,9 +170,7 @@ def _causal(model: Any) -> Any:
 
 
 @torch.no_grad()
-def greedy(
-    model: Any, prompts: list[Prompt], ends: list[int], new_tokens: int, title: str
-) -> list[list[int]]:
+def greedy(model: Any, prompts: list[Prompt], ends: list[int], new_tokens: int, title: str) -> list[list[int]]:
     """Greedy completions, token ids up to and with the end token; batches are padded on the left."""
     # A configuration of its own: a base's may hold a repetition penalty, and then the most probable token is not chosen.
     settings = GenerationConfig(

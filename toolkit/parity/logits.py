@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from toolkit.parity.certificate import Check, Measure, higher_is_better, lower_is_better
+from toolkit.parity.certificate import Check, Measure, Verdict, higher_is_better, lower_is_better
 from toolkit.parity.limits import POWER, Limits
 from toolkit.parity.strength import Strength, moments, strength
 
@@ -159,7 +159,7 @@ def strength_check(positions: Positions, limits: Limits) -> Check:
     inside = low <= found.low and found.high <= high
     outside = found.high < low or found.low > high
     precise = found.half_width <= 0.05
-    verdict = "fail" if outside else "pass" if inside and (power >= POWER or precise) else "inconclusive"
+    verdict: Verdict = "fail" if outside else "pass" if inside and (power >= POWER or precise) else "inconclusive"
     said = f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}], wanted within [{low:g}, {high:g}]"
     if verdict == "inconclusive":
         said += f"; {_needed(found, limits, len(positions.kl))}"
