@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.bases import cached_sha256
+from toolkit.bootstrap import LLAMA_CPP_PYTHON, LLAMA_CPP_SHA256, unpack_tree
 from toolkit.errors import DataError, ExternalToolError, ResourceError, UsageError
 from toolkit.gguf_file import UNQUANTIZED, read_gguf
 from toolkit.hardware import free_disk_bytes
 from toolkit.places import cache_home
 from toolkit.recipe import QUANTIZED_FILE_TYPES, nearest
 
-VERSION = "0.3.36"
-"""Of llama-cpp-python, whose source distribution holds the llama.cpp tree of the same commit."""
 _WARNING, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
 _PROGRESS = re.compile(r"\[ *(\d+)/ *(\d+)\]")
 _FALLBACKS = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback quantization")
@@ -34,24 +34,21 @@ def tree() -> Path:
     Raises:
         ExternalToolError: neither is there.
     """
-    folder = cache_home() / "llama.cpp" / VERSION
+    folder = cache_home() / "llama.cpp" / LLAMA_CPP_PYTHON
     if (folder / "convert_hf_to_gguf.py").is_file():
         return folder
-    source = cache_home() / "sources" / f"llama_cpp_python-{VERSION}.tar.gz"
+    source = cache_home() / "sources" / f"llama_cpp_python-{LLAMA_CPP_PYTHON}.tar.gz"
     if not source.is_file() or folder.exists():
         missing = folder / "convert_hf_to_gguf.py" if folder.exists() else source
         raise ExternalToolError(f"llama.cpp's converter is not here: {missing} is missing", "Run: make setup")
     from filelock import FileLock
-
-    from toolkit.bases import cached_sha256
-    from toolkit.bootstrap import LLAMA_CPP_SHA256, unpack_tree
 
     if cached_sha256(source) != LLAMA_CPP_SHA256:
         raise ExternalToolError(
             f"{source} is not the pinned one (SHA-256 {LLAMA_CPP_SHA256})", "Remove it and run: make setup"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{VERSION}.lock")):
+    with FileLock(folder.with_name(f"{LLAMA_CPP_PYTHON}.lock")):
         return unpack_tree(source, cache_home())
 
 
