@@ -310,7 +310,7 @@ def stage_process() -> None:
     from toolkit.pipeline import run_stage_here
     from toolkit.processes import die_with_parent
 
-    die_with_parent()
+    die_with_parent(signal.SIGKILL)()
     run_stage_here(json.load(sys.stdin))
 
 

@@ -51,7 +51,11 @@ STAGES = (
     Stage("golden", GoldenFacts, ("prepare", "train"), ("golden", "system"), _MODEL_LIBRARIES),
     Stage("merge", ModelFacts, ("prepare", "train"), ("merge", "license", "name"), _MODEL_LIBRARIES),
     Stage(
-        "convert", GGUFFacts, ("train", "merge"), ("export.converted", "name", "license"), ("gguf", "llama-cpp-python")
+        "convert",
+        GGUFFacts,
+        ("train", "merge"),
+        ("export.converted", "name", "license", "data"),
+        ("gguf", "llama-cpp-python"),
     ),
     Stage("quantize", GGUFFacts, ("convert",), ("export.quantized", "name"), ("llama-cpp-python",)),
     Stage(

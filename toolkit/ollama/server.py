@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
 from toolkit.errors import ExternalToolError
 from toolkit.ollama.client import Client, server_address
 from toolkit.places import cache_home
+from toolkit.processes import die_with_parent
 
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 15.0
@@ -90,7 +88,7 @@ def started(binary: Path, address: str, log: Path, environment: Mapping[str, str
             stderr=subprocess.STDOUT,
             env=variables,
             start_new_session=True,
-            preexec_fn=_die_with_parent(),  # noqa: PLW1509
+            preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509
         )
         try:
             _wait_until_ready(process, address, log)
@@ -138,14 +136,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """What the new process does first: ask Linux for SIGTERM when its parent is killed, which no `finally` can see."""
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None).prctl  # looked up here: after a fork only simple calls are safe
-    return functools.partial(prctl, 1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
 
 
 @contextlib.contextmanager

@@ -79,12 +79,7 @@ def _through_unsloth(recipe: Recipe, base: BaseFacts, dtype: torch.dtype, quanti
     if not full:
         model = FastLanguageModel.get_peft_model(
             model,
-            r=recipe.lora.r,
-            lora_alpha=recipe.lora.lora_alpha,
-            lora_dropout=recipe.lora.lora_dropout,
-            target_modules=recipe.lora.target_modules,
-            use_rslora=recipe.lora.use_rslora,
-            use_dora=recipe.lora.use_dora,
+            **recipe.lora.model_dump(),
             bias="none",
             use_gradient_checkpointing="unsloth" if recipe.train.gradient_checkpointing else False,
             random_state=recipe.train.seed,
@@ -108,16 +103,7 @@ def _through_transformers(
     if quantization is not None and torch.cuda.is_available():
         model = prepare_model_for_kbit_training(model, recipe.train.gradient_checkpointing)
     model.config.use_cache = False
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=recipe.lora.r,
-        lora_alpha=recipe.lora.lora_alpha,
-        lora_dropout=recipe.lora.lora_dropout,
-        target_modules=recipe.lora.target_modules,
-        use_rslora=recipe.lora.use_rslora,
-        use_dora=recipe.lora.use_dora,
-        bias="none",
-    )
+    config = LoraConfig(task_type="CAUSAL_LM", bias="none", **recipe.lora.model_dump())
     return Loaded(get_peft_model(model, config), tokenizer, name, quantization)
 
 
