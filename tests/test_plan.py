@@ -118,7 +118,8 @@ def test_every_stage_has_numbers_and_the_table_shows_them(rows: Path, capsys: py
     assert "134.5 M parameters" in shown
 
 
-def test_a_7b_in_4_bits_fits_a_16_gb_card_and_in_16_bits_does_not(rows: Path) -> None:
+def test_a_7b_in_4_bits_fits_a_16_gb_card_and_in_16_bits_does_not(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.plan.free_disk_bytes", lambda _: 100 * GIB)
     base, train = "Qwen/Qwen2.5-7B-Instruct", {"gradient_checkpointing": True, "bf16": True, "optim": "adamw_8bit"}
     fits = make_plan(recipe(rows, base=base, train=train), T4)
     assert 6 * GIB < _stage(fits, "train").gpu_memory_bytes < 12 * GIB

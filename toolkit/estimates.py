@@ -7,7 +7,7 @@ from toolkit.recipe import Recipe
 from toolkit.sizes import EMBEDDED, Shape
 
 GIB = 2**30
-PROCESS_BYTES = 0.9 * GIB
+PROCESS_BYTES = 1.0 * GIB
 """Python with torch, transformers and TRL loaded (measured on Linux)."""
 CUDA_CONTEXT_BYTES = 1.0 * GIB
 NF4_BYTES = (4 + 0.127) / 8
@@ -46,8 +46,8 @@ def training_memory(recipe: Recipe, shape: Shape, longest: int, on_gpu: bool) ->
     kept = shape.num_hidden_layers * layer
     if train.gradient_checkpointing:
         kept = shape.num_hidden_layers * tokens * shape.hidden_size * size + layer
-    loading = 0 if on_gpu else total * size  # on a CPU the base's files stay mapped while it is quantized
-    return max(weights + states + kept + 3 * tokens * shape.vocab_size * 4, loading)
+    mapped = 0 if on_gpu else total * size  # on a CPU the base's files stay mapped after they were quantized
+    return weights + states + kept + 3 * tokens * shape.vocab_size * 4 + (mapped if train.method == "qlora" else 0)
 
 
 def tokens_per_second(recipe: Recipe, shape: Shape, hardware: Hardware) -> float:

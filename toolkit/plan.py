@@ -200,7 +200,7 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
             10 if recipe.adapter else seconds,
         ),
         ("golden", host + golden, 0, 2 * answers * shape.vocab_size * 4, 15 + 2 * answers / (25 * speed)),
-        ("merge", host + 3 * largest, 0, merged, 10 + merged / 1e8),
+        ("merge", host + golden + 3 * largest, 0, merged, 10 + merged / 1e8),
         ("convert", host + 2 * largest, 0, converted, 10 + converted / 1e8),
         (
             "quantize",

@@ -131,8 +131,8 @@ def _onto(model: ModelFacts) -> str:
 
 def _answers(golden: Path) -> list[Answer]:
     rows = [json.loads(line) for line in golden.read_text(encoding="utf-8").splitlines()]
-    # A question where nothing changed shows nothing.
-    rows.sort(key=lambda row: row["completion"] == row["base_completion"])
+    # A question where nothing changed shows nothing, and an answer that was cut shows less than one that ended.
+    rows.sort(key=lambda row: (row["completion"] == row["base_completion"], not row["stopped"]))
     return [
         Answer(
             row["messages"][-1]["content"], row["base_completion"].strip(), row["completion"].strip(), row["stopped"]
