@@ -1,0 +1,95 @@
+"""Answers are finished from where teacher forcing left them; ends and leaks are judged. On the embedded model's own GGUF."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from toolkit.embedded import find_gguf
+from toolkit.parity.candidate import Candidate
+from toolkit.parity.limits import limits_for
+from toolkit.parity.logits import Positions
+from toolkit.parity.stops import Answer, begin, finish, leaked, stops_check
+
+PROMPT = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+LIMITS, _ = limits_for("F16", 10**10, 0.0)
+END = 2
+
+
+@pytest.fixture(scope="module")
+def candidate() -> Iterator[Candidate]:
+    with Candidate(find_gguf()) as opened:
+        yield opened
+
+
+def greedy(candidate: Candidate, tokens: int) -> list[int]:
+    """The plain way: the whole sequence again for every token."""
+    ids = candidate.tokenize(PROMPT)
+    start = len(ids)
+    with candidate.slots(1, 128) as slots:
+        while len(ids) - start < tokens and not (len(ids) > start and candidate.ends(ids[-1])):
+            ids.append(int(slots.logits(0, [*ids, 0], len(ids))[0].argmax()))
+    return ids[start:]
+
+
+def row(candidate: Candidate, completion: list[int]) -> dict[str, Any]:
+    ended = completion[-1] == END
+    text = candidate.text(completion[:-1] if ended else completion)
+    return {
+        "prompt_ids": candidate.tokenize(PROMPT), "completion_ids": completion, "completion": text,
+        "stopped": ended, "end_token": END if ended else None,
+    }  # fmt: skip
+
+
+def test_an_answer_is_finished_as_if_it_had_been_generated_alone(candidate: Candidate) -> None:
+    own = greedy(candidate, 16)
+    other = [*own[:3], own[3] + 1, *own[4:]]  # the tuned model said something else at the fourth token
+    with candidate.slots(2, 128) as slots:
+        answers = []
+        for slot, completion in enumerate([own, other]):
+            golden = row(candidate, completion)
+            ids = golden["prompt_ids"]
+            best = slots.logits(slot, ids + completion, len(ids)).argmax(-1).tolist()
+            answers.append(begin(golden, best))
+        assert answers[0].tokens == own
+        assert answers[1].tokens == own[:4]
+        finish(slots, candidate, answers, 16)
+    assert answers[0].tokens == own
+    assert answers[1].tokens == own
+    assert (answers[0].matched, answers[1].matched) == (len(own), 3)
+
+
+def check(candidate: Candidate, answers: list[Answer], eos: int = END) -> Any:
+    positions = Positions()
+    tuned = np.tile(np.array([3.0, 1.0, 0.0, 0.0], dtype=np.float32), (4, 1))
+    positions.add(0, [0] * 4, tuned, tuned * 0, tuned)
+    return stops_check(candidate, answers, positions, LIMITS, ([END], eos, ["<|im_start|>", "<|im_end|>"]))
+
+
+def test_verdicts(candidate: Candidate) -> None:
+    paris = [*candidate.tokenize("Paris."), END]
+    golden = row(candidate, paris)
+    assert golden["stopped"]
+    assert check(candidate, [Answer(golden, paris)]).verdict == "pass"
+    runs_on = [Answer(golden, [*paris[:-1], *paris[:-1]])] * 3
+    found = check(candidate, runs_on)
+    assert found.verdict == "fail"
+    assert "answers that end by themselves 0" in found.message
+    found = check(candidate, [Answer(golden, paris)], eos=7)
+    assert found.verdict == "fail"
+    assert "end-of-text id wrong" in found.message
+
+
+def test_a_leaked_marker_is_found_as_a_token_and_as_text(candidate: Candidate) -> None:
+    golden = row(candidate, [*candidate.tokenize("Paris."), END])
+    as_token = Answer(golden, [*candidate.tokenize("Paris. <|im_start|>"), END])
+    assert leaked(candidate, as_token, ["<|im_start|>"]) == "<|im_start|>"
+    spelled = Answer(golden, [*candidate.tokenize("Paris. <|im_"), *candidate.tokenize("start|>"), END])
+    assert leaked(candidate, spelled, ["<|im_start|>"]) == "<|im_start|>"
+    assert check(candidate, [spelled]).verdict == "fail"
+    assert leaked(candidate, Answer(golden, golden["completion_ids"]), ["<|im_start|>"]) == ""
+    # What the tuned model says too is no fault of the export.
+    assert leaked(candidate, Answer(golden | {"completion": "<|im_start|>"}, as_token.tokens), ["<|im_start|>"]) == ""
