@@ -70,6 +70,21 @@ def test_one_near_tie_is_no_failure_among_few_positions() -> None:
     assert logits_check(found, limits_for("F16", 10**10, 0.0)[0]).verdict == "pass"
 
 
+def test_near_ties_say_nothing_and_real_differences_do() -> None:
+    limits, _ = limits_for("Q8_0", 10**10, 0.0)  # margin 0.1, so near ties are below 0.025
+    for margin, verdict in ((0.01, "pass"), (0.06, "fail")):
+        tuned = np.tile(rows([0.4 + margin, 0.4, 0.2 - margin]), (40, 1))
+        export = tuned.copy()
+        export[:4, :2] = tuned[:4, 1::-1]  # one of ten positions has its two best tokens swapped
+        found = Positions()
+        found.add(0, [0] * 40, tuned, tuned * 0.5, export)
+        check = logits_check(found, limits)
+        assert measure(check, "top-1 agreement") == 0.9
+        assert measure(check, "confident flips") == 0
+        gate = next(m for m in check.measures if m.name == "top-1 agreement but for near ties")
+        assert gate.verdict == verdict
+
+
 def test_limits_widen_for_small_models_and_many_fallbacks_only() -> None:
     strict, _ = limits_for("Q4_K_M", 7_000_000_000, 0.1)
     wide, why = limits_for("Q4_K_M", 135_000_000, 0.9)

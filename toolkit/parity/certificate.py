@@ -194,4 +194,4 @@ def _top1_cell(check: dict[str, Any] | None) -> Text:
     found = _measure(check, "top-1 agreement")
     if check is None or found is None:
         return _cell(check)
-    return Text(f"{found['value']:.1%}", style=_COLOURS[found["verdict"]])
+    return Text(f"{found['value']:.1%}", style=_COLOURS[check["verdict"]])

@@ -14,6 +14,9 @@ from toolkit.parity.limits import POWER, Limits
 from toolkit.parity.strength import Strength, moments, strength
 
 CHUNK = 32  # positions at a time: three float64 rows of a 150,000-word vocabulary each are 3.6 MB
+NEAR_TIE = 0.25
+"""Differing top tokens whose p1 - p2 is below this share of the file type's flip margin are near ties. Measured: a base
+after 6 steps of training disagreed with its right Q8_0 export at 6 % of the positions, all with margins below 0.02."""
 
 
 class Flip(NamedTuple):
@@ -116,14 +119,16 @@ def logits_check(positions: Positions, limits: Limits) -> Check:
     kl = np.array(positions.kl)
     count = len(kl)
     confident = [flip for flip in positions.flips if flip.margin > limits.flip_margin]
-    # One position may always differ: a near tie is decided by the last bit.
+    # A near tie is decided by the last bits, and a flat model has many: they say nothing. One more position may differ.
+    real = [flip for flip in positions.flips if flip.margin > limits.flip_margin * NEAR_TIE]
     top1_limit = min(limits.top1, 1 - 1 / count)
     measures = [
         lower_is_better("mean KL", float(kl.mean()), limits.mean_kl, limits.floor_mean_kl, "nats"),
         lower_is_better("p99 KL", float(np.quantile(kl, 0.99)), limits.p99_kl, None, "nats"),
         Measure(name="max KL", value=float(kl.max()), unit="nats"),
         Measure(name="max |logit difference|", value=positions.largest_difference),
-        higher_is_better("top-1 agreement", positions.top1, top1_limit, limits.floor_top1),
+        Measure(name="top-1 agreement", value=positions.top1, floor=limits.floor_top1),
+        higher_is_better("top-1 agreement but for near ties", 1 - len(real) / count, top1_limit, 1.0),
         lower_is_better("confident flips", len(confident), limits.flips_allowed * count, 0),
         lower_is_better("perplexity ratio", positions.perplexity_ratio, limits.perplexity_ratio, 1.0),
     ]
