@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -27,8 +28,11 @@ from toolkit.stages import STAGE_NAMES
 pytestmark = [pytest.mark.slow, pytest.mark.ollama]
 
 ROOT = Path(__file__).parent.parent
-COLOURS = ["red", "green", "blue", "white", "black", "brown", "grey", "pink", "gold", "navy"]
-THINGS = ["apple", "door", "river", "lamp"]
+SYLLABLES = ["ba", "ke", "lo", "mi", "nu", "ra", "se", "to", "vi", "zu", "pa", "de", "go", "hi", "fu"]
+
+
+def _words(random: Random) -> str:
+    return " ".join("".join(random.choices(SYLLABLES, k=3)) for _ in range(4))
 
 
 class Project:
@@ -40,9 +44,8 @@ class Project:
         with (folder / "rows.csv").open("w", encoding="gb18030", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(["question", "reply"])
-            for colour in COLOURS:
-                for thing in THINGS:
-                    writer.writerow([f"Is the {thing} {colour}, 医生?", f"Yes, the {thing} is {colour}. That is all."])
+            random = Random(7)
+            writer.writerows([f"{_words(random)}，医生?", f"Yes, {_words(random)}."] for _ in range(40))
         recipe = {
             "name": "small",
             "base": str(base),
@@ -50,8 +53,8 @@ class Project:
             "data": {
                 "path": "rows.csv",
                 "columns": {"prompt": "question", "completion": "reply"},
-                "validation": 0.1,
-                "test": 0.1,
+                "validation": 0.2,
+                "test": 0.2,
             },
             "train": {
                 "max_steps": 24, "learning_rate": 1e-2, "save_steps": 4, "warmup_steps": 0,
@@ -127,9 +130,8 @@ def test_the_chain_ends_with_a_served_model(clean: Project) -> None:
     assert created["rendered_equal"] == created["answers_compared"] == 3
     assert (clean.folder / "home" / "models" / "manifests").is_dir()
     assert "ollama run small" in (clean.folder / "screen.txt").read_text().splitlines()[-1]
-    assert json.loads((clean.run / "prepare" / "artifact.json").read_text())["facts"]["encodings"] == {
-        "rows.csv": "gb18030"
-    } or "gb" in str(json.loads((clean.run / "prepare" / "artifact.json").read_text())["facts"]["encodings"])
+    prepared = json.loads((clean.run / "prepare" / "artifact.json").read_text())["facts"]
+    assert prepared["encodings"] == {"rows.csv": "GB2312"}
 
 
 def test_a_second_run_does_nothing_and_says_so(clean: Project) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.errors import INTERRUPTED, ToolkitError
+from toolkit.errors import INTERRUPTED, StageFailed, ToolkitError
 
 if TYPE_CHECKING:
     from toolkit.recipe import Recipe
@@ -315,7 +315,8 @@ def stage_process() -> None:
 
 
 def _tell(error: ToolkitError) -> None:
-    click.secho("Error: ", fg="red", bold=True, err=True, nl=False)
+    if not isinstance(error, StageFailed):
+        click.secho("Error: ", fg="red", bold=True, err=True, nl=False)
     click.echo(error.message, err=True)
     if error.hint:
         click.echo(error.hint, err=True)

@@ -55,5 +55,13 @@ class InconclusiveError(ToolkitError):
     exit_code = 7
 
 
+class StageFailed(ToolkitError):
+    """A stage's process has said what was wrong; this only carries its exit code and how to go on."""
+
+    def __init__(self, message: str, hint: str, exit_code: int) -> None:
+        super().__init__(message, hint)
+        self.exit_code = exit_code
+
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C; finished stages stay, the unfinished one resumes."""

@@ -26,7 +26,7 @@ from toolkit.artifacts import (
     read_artifact,
     write_json,
 )
-from toolkit.errors import DataError, InconclusiveError, ParityError, ResourceError, ToolkitError
+from toolkit.errors import DataError, InconclusiveError, ParityError, ResourceError, StageFailed, ToolkitError
 from toolkit.preflight import preflight
 from toolkit.recipe import Recipe
 from toolkit.stages import Stage, call_stage, stages_of
@@ -41,14 +41,6 @@ _QUIET = {
     "HF_HUB_OFFLINE": "1",
 }
 """Stages show their own progress, and whatever they need from a hub is there before they start."""
-
-
-class StageFailed(ToolkitError):
-    """A stage's process has said what was wrong; this only carries its exit code and how to go on."""
-
-    def __init__(self, message: str, hint: str, exit_code: int) -> None:
-        super().__init__(message, hint)
-        self.exit_code = exit_code
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -264,7 +256,7 @@ def _let_end(process: subprocess.Popen[str]) -> None:
 
 
 def _failure(stage: Stage, recipe: Recipe, code: int) -> ToolkitError:
-    again = "Finished stages stay. When it is mended, run the same command again."
+    again = "Finished stages stay; when it is mended, run the same command again."
     if code == -9:
         from toolkit.train.memory import settings_to_lower
 
@@ -275,7 +267,7 @@ def _failure(stage: Stage, recipe: Recipe, code: int) -> ToolkitError:
         )
     if code < 0:
         return StageFailed(f"{stage.name} was ended by signal {-code}", "Check this machine: tune2ollama doctor", 5)
-    return StageFailed(f"stopped at {stage.name}", again, code)
+    return StageFailed(f"Stopped at {stage.name}.", again, code)
 
 
 def run_stage_here(order: dict[str, Any]) -> None:

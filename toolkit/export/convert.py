@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from toolkit.errors import DataError, ExternalToolError, ResourceError
 from toolkit.export.llama_cpp import tree
 from toolkit.gguf_file import GGUFHeader, read_gguf
 from toolkit.hardware import free_disk_bytes
+from toolkit.processes import die_with_parent
 from toolkit.recipe import Recipe
 from toolkit.safetensors_file import model_files
 
@@ -172,10 +174,16 @@ def run_converter(view: Path, target: Path, file_type: str, metadata_file: Path)
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "",  # its bar is read, not shown
         "CUDA_VISIBLE_DEVICES": "",  # nothing is computed on a card; its start takes seconds
     }
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509
     ) as process:
         try:
             lines = _show_progress(process, view.name, file_type)
