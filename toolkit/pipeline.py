@@ -34,13 +34,15 @@ from toolkit.stages import Stage, call_stage, stages_of
 stderr = Console(stderr=True, highlight=False)
 
 
-_QUIET = {
+_ENVIRONMENT = {
+    # Stages show their own progress, and whatever they need from a hub is there before they start.
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
+    # Threads that spin while they wait make training several times slower as soon as anything else uses a core.
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
-"""Stages show their own progress, and whatever they need from a hub is there before they start."""
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -223,7 +225,7 @@ def _run_stage(stage: Stage, recipe: Recipe, folder: Path, key: dict[str, Any], 
     stderr.print(f"[cyan]▶[/] {stage.name:<9}{reason}")
     order = {"stage": stage.name, "recipe": recipe.model_dump(mode="json"), "key": key, "folder": str(folder)}
     command = [sys.executable, "-m", "toolkit.cli", "stage-process"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env={**os.environ, **_QUIET})
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env={**os.environ, **_ENVIRONMENT})
     try:
         process.communicate(json.dumps(order))
     except KeyboardInterrupt:

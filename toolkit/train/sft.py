@@ -144,6 +144,8 @@ def _trainer(recipe: Recipe, loaded: Loaded, rows: list[dict[str, Any]], checkpo
         max_length=None,  # `check_lengths` refused longer rows; TRL would cut them
         train_sampling_strategy=settings.train_sampling_strategy,
         completion_only_loss=True,
+        # In chunks the head is computed twice, for a memory that a CPU has.
+        loss_type="chunked_nll" if torch.cuda.is_available() else "nll",
         bf16=settings.bf16 and (torch.cuda.is_available() and torch.cuda.is_bf16_supported()),
         fp16=torch.cuda.is_available() and not torch.cuda.is_bf16_supported(),
         gradient_checkpointing=settings.gradient_checkpointing,
