@@ -12,7 +12,7 @@ from toolkit.embedded import find_gguf
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.limits import limits_for
 from toolkit.parity.logits import Positions
-from toolkit.parity.stops import Answer, begin, finish, leaked, stops_check
+from toolkit.parity.stops import Answer, begin, finish, leaked, least_endings, stops_check
 
 PROMPT = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 LIMITS, _ = limits_for("F16", 10**10, 0.0)
@@ -74,10 +74,17 @@ def test_verdicts(candidate: Candidate) -> None:
     golden = row(candidate, paris)
     assert golden["stopped"]
     assert check(candidate, [Answer(golden, paris)]).verdict == "pass"
-    runs_on = [Answer(golden, [*paris[:-1], *paris[:-1]])] * 3
-    found = check(candidate, runs_on)
+    runs_on = Answer(golden, [*paris[:-1], *paris[:-1]])
+    found = check(candidate, [runs_on] * 6)
     assert found.verdict == "fail"
     assert "answers that end by themselves 0" in found.message
+    # One that runs on proves nothing: at 4 bits texts part, and one of two may well come to no end.
+    assert check(candidate, [runs_on, Answer(golden, paris)]).verdict == "pass"
+    # <|endoftext|> ends generation in llama.cpp too, but it is not how this model ends its answers.
+    assert candidate.ends(0)
+    other = check(candidate, [Answer(golden, [*paris[:-1], 0])] * 6)
+    assert other.verdict == "fail"
+    assert "end with another token 6" in other.message
     found = check(candidate, [Answer(golden, paris)], eos=7)
     assert found.verdict == "fail"
     assert "end-of-text id wrong" in found.message
@@ -93,3 +100,8 @@ def test_a_leaked_marker_is_found_as_a_token_and_as_text(candidate: Candidate) -
     assert leaked(candidate, Answer(golden, golden["completion_ids"]), ["<|im_start|>"]) == ""
     # What the tuned model says too is no fault of the export.
     assert leaked(candidate, Answer(golden | {"completion": "<|im_start|>"}, as_token.tokens), ["<|im_start|>"]) == ""
+
+
+def test_how_many_endings_are_enough() -> None:
+    assert [least_endings(n, 0.6) for n in (0, 1, 3, 12, 20)] == [0, 0, 0, 3, 7]
+    assert [least_endings(n, 0.9) for n in (0, 1, 3, 12, 20)] == [0, 0, 1, 8, 15]

@@ -29,7 +29,7 @@ class Limits:
     strength_low: float
     strength_high: float
     stops: float
-    """Smallest share of the answers that ended by themselves in the tuned model and do so in the export too."""
+    """Share of the tuned model's self-ended answers that the export should have too; see `toolkit.parity.stops`."""
     floor_mean_kl: float | None = None
     floor_top1: float | None = None
     flips_allowed: float = 0.0
@@ -81,6 +81,7 @@ def limits_for(file_type: str, parameters: int, fallback_share: float) -> tuple[
         mean_kl=limits.mean_kl * 5,
         p99_kl=limits.p99_kl * 5,
         top1=1 - (1 - limits.top1) * 2,
+        flip_margin=min(limits.flip_margin * 2, 0.6),
         perplexity_ratio=1 + (limits.perplexity_ratio - 1) * 3,
     )
-    return wider, f"KL x 5, disagreement x 2, (perplexity ratio - 1) x 3: {'; '.join(reasons)}"
+    return wider, f"KL x 5, disagreement x 2, flip margin x 2, (perplexity ratio - 1) x 3: {'; '.join(reasons)}"
