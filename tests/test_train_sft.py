@@ -126,7 +126,14 @@ def test_every_projection_of_every_layer_is_trained(base: Path, tmp_path: Path, 
     assert facts.validation_loss_after < facts.validation_loss_before  # type: ignore[operator]
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    assert lines[-1]["loss"] < lines[0]["loss"] and lines[-1]["tokens_per_second"] > 0
+    assert lines[-1]["loss"] < lines[0]["loss"] and facts.tokens_per_second > 0
+
+
+def test_tensorboard_on_request_beside_the_artifact(base: Path, tmp_path: Path, out: Path) -> None:
+    recipe = make_recipe(base, max_steps=1, report_to="tensorboard")
+    train(recipe, make_dataset(tmp_path / "data", make_rows(8)), out)
+    assert len(list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))) == 1
+    assert not (out / "tensorboard").exists()
 
 
 def test_what_is_left_names_no_path_of_this_machine(base: Path, tmp_path: Path, out: Path) -> None:

@@ -81,8 +81,7 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
             "loss": logs["loss"],
             "grad_norm": logs.get("grad_norm"),
             "learning_rate": logs.get("learning_rate"),
-            "tokens_per_second": round(self.tokens_per_second, 1),
-        }
+        }  # no times: the same training leaves the same file
         with self.metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         note = f"loss {line['loss']:.3f} · {self.tokens_per_second:.0f} tokens/s"
