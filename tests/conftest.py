@@ -18,6 +18,8 @@ from toolkit.places import cache_home
 
 # Fixed before HOME moves: the caches (bases, llama.cpp, the built Ollama) are shared by all tests.
 os.environ["TUNE2OLLAMA_HOME"] = str(cache_home())
+# As the stages have it: threads that spin while they wait make a busy machine crawl.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("REAL_HOME", str(Path.home()))  # Go's caches
 
 
