@@ -161,10 +161,11 @@ def _gguf_link(
             positions, answers = evaluate(goldens, candidate, recipe.golden.max_new_tokens)
             markers = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
             ends = (goldens.facts.end_tokens, tokenizer.eos_token_id, markers)
+            # Strength before the rest: a lost adapter is to be called so, not a lost end token.
             checks += [
-                stops_check(candidate, answers, positions, limits, ends),
                 strength_check(positions, limits),
                 logits_check(positions, limits),
+                stops_check(candidate, answers, positions, limits, ends),
             ]
         else:
             message = f"not compared: the vocabulary has {candidate.vocabulary} tokens, not {goldens.facts.vocabulary}"
