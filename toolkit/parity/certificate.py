@@ -154,7 +154,8 @@ def _said(verdict: Verdict) -> str:
 def certificate_table(certificate: dict[str, Any]) -> Table:
     """The certificate as one table: a row per link, a column per check; the served file is starred."""
     checks = ("prompts", "tokens", "stops", "strength", "logits")
-    title = f"Certificate: {certificate['verdict']}. {certificate['message']}"
+    said = certificate["message"]
+    title = f"Certificate: {certificate['verdict']}. {said[:1].upper()}{said[1:]}"
     table = Table(title=Text(title, style=_COLOURS[certificate["verdict"]]), title_justify="left")
     for column in ("link", *checks[:3], "adapter strength", "mean KL (limit)", "top-1", "verdict"):
         table.add_column(column)

@@ -1,7 +1,16 @@
 """What an export may differ by, per file type. Every number has a reason; a certificate prints value and limit side by side.
 
 Floors were measured on SmolLM2-135M against torch fp32 over 854 positions; limits leave room above them and stay
-below the smallest damage that they are there to catch. Strength bands: see `toolkit.parity.strength`.
+below the smallest damage that they are there to catch.
+
+Strength bands, measured on right exports (95 % interval) and on a tenth of the adapter missing, SmolLM2-135M, 1,156 positions:
+
+    F16     1.000 [1.000, 1.000]     0.896 [0.893, 0.900]
+    Q8_0    0.998 [0.995, 1.002]     0.894 [0.888, 0.900]
+    Q4_K_M  0.944 [0.925, 0.963]     0.885 [0.856, 0.909]
+
+At Q8_0 the KL of that damage (9e-3) is inside a small model's limit: only the strength sees it. At 4 bits it is judged
+inconclusive, and by the converted file that the quantized one was made from.
 """
 
 from __future__ import annotations
@@ -38,20 +47,20 @@ class Limits:
 
 _TABLE = {
     "F32": Limits(1e-6, 1e-5, 0.999, 0.001, 1.0001, 0.99, 1.01, 0.9, 1.3e-11, 1.0),
-    "F16": Limits(1e-4, 1e-3, 0.995, 0.02, 1.001, 0.97, 1.03, 0.9, 9e-6, 1.0),
-    "BF16": Limits(1e-3, 1e-2, 0.99, 0.05, 1.003, 0.95, 1.05, 0.9, 2.7e-4, 0.998),
-    "Q8_0": Limits(3e-3, 3e-2, 0.97, 0.10, 1.005, 0.93, 1.07, 0.8, 5.9e-3, 0.965),
-    "Q6_K": Limits(1e-2, 0.1, 0.955, 0.20, 1.01, 0.92, 1.08, 0.8),
-    "Q5_K_M": Limits(2e-2, 0.2, 0.94, 0.30, 1.02, 0.90, 1.10, 0.7),
-    "Q5_K_S": Limits(2e-2, 0.2, 0.94, 0.30, 1.02, 0.90, 1.10, 0.7),
-    "Q5_1": Limits(2e-2, 0.2, 0.94, 0.30, 1.02, 0.90, 1.10, 0.7),
-    "Q5_0": Limits(3e-2, 0.3, 0.93, 0.30, 1.03, 0.90, 1.10, 0.7),
-    "Q4_K_M": Limits(5e-2, 0.5, 0.90, 0.50, 1.04, 0.85, 1.15, 0.6, 8.2e-2, 0.909),
-    "Q4_K_S": Limits(6e-2, 0.6, 0.89, 0.50, 1.05, 0.85, 1.15, 0.6),
-    "IQ4_XS": Limits(6e-2, 0.6, 0.89, 0.50, 1.05, 0.85, 1.15, 0.6),
-    "IQ4_NL": Limits(6e-2, 0.6, 0.89, 0.50, 1.05, 0.85, 1.15, 0.6),
-    "Q4_1": Limits(7e-2, 0.7, 0.88, 0.50, 1.06, 0.85, 1.15, 0.6),
-    "Q4_0": Limits(8e-2, 0.8, 0.87, 0.50, 1.07, 0.85, 1.15, 0.6),
+    "F16": Limits(1e-4, 1e-3, 0.995, 0.02, 1.001, 0.98, 1.02, 0.9, 9e-6, 1.0),
+    "BF16": Limits(1e-3, 1e-2, 0.99, 0.05, 1.003, 0.96, 1.04, 0.9, 2.7e-4, 0.998),
+    "Q8_0": Limits(3e-3, 3e-2, 0.97, 0.10, 1.005, 0.95, 1.05, 0.8, 5.9e-3, 0.965),
+    "Q6_K": Limits(1e-2, 0.1, 0.955, 0.20, 1.01, 0.94, 1.06, 0.8),
+    "Q5_K_M": Limits(2e-2, 0.2, 0.94, 0.30, 1.02, 0.92, 1.08, 0.7),
+    "Q5_K_S": Limits(2e-2, 0.2, 0.94, 0.30, 1.02, 0.92, 1.08, 0.7),
+    "Q5_1": Limits(2e-2, 0.2, 0.94, 0.30, 1.02, 0.92, 1.08, 0.7),
+    "Q5_0": Limits(3e-2, 0.3, 0.93, 0.30, 1.03, 0.92, 1.08, 0.7),
+    "Q4_K_M": Limits(5e-2, 0.5, 0.90, 0.50, 1.04, 0.90, 1.10, 0.6, 8.2e-2, 0.909),
+    "Q4_K_S": Limits(6e-2, 0.6, 0.89, 0.50, 1.05, 0.90, 1.10, 0.6),
+    "IQ4_XS": Limits(6e-2, 0.6, 0.89, 0.50, 1.05, 0.90, 1.10, 0.6),
+    "IQ4_NL": Limits(6e-2, 0.6, 0.89, 0.50, 1.05, 0.90, 1.10, 0.6),
+    "Q4_1": Limits(7e-2, 0.7, 0.88, 0.50, 1.06, 0.88, 1.12, 0.6),
+    "Q4_0": Limits(8e-2, 0.8, 0.87, 0.50, 1.07, 0.88, 1.12, 0.6),
     "Q3_K_L": Limits(0.11, 1.3, 0.85, 0.60, 1.10, 0.80, 1.20, 0.5, flips_allowed=0.01),
     "Q3_K_M": Limits(0.13, 1.5, 0.83, 0.60, 1.12, 0.80, 1.20, 0.5, flips_allowed=0.01),
     "Q3_K_S": Limits(0.20, 2.2, 0.80, 0.60, 1.18, 0.80, 1.20, 0.5, flips_allowed=0.01),
