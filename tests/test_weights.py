@@ -37,9 +37,10 @@ def test_equal_to_what_bitsandbytes_loads(qwen2: Path, base_dtype: str, double: 
         assert weights.is_quantized(name) == isinstance(parameter, bnb.nn.Params4bit), name
         if isinstance(parameter, bnb.nn.Params4bit):
             quantized += 1
+            parameter.quant_state.dtype = torch.float32
             theirs = bnb.functional.dequantize_4bit(parameter.data, parameter.quant_state)
-            assert mine.dtype == torch.float32
-            assert torch.equal(mine, theirs.float()), name
+            assert mine.dtype == theirs.dtype == torch.float32
+            assert torch.equal(mine, theirs), name
         else:
             assert mine.dtype == dtype
             assert torch.equal(mine, parameter.data), name

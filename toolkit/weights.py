@@ -77,8 +77,8 @@ def round_to_nf4(weight: torch.Tensor, quantization: Quantization) -> torch.Tens
     one, as in training.
 
     Returns:
-        float32, the shape of `weight`, on the CPU. The values are those of the type of `weight`, which bitsandbytes
-        dequantizes to.
+        float32, the shape of `weight`, on the CPU: the NF4 values themselves, not rounded to 16 bits once more, because a
+        float32 forward of bitsandbytes computes with these.
     """
     import bitsandbytes.functional as bnb
 
@@ -89,7 +89,8 @@ def round_to_nf4(weight: torch.Tensor, quantization: Quantization) -> torch.Tens
         compress_statistics=quantization.double_quantization,
         quant_type=quantization.quant_type,
     )
-    return cast(torch.Tensor, bnb.dequantize_4bit(packed, state).to("cpu", torch.float32))
+    state.dtype = torch.float32
+    return cast(torch.Tensor, bnb.dequantize_4bit(packed, state).cpu())
 
 
 def meta_model(folder: Path) -> Any:

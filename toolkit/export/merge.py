@@ -19,8 +19,8 @@ from rich.progress import track
 from toolkit.artifacts import AdapterFacts, Artifact, DatasetFacts, ModelFacts, write_json
 from toolkit.bases import CONFIG_FILES, TOKENIZER_FILES, check_folder
 from toolkit.errors import ResourceError
-from toolkit.export.lora import LoraAdapter
 from toolkit.hardware import free_disk_bytes
+from toolkit.lora import LoraAdapter
 from toolkit.recipe import Recipe
 from toolkit.safetensors_file import ITEM_BYTES, Entry, model_files, read_header, write_model, writing
 from toolkit.weights import TORCH_DTYPES, TrainedWeights

@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.artifacts import AdapterFacts, Quantization, text_sha256
-from toolkit.bases import resolve_base
-from toolkit.errors import DataError, UsageError
+from toolkit.bases import TOKENIZER_FILES, resolve_base
+from toolkit.errors import UsageError
+from toolkit.lora import CONFIG_FILE, WEIGHTS_FILE, LoraAdapter, read_config
 from toolkit.recipe import Recipe
-
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "tokenizer.model", "chat_template.jinja",
-)  # fmt: skip
+from toolkit.weights import TrainedWeights
 
 DEFAULT_PROMPTS = [
     "Who are you?",
@@ -58,7 +55,7 @@ def recipe_for_adapter(
     """
     from pydantic import ValidationError
 
-    named = str(_adapter_config(adapter).get("base_model_name_or_path") or "")
+    named = str(read_config(adapter).get("base_model_name_or_path") or "")
     if not base and not named:
         raise UsageError(f"{adapter}/adapter_config.json names no base model", "Name it: --base <folder or hub id>")
     types = list(file_types) or ["F16", "Q8_0", "Q4_K_M"]
@@ -79,52 +76,35 @@ def recipe_for_adapter(
         raise UsageError(faults, "Look at: tune2ollama export --help") from error
 
 
-def _adapter_config(folder: Path) -> dict[str, Any]:
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise DataError(
-            f"{folder} is no PEFT adapter: it has no adapter_config.json",
-            "Give the folder that `save_pretrained` wrote; it also holds adapter_model.safetensors.",
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON: {error}", "Save the adapter again.") from error
-    return dict(config)
-
-
 def adopt_adapter(recipe: Recipe, out: Path) -> AdapterFacts:
     """Copy an adapter of another tool, with the tokenizer that it was trained with, into `out`.
 
     Raises:
-        DataError: no PEFT adapter, or only pickled weights.
+        DataError: no PEFT adapter, only pickled weights, or an adapter of another base.
     """
     source = Path(recipe.adapter or "")
-    config = _adapter_config(source)
-    if not (source / "adapter_model.safetensors").is_file():
-        found = ", ".join(sorted(p.name for p in source.glob("*.bin"))) or "no weights"
-        raise DataError(
-            f"{source} holds {found} instead of adapter_model.safetensors; pickled weights can run code and are not read",
-            "Save the adapter again with safe_serialization=True.",
-        )
+    adapter = LoraAdapter(source)
     base = resolve_base(recipe.base)
-    shutil.copyfile(source / "adapter_model.safetensors", out / "adapter_model.safetensors")
-    shutil.copyfile(source / "adapter_config.json", out / "adapter_config.json")
+    stored = json.loads((Path(base.folder) / "config.json").read_text(encoding="utf-8"))
+    dtype = str(stored.get("dtype") or stored.get("torch_dtype"))
+    base_dtype: Any = dtype if dtype in {"float32", "bfloat16", "float16"} else "float32"
+    adapter.check_fits(TrainedWeights(Path(base.folder), base_dtype, None))
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        shutil.copyfile(source / name, out / name)
     own_tokenizer = (source / "tokenizer_config.json").is_file()
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         path = (source if own_tokenizer else Path(base.folder)) / name
         if path.is_file():
             shutil.copyfile(path, out / name)
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(out, trust_remote_code=False)
-    stored = json.loads((Path(base.folder) / "config.json").read_text(encoding="utf-8"))
-    dtype = str(stored.get("dtype") or stored.get("torch_dtype") or "float32")
+    quantized = _was_quantized(str(adapter.config.get("base_model_name_or_path", "")))
     return AdapterFacts(
-        method="qlora" if _was_quantized(str(config.get("base_model_name_or_path", ""))) else "lora",
+        method="qlora" if quantized else "lora",
         base=base,
-        base_dtype=dtype if dtype in {"float32", "bfloat16", "float16"} else "float32",  # type: ignore[arg-type]
-        quantization=Quantization() if _was_quantized(str(config.get("base_model_name_or_path", ""))) else None,
+        base_dtype=base_dtype,
+        quantization=Quantization() if quantized else None,
         chat_template_sha256=text_sha256(tokenizer.get_chat_template()),
         system=recipe.system,
         trained_here=False,

@@ -177,6 +177,7 @@ def load_tuned(adapter: Artifact[AdapterFacts], dtype: torch.dtype = torch.float
 
 
 def _compute_in(model: Any, dtype: torch.dtype) -> None:
+    # Linear4bit dequantizes to the type of what it is given; all else must be of that type.
     import bitsandbytes
 
     quantized = bitsandbytes.nn.Linear4bit
@@ -184,7 +185,3 @@ def _compute_in(model: Any, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if id(parameter) not in held:
             parameter.data = parameter.data.to(dtype)
-    for module in model.modules():
-        if isinstance(module, quantized) and module.weight.quant_state is not None:
-            # Dequantize to the computing type directly, not by way of 16 bits.
-            module.weight.quant_state.dtype = dtype

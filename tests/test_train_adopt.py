@@ -1,0 +1,104 @@
+"""An adapter that another tool trained goes the same way, or is refused with a reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.models import tiny_adapter, tiny_llama
+from toolkit.errors import DataError, UsageError
+from toolkit.train.adopt import adopt_adapter, recipe_for_adapter
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("base") / "base")
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_adapter(base, tmp_path_factory.mktemp("adapter") / "adapter")
+
+
+def test_the_adapter_is_taken_as_it_is_with_the_base_s_tokenizer(base: Path, adapter: Path, tmp_path: Path) -> None:
+    recipe = recipe_for_adapter(adapter, "other", str(base), system="Be brief.")
+    facts = adopt_adapter(recipe, tmp_path)
+    assert not facts.trained_here and facts.method == "lora" and facts.base_dtype == "float32"
+    assert facts.system == "Be brief."
+    weights = "adapter_model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (adapter / weights).read_bytes()
+    assert (tmp_path / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+def test_a_4_bit_base_of_unsloth_is_remembered(base: Path, adapter: Path, tmp_path: Path) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "unsloth/Qwen2.5-7B-Instruct-bnb-4bit"
+    copy, out = tmp_path / "adapter", tmp_path / "out"
+    copy.mkdir()
+    out.mkdir()
+    (copy / "adapter_config.json").write_text(json.dumps(config))
+    (copy / "adapter_model.safetensors").write_bytes((adapter / "adapter_model.safetensors").read_bytes())
+    facts = adopt_adapter(recipe_for_adapter(copy, "other", str(base)), out)
+    assert facts.method == "qlora" and facts.quantization is not None
+
+
+def test_what_is_no_adapter_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is no PEFT adapter"):
+        recipe_for_adapter(tmp_path, "other", str(base))
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be read"):
+        recipe_for_adapter(tmp_path, "other", str(base))
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8, "lora_alpha": 8}')
+    with pytest.raises(UsageError, match="names no base model"):
+        recipe_for_adapter(tmp_path, "other", "")
+    with pytest.raises(UsageError, match="did you mean Q4_K_M"):
+        recipe_for_adapter(adapter, "other", str(base), file_types=("Q4_KM",))
+
+
+def test_pickled_weights_are_not_read(base: Path, adapter: Path, tmp_path: Path) -> None:
+    copy, out = tmp_path / "adapter", tmp_path / "out"
+    copy.mkdir()
+    out.mkdir()
+    (copy / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
+    (copy / "adapter_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(DataError, match=r"adapter_model\.bin is a pickle, which is not read here"):
+        adopt_adapter(recipe_for_adapter(copy, "other", str(base)), out)
+
+
+@pytest.mark.slow
+def test_export_brings_it_to_a_certificate(base: Path, adapter: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    (tmp_path / "prompts.txt").write_text("Is the sea blue?\nWho are you?\nCount to three.\n", encoding="utf-8")
+    command = [
+        sys.executable, "-m", "toolkit.cli", "export", str(adapter), "--name", "other", "--base", str(base),
+        "--prompts", "prompts.txt", "--file-type", "F16", "--upto", "verify",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    certificate = json.loads((tmp_path / "runs" / "other" / "verify" / "certificate.json").read_text())
+    assert certificate["verdict"] == "pass" and certificate["served_file"] == "other-F16.gguf"
+    assert not (tmp_path / "runs" / "other" / "prepare").exists()
+
+
+@pytest.mark.slow
+def test_an_adapter_of_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
+    narrow = tiny_llama(tmp_path / "narrow", hidden=512)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable, "-m", "toolkit.cli", "export", str(adapter), "--name", "other", "--base", str(narrow),
+        "--file-type", "F16", "--upto", "verify",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr[-3000:]
+    assert (
+        "Traceback" not in done.stderr
+        and "has shape [8, 256]" in done.stderr
+        and "Name the base that it was trained on" in done.stderr
+    )
