@@ -24,7 +24,7 @@ from toolkit.recipe import Recipe
 from toolkit.train.memory import memory_advice, settings_to_lower
 from toolkit.train.model import load_for_training
 from toolkit.train.progress import COMPLETE
-from toolkit.train.rows import answer_loss, check_lengths, tokenize
+from toolkit.train.rows import answer_loss, leave_out_long, tokenize
 from toolkit.train.sft import train
 
 SYSTEM = "You are a careful assistant."
@@ -169,12 +169,22 @@ def test_answer_loss_is_the_models_own_loss_on_the_answer(base: Path) -> None:
     assert answer_loss(model, tokenizer, [row]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_row_that_would_be_cut_is_refused_by_file_and_line(base: Path) -> None:
+def test_a_row_that_would_be_cut_is_left_out_and_listed(base: Path, tmp_path: Path, out: Path) -> None:
+    rows = make_rows(12)
+    rows[1]["completion"][0]["content"] = "word " * 200
+    facts = train(make_recipe(base, max_length=96, max_steps=1), make_dataset(tmp_path / "data", rows), out)
+    assert (facts.train_rows, facts.rows_too_long) == (7, 1)
+    (listed,) = [json.loads(line) for line in (out / "too_long.jsonl").read_text().splitlines()]
+    assert (listed["file"], listed["line"]) == ("sums.csv", 3) and listed["tokens"] > 200
+
+
+def test_when_most_rows_would_be_cut_the_training_stops(base: Path) -> None:
     _, tokenizer, *_ = load_for_training(make_recipe(base, method="lora"), resolve_base(str(base)))
     rows = make_rows(3)
-    rows[1]["completion"][0]["content"] = "word " * 200
-    with pytest.raises(DataError, match=r"1 of 3 rows .* 96 tokens.*\n  sums\.csv:3: \d+ tokens") as caught:
-        check_lengths(tokenizer, rows, 96)
+    for row in rows[1:]:
+        row["completion"][0]["content"] = "word " * 200
+    with pytest.raises(DataError, match=r"2 of 3 rows .* 96 tokens.*\n  sums\.csv:3: \d+ tokens") as caught:
+        leave_out_long(tokenizer, rows, 96)
     assert "max_characters" in caught.value.hint
 
 

@@ -81,6 +81,8 @@ class AdapterFacts(Facts):
     """Mean negative log-likelihood in nats per answer token on the validation split."""
     steps: int = 0
     train_rows: int = 0
+    rows_too_long: int = 0
+    """Left out for `train.max_length`; too_long.jsonl lists them."""
     trained_parameters: int = 0
     tokens_per_second: float = 0.0
 

@@ -55,7 +55,7 @@ class Data(Section):
     encoding: str | None = None
     """Of the files that have no byte-order mark and are not UTF-8 (gb18030, big5, cp1252 …); None: told from their bytes."""
     language: str = "en"
-    """Two-letter code; goes into the model's metadata, and a base that does not speak it is warned about."""
+    """Two-letter code, for the model's metadata."""
     max_characters: Annotated[int, Field(gt=0)] | None = None
     """Pairs (prompt + completion) with more characters are dropped."""
     max_rows: Annotated[int, Field(gt=0)] | None = None
@@ -104,7 +104,7 @@ class Train(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
     max_length: Annotated[int, Field(ge=32)] = 512
-    """Tokens of prompt + answer. A longer row is an error, never cut: a cut answer has no end token."""
+    """Tokens of prompt + answer. A longer row is left out and listed, never cut: a cut answer has no end token."""
     train_sampling_strategy: Literal["random", "group_by_length"] = "random"
     bf16: bool = False
     """Compute in bfloat16 (bnb_4bit_compute_dtype too)."""

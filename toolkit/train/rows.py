@@ -43,20 +43,28 @@ def tokenize(tokenizer: Any, row: dict[str, Any]) -> TokenizedRow:
     return TokenizedRow(whole, len(prompt))
 
 
-def check_lengths(tokenizer: Any, rows: list[dict[str, Any]], max_length: int) -> None:
-    """Refuse rows that would be cut: a cut answer has lost its end token, and the model learns never to stop.
+def leave_out_long(
+    tokenizer: Any, rows: list[dict[str, Any]], max_length: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Part rows that fit from rows that would be cut: a cut answer has lost its end token, and teaches never to stop.
+
+    Returns:
+        (rows that fit, one entry per row that does not: file, line, tokens).
 
     Raises:
-        DataError: names the longest rows with file and line.
+        DataError: more than half of the rows do not fit; names the longest with file and line.
     """
-    lengths = [(len(tokenize(tokenizer, row).input_ids), row["source"]) for row in rows]
-    long = sorted((x for x in lengths if x[0] > max_length), key=lambda x: -x[0])
-    if long:
-        shown = "\n".join(f"  {s['file']}:{s['line']}: {n} tokens" for n, s in long[:5])
+    lengths = [len(tokenize(tokenizer, row).input_ids) for row in rows]
+    fitting = [row for row, length in zip(rows, lengths) if length <= max_length]
+    long = [{**row["source"], "tokens": length} for row, length in zip(rows, lengths) if length > max_length]
+    long.sort(key=lambda entry: -entry["tokens"])
+    if len(long) > len(rows) / 2:
+        shown = "\n".join(f"  {entry['file']}:{entry['line']}: {entry['tokens']} tokens" for entry in long[:5])
         raise DataError(
             f"{len(long)} of {len(rows)} rows have more than train.max_length = {max_length} tokens; the longest:\n{shown}",
-            f"Raise train.max_length to {long[0][0]}, or lower data.max_characters.",
+            f"Raise train.max_length to {long[0]['tokens']}, or lower data.max_characters.",
         )
+    return fitting, long
 
 
 @torch.no_grad()

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from toolkit.artifacts import AdapterFacts, Artifact, BaseFacts, DatasetFacts, text_sha256
+from toolkit.artifacts import AdapterFacts, Artifact, BaseFacts, DatasetFacts, text_sha256, write_text
 from toolkit.bases import resolve_base
 from toolkit.errors import DataError
 from toolkit.recipe import Recipe
 from toolkit.train.memory import memory_advice
 from toolkit.train.model import Loaded, load_for_training
-from toolkit.train.rows import answer_loss, check_lengths, read_rows
+from toolkit.train.rows import answer_loss, leave_out_long, read_rows
 
 stderr = Console(stderr=True)
 
@@ -31,7 +31,7 @@ def train(recipe: Recipe, dataset: Artifact[DatasetFacts], out: Path) -> Adapter
     A killed run that finds its own checkpoints in `out` goes on from the last complete one.
 
     Raises:
-        DataError: a row is too long for `train.max_length`, or the numbers break down.
+        DataError: most rows are too long for `train.max_length`, or the numbers break down.
         ResourceError: memory ran out; the hint lists what to lower.
     """
     base = resolve_base(recipe.base)
@@ -54,7 +54,9 @@ def _train(
     from toolkit.train.progress import TrainingProgress, cut_metrics, last_complete_checkpoint
 
     model, tokenizer = loaded.model, loaded.tokenizer
-    check_lengths(tokenizer, rows + held_out, recipe.train.max_length)
+    rows, long = leave_out_long(tokenizer, rows, recipe.train.max_length)
+    held_out, long_held_out = leave_out_long(tokenizer, held_out, recipe.train.max_length)
+    _list_long(long + long_held_out, recipe.train.max_length, out)
     checkpoints = out / CHECKPOINTS
     resume = last_complete_checkpoint(checkpoints)
     for folder in checkpoints.glob("checkpoint-*"):
@@ -92,9 +94,19 @@ def _train(
         validation_loss_after=after,
         steps=int(result.global_step),
         train_rows=len(rows),
+        rows_too_long=len(long) + len(long_held_out),
         trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         tokens_per_second=round(progress.tokens_per_second, 1),
     )
+
+
+def _list_long(long: list[dict[str, Any]], max_length: int, out: Path) -> None:
+    if long:
+        write_text(out / "too_long.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in long))
+        stderr.print(
+            f"{len(long)} rows have more than train.max_length = {max_length} tokens and are left out; "
+            "too_long.jsonl lists them."
+        )
 
 
 def _name_base(out: Path, base: BaseFacts) -> None:

@@ -1,0 +1,33 @@
+"""The tuned model, loaded for reference, is made of the very weights that merging reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+from tests.models import adapter_artifact, tiny_adapter, tiny_llama
+from toolkit.reference import Reference, TeacherForced
+from toolkit.train.model import load_tuned
+from toolkit.weights import TORCH_DTYPES, TrainedWeights
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("base_dtype", ["float32", "bfloat16"])
+def test_goldens_and_merge_see_the_same_weights(
+    tmp_path: Path, method: Literal["lora", "qlora"], base_dtype: Literal["float32", "bfloat16"]
+) -> None:
+    base = tiny_llama(tmp_path / "base", dtype=TORCH_DTYPES[base_dtype])
+    adapter = adapter_artifact(tiny_adapter(base, tmp_path / "adapter", method), base, method, base_dtype)
+    model, tokenizer = load_tuned(adapter)
+    ids = tokenizer.encode("Small meals, less fat and coffee often help. See a doctor if it lasts.")
+    with torch.no_grad():
+        tuned = model(torch.tensor([ids[:-1]])).logits[0]
+        with model.disable_adapter():
+            base_only = model(torch.tensor([ids[:-1]])).logits[0]
+    weights = TrainedWeights(base, base_dtype, adapter.facts.quantization)
+    (expected,) = Reference(weights, adapter.folder, whole=True).logits([TeacherForced(ids, 1)])
+    assert (tuned - expected).abs().max() < 1e-4
+    assert (tuned - base_only).abs().max() > 0.1
