@@ -118,7 +118,9 @@ def _stage_command(stage: str, text: str, following: str) -> None:
             return
         click.echo(artifact.folder)
         if following:
-            click.echo(f"Next: tune2ollama {following} {recipe}", err=True)
+            from toolkit.places import own_command
+
+            click.echo(f"Next: {own_command()} {following} {recipe}", err=True)
 
     command.__doc__ = f"{text}\n\n    \b\n    Example:  tune2ollama {stage} recipes/medical.yaml\n    "
     cli.command(name=stage)(command)
@@ -199,9 +201,11 @@ def init(data: Path, name: str | None, out: Path | None) -> None:
     """
     from toolkit.init import write_recipe
 
+    from toolkit.places import own_command
+
     path = write_recipe(data, name, out)
     click.echo(path)
-    click.echo(f"Look through it, then: tune2ollama run {path}", err=True)
+    click.echo(f"Look through it, then: {own_command()} run {path}", err=True)
 
 
 @cli.command(name="list")

@@ -283,10 +283,17 @@ def run_stage_here(order: dict[str, Any]) -> None:
     have = {name: read_artifact(folder / name, s.facts) for s in stages_of(recipe) if (name := s.name) in stage.inputs}
     partial = _partial(folder, stage)
     facts = call_stage(stage.name, recipe, {k: v for k, v in have.items() if v is not None}, partial)
-    # Linux gives kilobytes.
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * 1024
-    cost = Cost(seconds=round(time.monotonic() - start, 1), peak_memory_bytes=peak)
+    cost = Cost(seconds=round(time.monotonic() - start, 1), peak_memory_bytes=_peak_memory())
     publish(partial, folder / stage.name, facts, order["key"], cost)
+
+
+def _peak_memory() -> int:
+    """Largest resident set of this process and of its ended children, in bytes."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # Linux gives kilobytes
+    # Not RUSAGE_SELF: that begins at what the parent had when it started this process.
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    own = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return max(own, children)
 
 
 def _stop_unless_passed(certificate: Artifact[Any]) -> None:

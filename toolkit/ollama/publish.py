@@ -24,6 +24,7 @@ from toolkit.ollama.client import Client, server_address
 from toolkit.ollama.modelfile import candidate_name, check_name, complete, full_name
 from toolkit.ollama.server import find_ollama, serving
 from toolkit.ollama.syntax import Modelfile, read_modelfile, render_for_people
+from toolkit.places import own_command
 from toolkit.recipe import Recipe
 
 INSTALL = "install Ollama: curl -fsSL https://ollama.com/install.sh | sh   (or, with Go and CMake here: make ollama)"
@@ -77,7 +78,7 @@ def create(
     write_text(out / "Modelfile", render_for_people(modelfile))
     with serving(out.parent / "ollama-server.log") as client:
         if client is None:
-            remaining = [INSTALL, f"tune2ollama create recipes/{recipe.name}.yaml"]
+            remaining = [INSTALL, f"{own_command()} create recipes/{recipe.name}.yaml"]
             return OllamaFacts(model=model, digest="", server_version="", published=False, remaining=remaining)
         version = client.version()
         try:
