@@ -200,7 +200,6 @@ def init(data: Path, name: str | None, out: Path | None) -> None:
     Example:  tune2ollama init questions.csv --name helpdesk
     """
     from toolkit.init import write_recipe
-
     from toolkit.places import own_command
 
     path = write_recipe(data, name, out)
