@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,8 +98,6 @@ def test_an_adapter_of_another_base_is_refused(adapter: Path, tmp_path: Path) ->
     ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 3, done.stderr[-3000:]
-    assert (
-        "Traceback" not in done.stderr
-        and "has shape [8, 256]" in done.stderr
-        and "Name the base that it was trained on" in done.stderr
-    )
+    assert "Traceback" not in done.stderr
+    assert re.search(r"has shape \[\d+, \d+\], but the base \S+ needs \[\d+, \d+\]", done.stderr)
+    assert "Name the base that it was trained on" in done.stderr
