@@ -68,7 +68,7 @@ def leave_out_long(
 
 
 @torch.no_grad()
-def answer_loss(model: Any, tokenizer: Any, rows: list[dict[str, Any]], limit: int = 64) -> float:
+def answer_loss(model: Any, tokenizer: Any, rows: list[dict[str, Any]], limit: int = 32) -> float:
     """Mean negative log-likelihood in nats per answer token (the end token included), over the first `limit` rows."""
     was_training = model.training
     model.eval()
