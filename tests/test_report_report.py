@@ -194,7 +194,7 @@ def test_the_page_says_what_the_screen_says(
         "2.5e-03 (1.5e-02)",
         "97.5%",
         "Q4_0: logits fails",
-        "what is served is what was trained",
+        "is served is what was trained",
         "Ollama 0.34.1 rendered 16 prompts byte for byte",
         "Rest. See a doctor if it lasts.",
         "Cool it [cut at golden.max_new_tokens]",

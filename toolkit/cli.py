@@ -341,7 +341,8 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nInterrupted. Finished stages stay; run the same command again to go on.", err=True)
+        if "stage-process" not in sys.argv:  # the command that started it says so
+            click.echo("\nInterrupted. Finished stages stay; run the same command again to go on.", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.exit(0)

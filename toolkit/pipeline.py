@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import logging
@@ -225,7 +226,10 @@ def _run_stage(stage: Stage, recipe: Recipe, folder: Path, key: dict[str, Any], 
     stderr.print(f"[cyan]▶[/] {stage.name:<9}{reason}")
     order = {"stage": stage.name, "recipe": recipe.model_dump(mode="json"), "key": key, "folder": str(folder)}
     command = [sys.executable, "-m", "toolkit.cli", "stage-process"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env={**os.environ, **_ENVIRONMENT})
+    # In a session of its own: Ctrl-C reaches this process only, which then ends the stage, once.
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, text=True, env={**os.environ, **_ENVIRONMENT}, start_new_session=True
+    )
     try:
         process.communicate(json.dumps(order))
     except KeyboardInterrupt:
@@ -246,15 +250,9 @@ def _run_stage(stage: Stage, recipe: Recipe, folder: Path, key: dict[str, Any], 
 
 
 def _let_end(process: subprocess.Popen[str]) -> None:
-    # A terminal's Ctrl-C reached the stage as well; a `kill` of this process did not.
-    for politely in (False, True):
-        if politely:
-            process.terminate()
-        try:
-            process.wait(10)
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(15)
 
 
 def _failure(stage: Stage, recipe: Recipe, code: int) -> ToolkitError:
