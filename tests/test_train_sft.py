@@ -142,6 +142,7 @@ def test_what_is_left_names_no_path_of_this_machine(base: Path, tmp_path: Path, 
     assert "checkpoints" not in names and "README.md" not in names and "loss_before.json" not in names
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base)  # as the recipe spells it
+    assert config["target_modules"] == sorted(config["target_modules"]) and len(config["target_modules"]) == 7
 
 
 def test_full_fine_tuning_moves_every_weight(base: Path, tmp_path: Path, out: Path) -> None:

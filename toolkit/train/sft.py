@@ -116,6 +116,8 @@ def _name_base(out: Path, base: BaseFacts) -> None:
     if path.is_file():
         config = json.loads(path.read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = base.id
+        if isinstance(config["target_modules"], list):
+            config["target_modules"].sort()  # a set in PEFT, in another order every time
         path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
