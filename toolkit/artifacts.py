@@ -244,6 +244,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file of ours. Split at line feeds only: a text may hold U+2028, where `str.splitlines` splits too."""
+    with path.open(encoding="utf-8", newline="\n") as stream:
+        return [json.loads(line) for line in stream]
+
+
 def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ARTIFACT_FILE)
 

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from toolkit.artifacts import AdapterFacts, Artifact, DatasetFacts, ModelFacts, write_json
+from toolkit.artifacts import AdapterFacts, Artifact, DatasetFacts, ModelFacts, read_jsonl, write_json
 from toolkit.bases import CONFIG_FILES, TOKENIZER_FILES, check_folder
 from toolkit.errors import ResourceError
 from toolkit.hardware import free_disk_bytes
@@ -129,8 +129,7 @@ def held_out_losses(
 
     from toolkit.reference import held_out_loss
 
-    text = (dataset.folder / "validation.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines()[:LOSS_ROWS]]
+    rows = read_jsonl(dataset.folder / "validation.jsonl")[:LOSS_ROWS]
     facts, tokenizer = adapter.facts, AutoTokenizer.from_pretrained(out, trust_remote_code=False)
 
     def loss(weights: TrainedWeights, folder: Path | None) -> float | None:

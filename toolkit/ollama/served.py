@@ -14,6 +14,7 @@ import jinja2
 import numpy as np
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from toolkit.artifacts import read_jsonl
 from toolkit.errors import DataError, ExternalToolError, ParityError
 from toolkit.ollama.client import Client
 from toolkit.ollama.own_model import OwnModel, Row
@@ -72,8 +73,7 @@ class Agreement:
 def read_questions(golden: Path, system: str) -> list[Question]:
     """The rows of golden.jsonl, without the system turn that the served model brings itself."""
     questions = []
-    for number, line in enumerate(golden.read_text(encoding="utf-8").splitlines(), 1):
-        row = json.loads(line)
+    for number, row in enumerate(read_jsonl(golden), 1):
         messages = row["messages"]
         if messages and messages[0]["role"] == "system":
             if messages[0]["content"] != system:

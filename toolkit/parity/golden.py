@@ -24,7 +24,7 @@ import torch
 from rich.progress import track
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from toolkit.artifacts import AdapterFacts, Artifact, DatasetFacts, GoldenFacts, write_text
+from toolkit.artifacts import AdapterFacts, Artifact, DatasetFacts, GoldenFacts, read_jsonl, write_text
 from toolkit.data.splitting import normalize
 from toolkit.errors import DataError
 from toolkit.parity.prompts import Messages, conversations, render
@@ -109,7 +109,7 @@ def golden_messages(recipe: Recipe, dataset: Artifact[DatasetFacts] | None) -> l
     opening: Messages = [{"role": "system", "content": recipe.system}] if recipe.system else []
     found: list[Messages] = [[*opening, {"role": "user", "content": text}] for text in dict.fromkeys(texts)]
     if dataset is not None and recipe.golden.from_test:
-        rows = _read_jsonl(dataset.folder / "test.jsonl")[: recipe.golden.from_test]
+        rows = read_jsonl(dataset.folder / "test.jsonl")[: recipe.golden.from_test]
         found += [row["prompt"] for row in rows]
     if not found:
         raise DataError(
@@ -133,7 +133,7 @@ def _prompts_file(path: Path) -> list[str]:
 
 
 def _refuse_trained_on(texts: list[str], train: Path) -> None:
-    trained = {normalize(_asked(row["prompt"])): row.get("source", {}) for row in _read_jsonl(train)}
+    trained = {normalize(_asked(row["prompt"])): row.get("source", {}) for row in read_jsonl(train)}
     seen = [(text, trained[normalize(text)]) for text in texts if normalize(text) in trained]
     if seen:
         named = "\n".join(f"  {text[:60]!r} ({s.get('file', '?')}:{s.get('line', '?')})" for text, s in seen[:5])
@@ -270,11 +270,6 @@ def _conversations(tokenizer: Any, system: str) -> list[dict[str, Any]]:
         ids = None if text is None else encode(tokenizer, text)
         rows.append({"name": name, "messages": messages, "text": text, "ids": ids})
     return rows
-
-
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream]
 
 
 def _write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:

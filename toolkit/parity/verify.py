@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -24,6 +23,7 @@ from toolkit.artifacts import (
     GoldenFacts,
     ModelFacts,
     file_sha256,
+    read_jsonl,
     write_json,
 )
 from toolkit.errors import DataError
@@ -60,7 +60,7 @@ class Goldens:
             DataError: its files do not fit together.
         """
         folder = golden.folder
-        rows, conversations = (_jsonl(folder / name) for name in ("golden.jsonl", "conversations.jsonl"))
+        rows, conversations = (read_jsonl(folder / name) for name in ("golden.jsonl", "conversations.jsonl"))
         tuned, base = (np.load(folder / f"{n}.npy", mmap_mode="r", allow_pickle=False) for n in ("tuned", "base"))
         shape = (sum(len(row["completion_ids"]) for row in rows), golden.facts.vocabulary)
         if not rows or tuned.shape != shape or base.shape != shape:
@@ -235,11 +235,6 @@ def _hashes(
         for path in sorted(p for p in folder.iterdir() if p.is_file()):
             found[f"{folder.name}/{path.name}"] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
     return found
-
-
-def _jsonl(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream]
 
 
 def _progress() -> Any:

@@ -16,6 +16,7 @@ from toolkit.artifacts import (
     GGUFFile,
     ModelFacts,
     OllamaFacts,
+    read_jsonl,
 )
 from toolkit.recipe import Recipe
 
@@ -130,7 +131,7 @@ def _onto(model: ModelFacts) -> str:
 
 
 def _answers(golden: Path) -> list[Answer]:
-    rows = [json.loads(line) for line in golden.read_text(encoding="utf-8").splitlines()]
+    rows = read_jsonl(golden)
     # A question where nothing changed shows nothing, and an answer that was cut shows less than one that ended.
     rows.sort(key=lambda row: (row["completion"] == row["base_completion"], not row["stopped"]))
     return [

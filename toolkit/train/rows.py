@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,12 +15,6 @@ class TokenizedRow(NamedTuple):
     input_ids: list[int]
     prompt_length: int
     """Tokens of the prompt, with the opening of the assistant's turn; the rest is the answer and its end token."""
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a split (JSONL): prompt, completion, source."""
-    with path.open(encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream]
 
 
 def tokenize(tokenizer: Any, row: dict[str, Any]) -> TokenizedRow:

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from toolkit.artifacts import AdapterFacts, Artifact, BaseFacts, DatasetFacts, text_sha256, write_text
+from toolkit.artifacts import AdapterFacts, Artifact, BaseFacts, DatasetFacts, read_jsonl, text_sha256, write_text
 from toolkit.bases import resolve_base
 from toolkit.errors import DataError
 from toolkit.recipe import Recipe
 from toolkit.train.memory import memory_advice
 from toolkit.train.model import Loaded, load_for_training
-from toolkit.train.rows import answer_loss, leave_out_long, read_rows
+from toolkit.train.rows import answer_loss, leave_out_long
 
 stderr = Console(stderr=True)
 
@@ -35,8 +35,8 @@ def train(recipe: Recipe, dataset: Artifact[DatasetFacts], out: Path) -> Adapter
         ResourceError: memory ran out; the hint lists what to lower.
     """
     base = resolve_base(recipe.base)
-    rows = read_rows(dataset.folder / "train.jsonl")
-    held_out = read_rows(dataset.folder / "validation.jsonl")
+    rows = read_jsonl(dataset.folder / "train.jsonl")
+    held_out = read_jsonl(dataset.folder / "validation.jsonl")
     with memory_advice(recipe):
         loaded = load_for_training(recipe, base)
         return _train(recipe, base, loaded, rows, held_out, out)
