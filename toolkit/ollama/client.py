@@ -11,7 +11,7 @@ import ipaddress
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +21,7 @@ import httpx
 
 from toolkit.artifacts import file_sha256
 from toolkit.errors import ExternalToolError, ResourceError, ToolkitError, UsageError
+from toolkit.recipe import nearest
 
 DEFAULT_PORT = 11434
 OLDEST_VERSION = (0, 30, 0)
@@ -169,7 +170,7 @@ class Client:
         """Remove a name, and the files that no other name uses."""
         self._call("DELETE", "/api/delete", f"removing {model}", {"model": model})
 
-    def chat(self, model: str, messages: list[dict[str, str]], **fields: Any) -> dict[str, Any]:
+    def chat(self, model: str, messages: Sequence[dict[str, Any]], **fields: Any) -> dict[str, Any]:
         """`POST /api/chat`, not streamed, with `truncate: false`; `fields`: options, logprobs, top_logprobs, keep_alive …"""
         request = {"model": model, "messages": messages, "stream": False, "truncate": False, **fields}
         return self._call("POST", "/api/chat", f"asking {model}", request)
@@ -179,14 +180,25 @@ class Client:
         request = {"model": model, "prompt": prompt, "stream": False, "truncate": False, **fields}
         return self._call("POST", "/api/generate", f"asking {model}", request)
 
-    def rendered(self, model: str, messages: list[dict[str, str]], **fields: Any) -> str:
-        """The prompt that the server makes of a conversation, without answering it."""
-        answer = self.chat(model, messages, _debug_render_only=True, **fields)
+    def openai(self, model: str, messages: Sequence[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+        """`POST /v1/chat/completions`, not streamed, as chat apps ask; it knows no `truncate: false`."""
+        request = {"model": model, "messages": messages, "stream": False, **fields}
+        return self._call("POST", "/v1/chat/completions", f"asking {model}", request)
+
+    def rendered(self, model: str, messages: Sequence[dict[str, Any]], **fields: Any) -> str:
+        """The prompt that the server makes of a conversation for `/api/chat`, without answering it."""
+        return self.shown_prompt(self.chat(model, messages, _debug_render_only=True, **fields))
+
+    def shown_prompt(self, answer: dict[str, Any]) -> str:
+        """The prompt in an answer to a request with `_debug_render_only`; ExternalToolError when the server shows none."""
         try:
             return str(answer["_debug_info"]["rendered_template"])
         except (KeyError, TypeError) as error:
+            oldest = ".".join(map(str, OLDEST_VERSION))
             raise ExternalToolError(
-                f"the Ollama at {self.address} does not show the prompts that it renders", "Update it, or: make ollama"
+                f"the Ollama {self.version()} at {self.address} does not show the prompts that it renders: it answered with "
+                f"{', '.join(sorted(answer)) or 'nothing'}, where `_debug_info` was expected",
+                f"Use {oldest} or newer: update it from https://ollama.com/download, or build one here: make ollama",
             ) from error
 
     def stream(self, path: str, request: dict[str, Any], doing: str) -> Iterator[dict[str, Any]]:
@@ -238,10 +250,21 @@ class Client:
                 "Free some space, or point OLLAMA_MODELS elsewhere and restart it.",
             )
         if code == httpx.codes.NOT_FOUND:
-            return UsageError(f"Ollama does not know it while {doing}: {words}", "See what is there: ollama list")
+            return UsageError(f"Ollama does not know it while {doing}: {words}", self._what_is_there(doing))
         return ExternalToolError(
             f"Ollama answered {code} while {doing}: {words}", "The server's log says more; see its last lines."
         )
+
+    def _what_is_there(self, doing: str) -> str:
+        names: list[str] = []
+        with contextlib.suppress(
+            httpx.HTTPError, ValueError, TypeError, KeyError
+        ):  # the first fault is the one to tell
+            listed = self._http.get("/api/tags", timeout=5.0).json()["models"] or []
+            names = [str(model["name"]) for model in listed]
+        asked = doing.rpartition(" ")[2]
+        known = ", ".join(sorted(names)[:10]) or "none"
+        return f"Models at {self.address}: {known}{nearest(asked, names)}. See them all: ollama list"
 
     def _went_away(self, doing: str, why: str) -> ExternalToolError:
         return ExternalToolError(

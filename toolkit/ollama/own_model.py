@@ -29,7 +29,12 @@ class OwnModel:
         self._vocab = llama_cpp.llama_model_get_vocab(self._llama.model)
         self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
         bos = llama_cpp.llama_vocab_bos(self._vocab)
-        self.bos_text = self.piece(bos, special=True).decode(errors="replace") if bos >= 0 else ""
+        eos, eot = llama_cpp.llama_vocab_eos(self._vocab), llama_cpp.llama_vocab_eot(self._vocab)
+        self.bos_text, self.eos_text, eot_text = (
+            self.piece(token, special=True).decode(errors="replace") if token >= 0 else "" for token in (bos, eos, eot)
+        )
+        self.markers = [text for text in dict.fromkeys((self.bos_text, self.eos_text, eot_text)) if text]
+        """Texts of the tokens that open and close, which a user may write too."""
         self.end_ids = [i for i in range(self._llama.n_vocab()) if llama_cpp.llama_vocab_is_eog(self._vocab, i)]
 
     def close(self) -> None:

@@ -12,8 +12,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -26,6 +27,10 @@ from toolkit.ollama.server import find_ollama, serving
 from toolkit.ollama.syntax import Modelfile, read_modelfile, render_for_people
 from toolkit.places import own_command
 from toolkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from toolkit.ollama.conversations import Outcome
+    from toolkit.ollama.own_model import OwnModel
 
 INSTALL = "install Ollama: curl -fsSL https://ollama.com/install.sh | sh   (or, with Go and CMake here: make ollama)"
 
@@ -57,7 +62,8 @@ def create(
 
     Args:
         served: the GGUF file that the certificate lets go to Ollama.
-        out: gets `Modelfile`, for people: `ollama create` with it gives the same model.
+        out: gets `Modelfile`, for people: `ollama create` with it gives the same model; and `conversations.jsonl`, what each
+            address rendered.
 
     Raises:
         ParityError: the certificate does not pass, or the server renders or answers otherwise; nothing was published.
@@ -82,7 +88,7 @@ def create(
             return OllamaFacts(model=model, digest="", server_version="", published=False, remaining=remaining)
         version = client.version()
         try:
-            facts_of_checks = _prove(client, candidate, modelfile, served, golden, recipe)
+            facts_of_checks = _prove(client, candidate, modelfile, served, golden, recipe, out)
             client.copy(candidate, model)
             digest = client.models().get(full_name(model), "")
         finally:
@@ -95,8 +101,16 @@ def create(
 
 
 def _prove(
-    client: Client, candidate: str, modelfile: Modelfile, served: Path, golden: Artifact[GoldenFacts], recipe: Recipe
+    client: Client,
+    candidate: str,
+    modelfile: Modelfile,
+    served: Path,
+    golden: Artifact[GoldenFacts],
+    recipe: Recipe,
+    out: Path,
 ) -> dict[str, Any]:
+    from toolkit.ollama.asked import ENDPOINTS
+    from toolkit.ollama.conversations import require_equal
     from toolkit.ollama.own_model import OwnModel
     from toolkit.ollama.served import Served, check_answers, check_rendering, read_questions, with_messages
     from toolkit.parity.candidate import Candidate
@@ -111,9 +125,21 @@ def _prove(
         questions = with_messages(questions, modelfile.messages, recipe.system, template, own)
         with _counting("prompts rendered by Ollama", len(questions)) as tick:
             rendered = check_rendering(client, candidate, questions, own, tick)
-        with _counting("answers of Ollama compared with llama.cpp", len(questions)) as tick:
-            there = Served(candidate, tuple(modelfile.api_parameters().get("stop", ())))
-            agreement = check_answers(client, there, questions, own, recipe.golden.max_new_tokens, tick)
+        outcomes = converse(client, candidate, recipe.system, modelfile, template, own)
+        write_text(
+            out / "conversations.jsonl", "".join(json.dumps(asdict(o), ensure_ascii=False) + "\n" for o in outcomes)
+        )
+        require_equal(outcomes, candidate)
+        with _counting("answers of Ollama compared with llama.cpp", len(questions) + 2) as tick:
+            there, limit = (
+                Served(candidate, tuple(modelfile.api_parameters().get("stop", ()))),
+                recipe.golden.max_new_tokens,
+            )
+            agreement = check_answers(client, there, questions, own, limit, tick)
+            # The other addresses have proved to render alike; one answer shows that they also answer alike.
+            for endpoint in ENDPOINTS[1:]:
+                single = [q for q in questions if endpoint != "/api/generate" or len(q.messages) == 1][:1]
+                check_answers(client, there, single, own, limit, tick, endpoint)
     finally:
         own.close()
     return {
@@ -121,6 +147,19 @@ def _prove(
         "answers_compared": agreement.answers,
         "largest_logprob_difference": agreement.largest,
     }
+
+
+def converse(
+    client: Client, candidate: str, system: str, modelfile: Modelfile, template: str, own: OwnModel
+) -> list[Outcome]:
+    """Have the candidate render every conversation at every address."""
+    from toolkit.ollama.conversations import check_conversations, expected_texts, further_conversations
+
+    expected = expected_texts(
+        further_conversations(system, own.markers), template, own.bos_text, own.eos_text, modelfile.system or "",
+        modelfile.messages, sees="vision" in client.show(candidate).get("capabilities", []),
+    )  # fmt: skip
+    return check_conversations(client, candidate, expected, own.bos_text if own.adds_bos else "")
 
 
 def send(client: Client, name: str, modelfile: Modelfile, gguf: Path) -> None:

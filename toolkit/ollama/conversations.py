@@ -1,0 +1,208 @@
+"""Does the server make of every conversation, at every address that apps use, the text that the model was trained on?
+
+Ollama shows what it renders (`_debug_render_only`) at `/api/chat`, `/api/generate` and, since before 0.30, `/v1/chat/completions`
+as well, so all three are compared byte for byte. A conversation that cannot be asked is not left out: its outcome says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from toolkit.errors import ParityError, ToolkitError
+from toolkit.ollama.asked import ENDPOINTS, TOOLS, Conversation, Endpoint, Messages, has_picture, request_fields
+from toolkit.ollama.client import Client
+from toolkit.ollama.predict import takes_tools, thinks
+from toolkit.ollama.syntax import Message
+
+Result = Literal["equal", "differs", "not applicable"]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A conversation and the text that the training template makes of it."""
+
+    conversation: Conversation
+    text: str | None
+    """None: it is not applicable, and `reason` says why."""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one address made of one conversation."""
+
+    conversation: str
+    endpoint: Endpoint
+    result: Result
+    detail: str = ""
+
+
+def further_conversations(system: str, markers: Sequence[str]) -> list[Conversation]:
+    """The conversations of `toolkit.parity.prompts`, and those that only a server can be asked.
+
+    Args:
+        system: the system text of the recipe; empty: some example.
+        markers: texts of the model's special tokens, which a user may write too.
+    """
+    from toolkit.parity.prompts import conversations
+
+    user, said = "What helps against a cold?", system or "You are a careful doctor. Answer in one sentence."
+    marked = " ".join(["Explain", *markers, "please."])
+    call = {"type": "function", "id": "call_1", "function": {"name": "look_up", "arguments": {"word": "cold"}}}
+    asked: dict[str, Any] = {"role": "user", "content": user}
+    answered: Messages = [
+        asked,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "name": "look_up", "content": "an infection"},
+    ]
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image"}]
+    return [
+        *(Conversation(name, [dict(m) for m in messages]) for name, messages in conversations(system)),
+        Conversation(
+            "joined emoji", [{"role": "user", "content": "👩\u200d👩\u200d👧\u200d👦 🏳️\u200d🌈 a\u00a0b\u3000c"}]
+        ),
+        Conversation("text that contains special tokens", [{"role": "user", "content": marked}]),
+        Conversation("tools", [{"role": "system", "content": said}, asked], tools=TOOLS),
+        Conversation("tools, no system text", [asked], tools=TOOLS),
+        Conversation("a tool's answer", answered, tools=TOOLS),
+        Conversation("think", [asked], think=True),
+        Conversation("no think", [asked], think=False),
+        Conversation("image", [{"role": "user", "content": parts}]),
+    ]
+
+
+def expected_texts(
+    conversations: Sequence[Conversation],
+    template: str,
+    bos: str,
+    eos: str,
+    system: str = "",
+    turns: Sequence[Message] = (),
+    sees: bool = False,
+) -> list[Expected]:
+    """What the training template makes of conversations as the served model completes them.
+
+    Args:
+        system, turns: the Modelfile's SYSTEM and MESSAGE, which Ollama puts before a conversation.
+        sees: whether the served model has a projector.
+    """
+    between = [{"role": turn.role, "content": turn.content} for turn in turns]
+    return [
+        _expected(one, [*_opening(one.messages, system), *between, *one.messages], template, bos, eos, sees)
+        for one in conversations
+    ]
+
+
+def _opening(messages: Messages, system: str) -> Messages:
+    # server/routes.go, ChatHandler: SYSTEM goes first, unless the request begins with a system turn of its own.
+    return [{"role": "system", "content": system}] if system and messages[0]["role"] != "system" else []
+
+
+def _expected(one: Conversation, messages: Messages, template: str, bos: str, eos: str, sees: bool) -> Expected:
+    def rendered(tools: list[dict[str, Any]] | None, **fields: Any) -> str | None:
+        return render_trained(template, messages, bos, eos, tools, **fields)
+
+    if has_picture(one) and not sees:
+        return Expected(one, None, "the model has no projector: it sees no pictures")
+    if one.messages[-1]["role"] == "assistant":
+        return Expected(one, None, "llama.cpp goes on with such a turn, where training opens a new one")
+    thinking = {} if one.think is None else {"enable_thinking": one.think}
+    text = rendered(one.tools, **thinking)
+    if text is None:
+        return Expected(one, None, "the training template refuses this conversation")
+    if one.tools and (text == rendered(None) or not takes_tools(template)):
+        return Expected(one, None, "the template ignores tools")
+    if one.think is not None and rendered(None, enable_thinking=True) == rendered(None, enable_thinking=False):
+        return Expected(one, None, "the template ignores `enable_thinking`")
+    if one.think and not thinks(template):
+        return Expected(one, None, "Ollama does not take it for a thinking model and refuses `think`")
+    return Expected(one, text)
+
+
+def render_trained(
+    template: str, messages: Messages, bos: str, eos: str, tools: list[dict[str, Any]] | None = None, **fields: Any
+) -> str | None:
+    """A prompt as transformers renders it, up to where the answer begins; None: the template refuses."""
+    from jinja2.exceptions import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        rendered, _ = render_jinja_template(
+            conversations=[messages], tools=tools, chat_template=template, add_generation_prompt=True, bos_token=bos,
+            eos_token=eos, **fields,
+        )  # fmt: skip
+    except (TemplateError, ValueError, TypeError, KeyError):
+        return None
+    return str(rendered[0])
+
+
+def check_conversations(
+    client: Client,
+    model: str,
+    expected: Sequence[Expected],
+    bos: str = "",
+    endpoints: Sequence[Endpoint] = ENDPOINTS,
+) -> list[Outcome]:
+    """Have the server render every conversation at every address.
+
+    Args:
+        bos: text of the token that the tokenizer puts first by itself (empty: it does not); the text may be without it, as
+            llama.cpp leaves it to the tokenizer.
+    """
+    return [_outcome(client, model, one, endpoint, bos) for one in expected for endpoint in endpoints]
+
+
+def _outcome(client: Client, model: str, one: Expected, endpoint: Endpoint, bos: str) -> Outcome:
+    name = one.conversation.name
+    if one.text is None:
+        return Outcome(name, endpoint, "not applicable", one.reason)
+    request = request_fields(one.conversation, endpoint)
+    if isinstance(request, str):
+        return Outcome(name, endpoint, "not applicable", request)
+    try:
+        found = _render(client, model, endpoint, request)
+    except ToolkitError as error:
+        return Outcome(name, endpoint, "differs", f"the server refuses: {error.message[-300:]}")
+    if found in {one.text, one.text.removeprefix(bos)}:
+        return Outcome(name, endpoint, "equal")
+    wanted = one.text if bos and found.startswith(bos) else one.text.removeprefix(bos)
+    return Outcome(name, endpoint, "differs", first_difference(wanted, found))
+
+
+def _render(client: Client, model: str, endpoint: Endpoint, request: dict[str, Any]) -> str:
+    fields = {**request, "_debug_render_only": True}
+    if endpoint == "/api/chat":
+        return client.shown_prompt(client.chat(model, fields.pop("messages"), **fields))
+    if endpoint == "/api/generate":
+        return client.shown_prompt(client.generate(model, fields.pop("prompt"), **fields))
+    return client.shown_prompt(client.openai(model, fields.pop("messages"), **fields))
+
+
+def first_difference(wanted: str, found: str) -> str:
+    """Where two texts part, with what stands there."""
+    at = next((i for i, (a, b) in enumerate(zip(wanted, found)) if a != b), min(len(wanted), len(found)))
+    return f"from character {at + 1}: trained {wanted[at : at + 40]!r}, served {found[at : at + 40]!r}"
+
+
+def differing(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Those that differ."""
+    return [outcome for outcome in outcomes if outcome.result == "differs"]
+
+
+def require_equal(outcomes: Sequence[Outcome], what: str) -> int:
+    """How many were equal.
+
+    Raises:
+        ParityError: one differs; with the first, and where each is asked.
+    """
+    wrong = differing(outcomes)
+    if wrong:
+        named = "\n".join(f"  {one.endpoint}, {one.conversation}: {one.detail}" for one in wrong[:4])
+        raise ParityError(
+            f"Ollama renders {len(wrong)} of {sum(o.result != 'not applicable' for o in outcomes)} conversations of {what} "
+            f"otherwise than the training template:\n{named}",
+            "tune2ollama protects its own exports from this; a GGUF of another tool can be mended: see docs/ollama.md.",
+        )
+    return sum(outcome.result == "equal" for outcome in outcomes)

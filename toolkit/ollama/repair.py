@@ -1,0 +1,146 @@
+"""Mending a GGUF that Ollama would serve with another prompt than its own template's, and proving that it is mended.
+
+An explicit TEMPLATE cannot carry it: Ollama takes Go templates there, and no Jinja (template/template.go, Parse). So the file's
+own template is changed, in ways that change none of its texts:
+
+- a comment at its head takes it out of reach of the templates that Ollama knows;
+- variables that llama.cpp sets and training did not (`date_string`, `datetime`) get another name, so that they stay undefined.
+
+What no template can mend is said: an architecture whose prompts Ollama writes in Go by itself.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.errors import DataError, ParityError
+from toolkit.export.convert import protect_template
+from toolkit.gguf_file import GGUFHeader, read_gguf
+from toolkit.ollama.client import Client
+from toolkit.ollama.conversations import Expected, Outcome, check_conversations, differing
+from toolkit.ollama.jinja import undated
+from toolkit.ollama.predict import RENDERER_OF
+
+_KEY = "tokenizer.chat_template"
+_STRING = 8
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A mended file, and what the server did before and after."""
+
+    gguf: Path
+    before: list[Outcome]
+    after: list[Outcome]
+
+
+def mended_template(template: str) -> str:
+    """The template with the protecting comment, and with names that llama.cpp does not set; its texts are those of training."""
+    return protect_template(undated(template))
+
+
+def rewrite_template(gguf: Path, out: Path, template: str) -> Path:
+    """Copy a GGUF with another chat template; tensors and all other metadata stay byte for byte.
+
+    Args:
+        out: the new file; written whole, or not at all.
+
+    Raises:
+        DataError: no GGUF, damaged, or without a chat template to replace.
+    """
+    header = read_gguf(gguf)
+    old = header.metadata.get(_KEY)
+    if not isinstance(old, str):
+        raise DataError(f"{gguf} has no chat template to replace", "Convert the model again, with its chat template.")
+    partial = out.with_name(out.name + ".partial")
+    try:
+        with gguf.open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            begin, end = _value(data, old.encode(), header.data_begin, gguf)
+            new = template.encode()
+            head = data[:begin] + struct.pack("<Q", len(new)) + new + data[end : _end_of_list(data, header)]
+            alignment = int(header.metadata.get("general.alignment", 32))
+            with partial.open("wb") as sink:
+                sink.write(head + b"\0" * (-len(head) % alignment))
+                source.seek(header.data_begin)
+                while chunk := source.read(_CHUNK):
+                    sink.write(chunk)
+                sink.flush()
+                os.fsync(sink.fileno())
+        partial.rename(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return out
+
+
+def _value(data: mmap.mmap, old: bytes, limit: int, gguf: Path) -> tuple[int, int]:
+    """Where the template's length and text begin and end."""
+    key = _KEY.encode()
+    value = struct.pack("<Q", len(old)) + old
+    at = data.find(struct.pack("<Q", len(key)) + key + struct.pack("<I", _STRING) + value, 0, limit)
+    if at < 0:
+        raise DataError(f"{gguf}: its chat template is not where its header says", "Convert the model again.")
+    begin = at + 8 + len(key) + 4
+    return begin, begin + len(value)
+
+
+def _end_of_list(data: mmap.mmap, header: GGUFHeader) -> int:
+    """Where the list of tensors ends: from there to the tensors there is only padding."""
+    if not header.tensors:
+        return header.data_begin
+    size = sum(8 + len(tensor.name.encode()) + 4 + 8 * len(tensor.shape) + 4 + 8 for tensor in header.tensors)
+    first = header.tensors[0].name.encode()
+    opening = struct.pack("<Q", len(first)) + first
+    ends = range(header.data_begin, header.data_begin - int(header.metadata.get("general.alignment", 32)), -1)
+    return next(end for end in ends if data[end - size : end - size + len(opening)] == opening)
+
+
+def repaired(
+    client: Client,
+    name: str,
+    gguf: Path,
+    out: Path,
+    expected: Sequence[Expected],
+    bos: str = "",
+) -> Repair:
+    """Create the plain model, and if the server renders a conversation otherwise, mend the file and prove the mended one.
+
+    Both models are removed again.
+
+    Args:
+        name: of the models that are made for the proof.
+        out: the mended file; not written when nothing has to be mended.
+        expected: what the training template makes of each conversation.
+
+    Raises:
+        ParityError: the mended file is served otherwise too; with the reason, as far as it is known.
+    """
+    before = _served(client, f"{name}:plain", gguf, expected, bos)
+    if not differing(before):
+        return Repair(gguf, before, before)
+    header = read_gguf(gguf)
+    rewrite_template(gguf, out, mended_template(str(header.metadata.get(_KEY, ""))))
+    after = _served(client, f"{name}:mended", out, expected, bos)
+    if wrong := differing(after):
+        out.unlink()
+        why = "this difference is not one that a template's own text can mend"
+        if header.architecture in RENDERER_OF:
+            why = f"Ollama writes every prompt of the architecture {header.architecture} itself, whatever the file says"
+        raise ParityError(
+            f"{gguf.name} cannot be mended: {why}; {wrong[0].endpoint}, {wrong[0].conversation}: {wrong[0].detail}",
+            "Train with the template that is served, or serve the file with llama.cpp's own llama-server.",
+        )
+    return Repair(out, before, after)
+
+
+def _served(client: Client, model: str, gguf: Path, expected: Sequence[Expected], bos: str) -> list[Outcome]:
+    client.create(model, {"files": {"model.gguf": client.upload(gguf)}})
+    try:
+        return check_conversations(client, model, expected, bos)
+    finally:
+        client.delete(model)
