@@ -6,14 +6,26 @@ import math
 
 import pytest
 
-from toolkit.parity.certificate import Check, Link, Verdict, higher_is_better, lower_is_better, verdict_of, worst
+from toolkit.parity.certificate import (
+    LINKS,
+    Check,
+    Kind,
+    Subject,
+    Verdict,
+    blame_of,
+    chain_of,
+    higher_is_better,
+    lower_is_better,
+    verdict_of,
+    worst,
+)
 
 
-def link(name: str, counts: str, **checks: Verdict) -> Link:
-    return Link(
-        name=name, kind="quantized", file=name, file_type=name, counts=counts, served=counts == "everything",
+def subject(name: str, counts: str, kind: Kind = "quantized", **checks: Verdict) -> Subject:
+    return Subject(
+        name=name, kind=kind, file=name, file_type=name, counts=counts, served=counts == "everything",
         checks=[Check(name=check, verdict=verdict, message="why") for check, verdict in checks.items()],
-    )  # fmt: skip
+    )  # type: ignore[arg-type]  # fmt: skip
 
 
 def test_worst() -> None:
@@ -30,25 +42,55 @@ def test_measures_fail_on_nan_and_beyond(value: float) -> None:
 
 
 def test_the_served_file_decides_and_others_warn() -> None:
-    served = link("Q8_0", "everything", strength="pass", logits="pass")
-    verdict, message, warnings = verdict_of([served, link("Q2_K", "text only", logits="fail", strength="inconclusive")])
+    served = subject("Q8_0", "everything", strength="pass", logits="pass")
+    verdict, message, warnings = verdict_of(
+        [served, subject("Q2_K", "text only", logits="fail", strength="inconclusive")]
+    )
     assert (verdict, message) == ("pass", "what is served is what was trained")
     assert warnings == ["Q2_K: logits fails: why", "Q2_K: strength is inconclusive: why"]
-    verdict, message, _ = verdict_of([served, link("Q2_K", "text only", tokens="fail")])
-    assert (verdict, message) == ("fail", "Q2_K: tokens fails: why")
+    verdict, message, _ = verdict_of([served, subject("Q2_K", "text only", tokens="fail")])
+    assert (verdict, message) == ("fail", "tokenizer broke, seen in Q2_K: why")
 
 
 def test_the_ancestor_fails_what_is_made_from_it_but_its_doubt_is_a_warning() -> None:
-    served = link("Q8_0", "everything", strength="pass")
-    assert verdict_of([link("F16", "ancestor", logits="fail"), served])[0] == "fail"
-    verdict, _, warnings = verdict_of([link("F16", "ancestor", strength="inconclusive"), served])
+    served = subject("Q8_0", "everything", strength="pass")
+    assert verdict_of([subject("F16", "ancestor", "converted", logits="fail"), served])[0] == "fail"
+    verdict, _, warnings = verdict_of([subject("F16", "ancestor", "converted", strength="inconclusive"), served])
     assert (verdict, len(warnings)) == ("pass", 1)
 
 
-def test_inconclusive_never_passes_and_the_first_broken_link_is_blamed() -> None:
-    doubtful = link("Q8_0", "everything", strength="inconclusive", logits="pass")
-    assert verdict_of([doubtful])[0] == "inconclusive"
-    verdict, message, _ = verdict_of(
-        [link("merged", "everything", prompts="pass"), link("F16", "ancestor", tokens="fail"), doubtful]
-    )
-    assert (verdict, message) == ("fail", "F16: tokens fails: why")
+def test_inconclusive_never_passes() -> None:
+    doubtful = subject("Q8_0", "everything", strength="inconclusive", logits="pass")
+    verdict, message, _ = verdict_of([doubtful])
+    assert (verdict, message) == ("inconclusive", "quantization is not proved, seen in Q8_0: why")
+    assert blame_of([doubtful]) is None
+
+
+def test_the_first_broken_link_is_blamed_whatever_broke_after_it() -> None:
+    subjects = [
+        subject("Q8_0", "everything", structure="fail", logits="fail"),
+        subject("F16", "ancestor", "converted", prompts="pass", weights="fail"),
+        subject("merged", "everything", "merged", prompts="pass", weights="pass"),
+    ]
+    blame = blame_of(subjects)
+    assert blame is not None
+    assert (blame.link, blame.where, blame.check) == ("structure", "Q8_0", "structure")
+    chain = chain_of(subjects)
+    assert [link.link for link in chain] == list(LINKS)
+    found = {link.link: (link.verdict, link.where) for link in chain}
+    assert found["template"] == ("pass", "merged")
+    assert found["merge"] == ("pass", "merged")
+    assert found["conversion"] == ("fail", "F16")
+    assert found["quantization"] == ("fail", "Q8_0")
+    assert found["server answers"] == ("not compared", "")
+
+
+def test_a_suspected_earlier_link_is_blamed_unless_its_product_is_right() -> None:
+    lost = Check(name="weights", verdict="fail", message="the adapter is not in it", suspect="merge")
+    alone = Subject(name="Q8_0", kind="quantized", file="x", file_type="Q8_0", counts="everything", checks=[lost])
+    blame = blame_of([alone])
+    assert blame is not None
+    assert blame.link == "merge"
+    blame = blame_of([alone, subject("merged", "everything", "merged", weights="pass")])
+    assert blame is not None
+    assert blame.link == "quantization"

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from tests.parity_chain import Chain, Export, blend, chain, damaged, replace_bytes
 from toolkit.artifacts import CertificateFacts
-from toolkit.parity.certificate import SCHEMA, certificate_table
+from toolkit.parity.certificate import SCHEMA
+from toolkit.parity.table import certificate_table
 from toolkit.parity.verify import verify
 
 TYPES = ["F16", "Q8_0", "Q4_K_M"]
@@ -24,12 +25,12 @@ def clean() -> Chain:
 
 def certify(clean: Chain, export: Export, out: Path) -> tuple[CertificateFacts, dict[str, Any]]:
     out.mkdir(parents=True)
-    facts = verify(clean.recipe, clean.golden, export.model, export.gguf, export.quantized, out)
+    facts = verify(clean.recipe, clean.adapter, clean.golden, export.model, export.gguf, export.quantized, out)
     return facts, json.loads((out / "certificate.json").read_text(encoding="utf-8"))
 
 
 def value(certificate: dict[str, Any], link: str, check: str, measure: str) -> float:
-    found = next(x for x in certificate["links"] if x["name"] == link)
+    found = next(x for x in certificate["subjects"] if x["name"] == link)
     found = next(x for x in found["checks"] if x["name"] == check)
     return float(next(x for x in found["measures"] if x["name"] == measure)["value"])
 
@@ -40,13 +41,15 @@ def test_a_clean_chain_passes_at_every_quantization(clean: Chain, tmp_path: Path
     assert set(facts.checks.values()) == {"pass"}
     assert certificate["schema"] == SCHEMA
     assert certificate["warnings"] == []
-    assert [link["name"] for link in certificate["links"]] == ["merged", *TYPES]
+    assert [s["name"] for s in certificate["subjects"]] == ["adapter", "merged", *TYPES]
     assert facts.served_file == clean.export.quantized.facts.files[0].name
     assert value(certificate, "F16", "logits", "mean KL") < 2e-5
     assert value(certificate, "Q8_0", "logits", "mean KL") < 3e-3
     assert value(certificate, "Q4_K_M", "logits", "mean KL") < 5e-2
     for link, room in zip(TYPES, (0.002, 0.01, 0.05)):
         assert abs(value(certificate, link, "strength", "strength") - 1) < room
+        assert value(certificate, link, "weights", "strength in the weights") == pytest.approx(1, abs=1e-3)
+        assert value(certificate, link, "weights", "its error") < 1e-3
         # Of twelve answers that end by themselves, all end in the exports too.
         assert value(certificate, link, "stops", "answers that end by themselves") >= 11
     assert certificate["reference"]["positions"] == clean.golden.facts.positions
@@ -72,7 +75,9 @@ def test_a_weak_adapter_fails_at_every_quantization(
         assert facts.checks[f"{link}: strength"] == "fail", link
         assert least < value(certificate, link, "strength", "strength") < most
         assert facts.checks[f"{link}: prompts"] == facts.checks[f"{link}: tokens"] == "pass"
-    assert "strength" in certificate["message"]
+    # The merged folder is right, so the damage came with the conversion.
+    assert certificate["blame"]["link"] == "conversion"
+    assert certificate["blame"]["value"] == pytest.approx(factor, abs=0.01)
 
 
 @pytest.mark.parametrize("factor", [0.9, 2.0])
@@ -95,6 +100,7 @@ def test_a_swapped_template_fails_the_prompts_check(clean: Chain, tmp_path: Path
     assert all(facts.checks[f"{link}: prompts"] == "fail" for link in TYPES)
     assert facts.checks["merged: prompts"] == facts.checks["Q8_0: strength"] == facts.checks["Q8_0: tokens"] == "pass"
     assert "golden 1" in certificate["message"]
+    assert (certificate["blame"]["link"], certificate["blame"]["where"]) == ("template", "F16")
 
 
 def test_another_pre_tokenizer_fails_the_tokens_check(clean: Chain, tmp_path: Path) -> None:
@@ -108,7 +114,7 @@ def test_another_pre_tokenizer_fails_the_tokens_check(clean: Chain, tmp_path: Pa
     assert value(certificate, "F16", "tokens", "tokens spelled differently") == 0
 
 
-def test_a_lost_end_token_fails_the_stops_check(clean: Chain, tmp_path: Path) -> None:
+def test_a_lost_end_token_fails_the_tokens_check(clean: Chain, tmp_path: Path) -> None:
     # The value of the key is a 32-bit number of type 4 after the key's text.
     key = b"tokenizer.ggml.eos_token_id" + (4).to_bytes(4, "little")
 
@@ -117,8 +123,8 @@ def test_a_lost_end_token_fails_the_stops_check(clean: Chain, tmp_path: Path) ->
 
     facts, certificate = certify(clean, damaged(clean, lose, tmp_path / "x"), tmp_path / "verify")
     assert facts.verdict == "fail"
-    assert all(facts.checks[f"{link}: stops"] == "fail" for link in TYPES)
-    assert value(certificate, "Q8_0", "stops", "end-of-text id wrong") == 1
+    assert all(facts.checks[f"{link}: tokens"] == "fail" for link in TYPES)
+    assert value(certificate, "Q8_0", "tokens", "end-of-text id wrong") == 1
 
 
 def test_a_failing_file_that_is_not_served_is_a_warning(clean: Chain, tmp_path: Path) -> None:
@@ -133,4 +139,4 @@ def test_a_failing_file_that_is_not_served_is_a_warning(clean: Chain, tmp_path: 
     facts, certificate = certify(clean, out, tmp_path / "verify")
     assert facts.verdict == "pass"
     assert facts.checks["Q4_K_M: strength"] == "fail"
-    assert any(warning.startswith("Q4_K_M: strength fails") for warning in certificate["warnings"])
+    assert any(warning.startswith("Q4_K_M: weights fails") for warning in certificate["warnings"])

@@ -235,10 +235,11 @@ def test_a_wrong_export_is_refused_with_exit_code_6(clean: Project, base: Path, 
     assert "the certificate says fail" in done.stderr and "Nothing was published" in done.stderr
     assert not (project.run / "create").exists()
     failed = {
-        f"{link['name']}: {check['name']}"
-        for link in _certificate(project)["links"]
-        for check in link["checks"]
+        f"{subject['name']}: {check['name']}"
+        for subject in _certificate(project)["subjects"]
+        for check in subject["checks"]
         if check["verdict"] == "fail"
     }
     wanted = "prompts" if fault == "template swapped" else "strength"
     assert {f"F16: {wanted}", f"Q8_0: {wanted}"} <= failed
+    assert _certificate(project)["blame"]["link"] == ("template" if fault == "template swapped" else "merge")

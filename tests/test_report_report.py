@@ -29,7 +29,7 @@ from toolkit.artifacts import (
     ReportFacts,
     publish,
 )
-from toolkit.parity.certificate import SCHEMA, Check, Link, higher_is_better, lower_is_better
+from toolkit.parity.certificate import SCHEMA, Check, Subject, higher_is_better, lower_is_better
 from toolkit.recipe import Recipe
 from toolkit.report.report import last_screen, write_report
 from toolkit.report.summary import summarize
@@ -64,7 +64,7 @@ def _golden(question: str, before: str, after: str, stopped: bool = True) -> dic
     return {"messages": messages, "base_completion": before, "completion": after, "stopped": stopped}
 
 
-def _link(kind: str, file_type: str, served: bool) -> dict[str, Any]:
+def _subject(kind: str, file_type: str, served: bool) -> dict[str, Any]:
     checks = [
         Check.of("prompts", [], "all equal"),
         Check.of("tokens", [], "all equal"),
@@ -72,11 +72,11 @@ def _link(kind: str, file_type: str, served: bool) -> dict[str, Any]:
             "logits", [lower_is_better("mean KL", 2.5e-3, 1.5e-2), higher_is_better("top-1 agreement", 0.975, 0.94)], ""
         ),
     ]
-    link = Link(
+    subject = Subject(
         name=file_type, kind=kind, file=f"health-{file_type}.gguf", file_type=file_type, counts="everything",
         served=served, checks=checks, relaxed="a model under 1B" if served else "",
     )  # type: ignore[arg-type]  # fmt: skip
-    return link.as_json()
+    return subject.as_json()
 
 
 @pytest.fixture
@@ -102,7 +102,8 @@ def artifacts(tmp_path: Path) -> dict[str, Artifact[Any]]:
     metrics = "".join(json.dumps({"step": i, "loss": 3 - i / 50}) + "\n" for i in range(1, 89))
     certificate = {
         "schema": SCHEMA, "verdict": "pass", "message": "what is served is what was trained", "served_file": "health-Q8_0.gguf",
-        "warnings": ["Q4_0: logits fails"], "links": [_link("converted", "F16", False), _link("quantized", "Q8_0", True)],
+        "warnings": ["Q4_0: logits fails"],
+        "subjects": [_subject("converted", "F16", False), _subject("quantized", "Q8_0", True)],
     }  # fmt: skip
     golden = GoldenFacts(
         prompts=3, positions=40, vocabulary=9, end_tokens=[2], forward="whole", stopped_by_themselves=2

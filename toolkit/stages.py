@@ -48,7 +48,7 @@ STAGES = (
         ("base", "system", "train", "lora", "adapter"),
         (*_MODEL_LIBRARIES, "trl", "accelerate"),
     ),
-    Stage("golden", GoldenFacts, ("prepare", "train"), ("golden", "system"), _MODEL_LIBRARIES),
+    Stage("golden", GoldenFacts, ("prepare", "train"), ("golden", "system", "merge"), _MODEL_LIBRARIES),
     Stage("merge", ModelFacts, ("prepare", "train"), ("merge", "license", "name"), _MODEL_LIBRARIES),
     Stage(
         "convert",
@@ -61,9 +61,10 @@ STAGES = (
     Stage(
         "verify",
         CertificateFacts,
-        ("golden", "merge", "convert", "quantize"),
-        ("export", "system"),
+        ("train", "golden", "merge", "convert", "quantize"),
+        ("export", "system", "merge", "golden.max_new_tokens"),
         ("llama-cpp-python", "transformers"),
+        version=2,
     ),
     Stage(
         "create",
@@ -127,7 +128,7 @@ def call_stage(name: str, recipe: Recipe, have: Mapping[str, Artifact[Any]], out
         case "verify":
             from toolkit.parity.verify import verify
 
-            return verify(recipe, have["golden"], have["merge"], have["convert"], have["quantize"], out)
+            return verify(recipe, have["train"], have["golden"], have["merge"], have["convert"], have["quantize"], out)
         case "create":
             from toolkit.ollama.publish import create
 

@@ -20,7 +20,7 @@ from toolkit.artifacts import AdapterFacts, Artifact, DatasetFacts, ModelFacts, 
 from toolkit.bases import CONFIG_FILES, TOKENIZER_FILES, check_folder
 from toolkit.errors import ResourceError
 from toolkit.hardware import free_disk_bytes
-from toolkit.lora import LoraAdapter
+from toolkit.merged import MergedWeights, merged_weights
 from toolkit.recipe import Recipe
 from toolkit.safetensors_file import ITEM_BYTES, Entry, model_files, read_header, write_model, writing
 from toolkit.weights import TORCH_DTYPES, TrainedWeights
@@ -30,59 +30,6 @@ _NAMES = {dtype: name for name, dtype in _SAFETENSORS_DTYPES.items()}
 LOSSLESS_BELOW = 1_000_000_000
 """Models with fewer parameters are written as float32 where 16 bits would round what was trained."""
 LOSS_ROWS = 16
-
-
-class MergedWeights:
-    """The tuned model's weights, computed as they are asked for; reads like `TrainedWeights`.
-
-    Raises:
-        DataError: the adapter does not fit the base.
-    """
-
-    def __init__(self, weights: TrainedWeights, adapter: LoraAdapter) -> None:
-        adapter.check_fits(weights)
-        self.weights, self.adapter = weights, adapter
-        self.folder = weights.folder
-        self.tied_head = None if self._unties() else weights.tied_head
-
-    def _unties(self) -> bool:
-        # An adapter on only one of two tied matrices parts them, unless PEFT was told to keep them tied.
-        head, embedding = self.weights.tied_head, self.weights.embedding
-        if head is None or self.adapter.config.get("ensure_weight_tying"):
-            return False
-        return any(name in self.adapter.replaced or self._changed(name) for name in (head, embedding))
-
-    def _changed(self, name: str) -> bool:
-        module, _, kind = name.rpartition(".")
-        change = self.adapter.changes.get(module)
-        return change is not None and (kind == "weight" or (kind == "bias" and "bias" in change.parts))
-
-    def names(self) -> list[str]:
-        """Every tensor of the merged model."""
-        head = self.weights.tied_head
-        parted = [head] if head is not None and self.tied_head is None else []
-        return self.weights.names() + parted
-
-    def entry(self, name: str) -> Entry:
-        """Shape of a tensor, and the type of the base's file."""
-        found = self.weights.entry(self.weights.embedding if name == self.weights.tied_head else name)
-        return Entry(name, found.dtype, found.shape)
-
-    def is_merged(self, name: str) -> bool:
-        """Whether the adapter changes this tensor."""
-        return name in self.adapter.replaced or self._changed(name)
-
-    def load(self, name: str) -> torch.Tensor:
-        """One merged tensor, on the CPU: in the type that the base was trained in, or float32 where it was quantized."""
-        if name in self.adapter.replaced:
-            # PEFT saves an embedding beside the change that it gets.
-            weight = self.adapter.tensor(self.adapter.replaced[name]).to(self.weights.dtype)
-        else:
-            weight = self.weights.load(self.weights.embedding if name == self.weights.tied_head else name)
-        if not self._changed(name):
-            return weight
-        module, _, kind = name.rpartition(".")
-        return self.adapter.apply(module, weight) if kind == "weight" else self.adapter.apply_bias(module, weight)
 
 
 def merge(
@@ -143,15 +90,6 @@ def held_out_losses(
     if facts.quantization is not None:
         found["loss_on_16_bit"] = loss(TrainedWeights(base, facts.base_dtype, None), adapter.folder)
     return found
-
-
-def merged_weights(adapter: Artifact[AdapterFacts], onto: Literal["as trained", "16-bit"]) -> MergedWeights:
-    """The tuned weights on the base as it was trained, or on its original 16-bit (or float32) weights."""
-    facts = adapter.facts
-    quantization = facts.quantization if onto == "as trained" else None
-    return MergedWeights(
-        TrainedWeights(Path(facts.base.folder), facts.base_dtype, quantization), LoraAdapter(adapter.folder)
-    )
 
 
 def _onto(facts: AdapterFacts, onto: str) -> Literal["nf4", "16-bit", "as trained"]:

@@ -126,6 +126,15 @@ class Candidate:
             raise ExternalToolError(f"llama.cpp cannot tokenize {text[:40]!r} with the vocabulary of {self.path}")
         return list(tokens[:count])
 
+    def tokenize_as_server(self, text: str) -> list[int]:
+        """Token ids of a rendered prompt as llama.cpp's server makes them: BOS and EOS as the metadata says.
+
+        Where the metadata asks for a BOS, one that the template wrote is taken off first (llama.cpp, `common/chat.cpp`).
+        """
+        if llama_cpp.llama_vocab_get_add_bos(self._vocab):
+            text = text.removeprefix(self.token_text(self.bos))
+        return self.tokenize(text, add_special=True)
+
     def text(self, tokens: Sequence[int], special: bool = False) -> str:
         """Text of tokens; special: spell control tokens out."""
         given = (llama_cpp.llama_token * len(tokens))(*tokens)

@@ -1,16 +1,18 @@
-"""The certificate: what was compared with what, how near it is, and the verdict.
+"""The certificate: what was compared with what, how near it is, which link of the chain broke, and the verdict.
 
-`certificate.json`, schema "tune2ollama.certificate/1":
+`certificate.json`, schema "tune2ollama.certificate/2" (docs/certificate.md tells every key):
 
-    schema          "tune2ollama.certificate/1"; the number grows when a key changes its meaning or goes away
+    schema          "tune2ollama.certificate/2"; the number grows when a key changes its meaning or goes away
     verdict         pass | fail | inconclusive
     message         the verdict in one sentence
+    blame           null, or the first link that broke: {link, where, check, measure, value, limit, message}
+    chain           the links in their order, each {link, verdict, where, message}; see `LINKS`
     served_file     name of the GGUF file that the verdict lets go to Ollama
     warnings        other files that fail, a line each: they are made, and must not be used
-    reference       what every link was compared with: goldens, positions, forward, precision
-    links           in the order of the chain; each {name, kind, file, file_type, counts, served, relaxed, verdict, seconds,
-                    checks}. counts: "everything", "ancestor" or "text only", see `verdict_of`
-      checks        each {name, verdict, message, measures, details}
+    reference       what everything was compared with: goldens, positions, forward, precision
+    subjects        what was judged, in the order of the chain; each {name, kind, file, file_type, counts, served, relaxed,
+                    verdict, seconds, checks}. counts: "everything", "ancestor" or "text only", see `counts`
+      checks        each {name, verdict, message, measures, details, suspect}
         measures    each {name, value, unit, limit, floor, verdict}; limit and floor may be null; verdict null: told, not judged
     files           path → {sha256, bytes} of every file that was compared
     versions        package → version
@@ -19,17 +21,39 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
-from rich.table import Table
-from rich.text import Text
 
-SCHEMA = "tune2ollama.certificate/1"
+SCHEMA = "tune2ollama.certificate/2"
 
 Verdict = Literal["pass", "fail", "inconclusive"]
+Kind = Literal["adapter", "merged", "converted", "quantized", "served"]
+LinkName = Literal[
+    "training",
+    "template",
+    "tokenizer",
+    "structure",
+    "merge",
+    "conversion",
+    "quantization",
+    "server prompt",
+    "server answers",
+]
+LINKS: tuple[LinkName, ...] = get_args(LinkName)
+"""The chain, in the order in which blame is laid: whoever breaks an early link breaks the later ones with it."""
+Suspect = Literal["", "merge", "conversion"]
 _WORSE = {"pass": 0, "inconclusive": 1, "fail": 2}
-_COLOURS = {"pass": "green", "inconclusive": "yellow", "fail": "red"}
+_BY_CHECK: dict[str, LinkName] = {
+    "moved": "training",
+    "prompts": "template",
+    "tokens": "tokenizer",
+    "structure": "structure",
+}
+_BY_KIND: dict[Kind, LinkName] = {
+    "adapter": "training", "merged": "merge", "converted": "conversion", "quantized": "quantization", "served": "server answers",
+}  # fmt: skip
+_ORDER: tuple[Kind, ...] = get_args(Kind)
 
 
 class _Part(BaseModel):
@@ -68,31 +92,42 @@ def higher_is_better(name: str, value: float, limit: float, floor: float | None 
 
 
 class Check(_Part):
-    """One question about one link."""
+    """One question about one subject."""
 
     name: str
-    """tokens, prompts, logits, strength, stops."""
+    """moved, prompts, tokens, structure, weights, source, strength, logits, stops, answers."""
     verdict: Verdict
     message: str
     measures: list[Measure] = []
     details: dict[str, Any] = {}
+    suspect: Suspect = ""
+    """The earlier link that makes such a fault, where the check can tell; it is blamed unless its own product is right."""
 
     @classmethod
-    def of(cls, name: str, measures: list[Measure], message: str, details: dict[str, Any] | None = None) -> Check:
+    def of(
+        cls,
+        name: str,
+        measures: list[Measure],
+        message: str,
+        details: dict[str, Any] | None = None,
+        suspect: Suspect = "",
+    ) -> Check:
         """A check that is as good as its worst measure."""
         verdict = worst([m.verdict for m in measures if m.verdict is not None])
-        return cls(name=name, verdict=verdict, message=message, measures=measures, details=details or {})
+        return cls(
+            name=name, verdict=verdict, message=message, measures=measures, details=details or {}, suspect=suspect
+        )
 
 
-class Link(_Part):
-    """One step of the way from the tuned model to what is served, compared with the tuned model."""
+class Subject(_Part):
+    """A file, a folder or a served model, compared with the tuned model."""
 
     name: str
-    kind: Literal["merged", "converted", "quantized"]
+    kind: Kind
     file: str
     file_type: str
     counts: Literal["everything", "ancestor", "text only"]
-    served: bool
+    served: bool = False
     relaxed: str = ""
     """Why its limits are wider than the file type's own; empty when they are not."""
     checks: list[Check]
@@ -103,8 +138,30 @@ class Link(_Part):
         return worst([check.verdict for check in self.checks])
 
     def as_json(self) -> dict[str, Any]:
-        """The link as the certificate holds it."""
+        """The subject as the certificate holds it."""
         return {**self.model_dump(), "verdict": self.verdict}
+
+
+class Blame(_Part):
+    """The first link that broke."""
+
+    link: LinkName
+    where: str
+    """Name of the subject that shows it first."""
+    check: str
+    measure: str
+    value: float | None
+    limit: float | None
+    message: str
+
+
+class ChainLink(_Part):
+    """One link of the chain, and how it did."""
+
+    link: LinkName
+    verdict: Literal["pass", "fail", "inconclusive", "not compared"]
+    where: str = ""
+    message: str = ""
 
 
 def worst(verdicts: list[Verdict]) -> Verdict:
@@ -112,87 +169,87 @@ def worst(verdicts: list[Verdict]) -> Verdict:
     return max(verdicts, key=_WORSE.__getitem__, default="pass")
 
 
-def verdict_of(links: list[Link]) -> tuple[Verdict, str, list[str]]:
-    """The certificate's verdict, why, and warnings about files that it is not about.
+def link_of(subject: Subject, check: Check, subjects: list[Subject]) -> LinkName:
+    """The link that answers for a check."""
+    if subject.kind == "served":
+        return "server prompt" if check.name in ("prompts", "tokens") else "server answers"
+    if check.name in _BY_CHECK:
+        return _BY_CHECK[check.name]
+    if check.suspect and not _acquitted(subject, check, subjects):
+        return check.suspect
+    return _BY_KIND[subject.kind]
 
-    The verdict is about the served file, so what counts is:
-    - the served file and the merged folder: every check;
-    - the converted file that the served one was quantized from ("ancestor"): a failing check, since its limits are the
-      tightest and what is broken there is broken in all that is made from it;
-    - every other quantization ("text only"): its tokens and prompts checks, since those are copied, not quantized.
-    A failing check anywhere else does not stop the served file, but is listed as a warning.
-    """
-    verdicts: list[Verdict] = []
-    reasons, warnings = [], []
-    for link in links:
-        for check in link.checks:
-            if check.verdict == "pass":
+
+def _acquitted(subject: Subject, check: Check, subjects: list[Subject]) -> bool:
+    """Whether an earlier subject passes the same check: then the fault came in after it."""
+    earlier = [s for s in subjects if _ORDER.index(s.kind) < _ORDER.index(subject.kind)]
+    return any(c.name == check.name and c.verdict == "pass" for s in earlier for c in s.checks)
+
+
+def chain_of(subjects: list[Subject]) -> list[ChainLink]:
+    """Every link with the worst that counts against it."""
+    found: dict[LinkName, ChainLink] = {}
+    for subject in sorted(subjects, key=lambda s: _ORDER.index(s.kind)):
+        for check in subject.checks:
+            if not counts(subject, check):
                 continue
-            said = f"{link.name}: {check.name} {_said(check.verdict)}: {check.message}"
-            if _counts(link, check):
-                verdicts.append(check.verdict)
-                reasons.append((_WORSE[check.verdict], said))
-            else:
-                warnings.append(said)
-    verdict = worst(verdicts)
+            link = link_of(subject, check, subjects)
+            before = found.get(link)
+            if before is None or _WORSE[check.verdict] > _WORSE[before.verdict]:
+                found[link] = ChainLink(link=link, verdict=check.verdict, where=subject.name, message=check.message)
+    return [found.get(link, ChainLink(link=link, verdict="not compared")) for link in LINKS]
+
+
+def blame_of(subjects: list[Subject]) -> Blame | None:
+    """The first broken link of the chain; None when none broke."""
+    broken = next((link for link in chain_of(subjects) if link.verdict == "fail"), None)
+    if broken is None:
+        return None
+    check = next(
+        check
+        for subject in sorted(subjects, key=lambda s: _ORDER.index(s.kind))
+        for check in subject.checks
+        if check.verdict == "fail" and subject.name == broken.where and link_of(subject, check, subjects) == broken.link
+        and counts(subject, check)
+    )  # fmt: skip
+    measure = next((m for m in check.measures if m.verdict == "fail"), None)
+    return Blame(
+        link=broken.link, where=broken.where, check=check.name, message=check.message,
+        measure=measure.name if measure else "", value=measure.value if measure else None,
+        limit=measure.limit if measure else None,
+    )  # fmt: skip
+
+
+def verdict_of(subjects: list[Subject]) -> tuple[Verdict, str, list[str]]:
+    """The certificate's verdict, why, and warnings about files that it is not about."""
+    chain = chain_of(subjects)
+    warnings = [
+        f"{subject.name}: {check.name} {_said(check.verdict)}: {check.message}"
+        for subject in subjects
+        for check in subject.checks
+        if check.verdict != "pass" and not counts(subject, check)
+    ]
+    verdict = worst([link.verdict for link in chain if link.verdict != "not compared"])
     if verdict == "pass":
         return verdict, "what is served is what was trained", warnings
-    # The first link of the chain that broke is the one to blame.
-    return verdict, next(said for rank, said in reasons if rank == _WORSE[verdict]), warnings
+    link = next(link for link in chain if link.verdict == verdict)
+    what = "broke" if verdict == "fail" else "is not proved"
+    return verdict, f"{link.link} {what}, seen in {link.where}: {link.message}", warnings
 
 
-def _counts(link: Link, check: Check) -> bool:
-    if link.counts == "everything" or check.name in ("tokens", "prompts"):
+def counts(subject: Subject, check: Check) -> bool:
+    """Whether a check is about what is served:
+
+    - of the served file, the adapter, the merged folder and the server: every check;
+    - of the converted file that the served one was quantized from ("ancestor"): a failing check, since its limits are the
+      tightest and what is broken there is broken in all that is made from it;
+    - of every other quantization ("text only"): prompts, tokens and structure, since those are copied, not quantized.
+    A failing check anywhere else does not stop the served file, but is listed as a warning.
+    """
+    if subject.counts == "everything" or check.name in ("tokens", "prompts", "structure"):
         return True
-    return link.counts == "ancestor" and check.verdict == "fail"
+    return subject.counts == "ancestor" and check.verdict != "inconclusive"
 
 
 def _said(verdict: Verdict) -> str:
     return {"pass": "passes", "fail": "fails", "inconclusive": "is inconclusive"}[verdict]
-
-
-def certificate_table(certificate: dict[str, Any]) -> Table:
-    """The certificate as one table: a row per link, a column per check; the served file is starred."""
-    checks = ("prompts", "tokens", "stops", "strength", "logits")
-    said = certificate["message"]
-    title = f"Certificate: {certificate['verdict']}. {said[:1].upper()}{said[1:]}"
-    table = Table(title=Text(title, style=_COLOURS[certificate["verdict"]]), title_justify="left")
-    for column in ("link", *checks[:3], "adapter strength", "mean KL (limit)", "top-1", "verdict"):
-        table.add_column(column)
-    for link in certificate["links"]:
-        by_name = {check["name"]: check for check in link["checks"]}
-        name = f"{link['name']}{' *' if link['served'] else ''}"
-        cells = [_cell(by_name.get(check)) for check in checks[:3]]
-        strength, logits = by_name.get("strength"), by_name.get("logits")
-        cells += [_strength_cell(strength), _measure_cell(logits, "mean KL", "{:.1e}"), _top1_cell(logits)]
-        table.add_row(name, *cells, Text(link["verdict"], style=_COLOURS[link["verdict"]]))
-    return table
-
-
-def _cell(check: dict[str, Any] | None) -> Text:
-    return Text("-") if check is None else Text(check["verdict"], style=_COLOURS[check["verdict"]])
-
-
-def _measure(check: dict[str, Any] | None, name: str) -> dict[str, Any] | None:
-    return next((m for m in check["measures"] if m["name"] == name), None) if check else None
-
-
-def _measure_cell(check: dict[str, Any] | None, name: str, form: str) -> Text:
-    found = _measure(check, name)
-    if check is None or found is None:
-        return _cell(check)
-    return Text(f"{form.format(found['value'])} ({form.format(found['limit'])})", style=_COLOURS[check["verdict"]])
-
-
-def _strength_cell(check: dict[str, Any] | None) -> Text:
-    value, low, high = (_measure(check, name) for name in ("strength", "strength low", "strength high"))
-    if check is None or value is None or low is None or high is None:
-        return _cell(check)
-    return Text(f"{value['value']:.3f} [{low['value']:.3f}, {high['value']:.3f}]", style=_COLOURS[check["verdict"]])
-
-
-def _top1_cell(check: dict[str, Any] | None) -> Text:
-    found = _measure(check, "top-1 agreement")
-    if check is None or found is None:
-        return _cell(check)
-    return Text(f"{found['value']:.1%}", style=_COLOURS[check["verdict"]])

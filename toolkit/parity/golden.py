@@ -17,6 +17,7 @@ import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +63,7 @@ def record_golden(
         DataError: no prompt, or a prompt that was trained on; an adapter that does not fit its base.
     """
     wanted = golden_messages(recipe, dataset)
+    adapter = as_merged(adapter, recipe.merge.onto)
     facts = adapter.facts
     weights = _weights(adapter)
     whole = fits_whole(parameter_count(weights))
@@ -92,6 +94,16 @@ def record_golden(
         prompts=len(prompts), positions=shape[0], vocabulary=vocabulary, end_tokens=ends,
         forward="whole" if whole else "layer by layer", stopped_by_themselves=sum(row["stopped"] for row in rows),
     )  # fmt: skip
+
+
+def as_merged(adapter: Artifact[AdapterFacts], onto: str) -> Artifact[AdapterFacts]:
+    """The adapter on the base that it is merged onto, so that the choice of the base is not counted as an error of the export.
+
+    What merging onto the original weights of a QLoRA adapter costs is measured by the merge stage, in held-out loss.
+    """
+    if onto == "as trained" or adapter.facts.quantization is None:
+        return adapter
+    return replace(adapter, facts=adapter.facts.model_copy(update={"quantization": None}))
 
 
 def golden_messages(recipe: Recipe, dataset: Artifact[DatasetFacts] | None) -> list[Messages]:

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from toolkit.gguf_file import GGUFHeader
+
 SMALL_MODEL = 1_000_000_000
 """Models with fewer parameters lose more in quantization: their limits are wider, and the certificate says so."""
 MANY_FALLBACKS = 0.2
@@ -68,6 +70,13 @@ _TABLE = {
 }
 
 
+def fallback_share(header: GGUFHeader, file_type: str) -> float:
+    """Share of a file's tensors that could not take its type's own quantization: rows that are no multiple of 256 (0…1)."""
+    if not file_type.endswith(("_K", "_K_S", "_K_M", "_K_L", "_XS")):
+        return 0.0
+    return sum(len(t.shape) > 1 and t.shape[0] % 256 != 0 for t in header.tensors) / max(1, len(header.tensors))
+
+
 def limits_for(file_type: str, parameters: int, fallback_share: float) -> tuple[Limits, str]:
     """Limits of a file type, and why they were widened (empty when they were not).
 
@@ -94,3 +103,16 @@ def limits_for(file_type: str, parameters: int, fallback_share: float) -> tuple[
         perplexity_ratio=1 + (limits.perplexity_ratio - 1) * 3,
     )
     return wider, f"KL x 5, disagreement x 2, flip margin x 2, (perplexity ratio - 1) x 3: {'; '.join(reasons)}"
+
+
+_LARGEST_REST = {
+    "F64": 1e-5, "F32": 1e-5, "F16": 1e-3, "BF16": 4e-3, "Q8_0": 0.012, "Q6_K": 0.03, "Q5_K": 0.06, "Q5_1": 0.06, "Q5_0": 0.07,
+    "Q4_K": 0.12, "Q4_1": 0.12, "Q4_0": 0.14, "IQ4_NL": 0.13, "IQ4_XS": 0.13, "Q3_K": 0.25, "IQ3_S": 0.25, "IQ3_XXS": 0.3,
+    "Q2_K": 0.45,
+}  # fmt: skip
+"""Largest rounding error of a stored type, as a share of a tensor's size."""
+
+
+def largest_rest(stored: str) -> float:
+    """What rounding to a stored type (of safetensors or ggml) may leave of a tensor; see `toolkit.parity.weights.Sums`."""
+    return _LARGEST_REST.get(stored, 0.6)

@@ -142,12 +142,13 @@ def logits_check(positions: Positions, limits: Limits) -> Check:
     return Check.of("logits", measures, message, details)
 
 
-def strength_check(positions: Positions, limits: Limits) -> Check:
-    """Is the adapter there, whole, once?
+def strength_check(positions: Positions, limits: Limits, whole_in_weights: bool = False) -> Check:
+    """Is the adapter there, whole, once, as the answers tell it?
 
     pass: the 95 % interval lies inside the file type's band, and either the tuned model is ten times farther from its base
     than from its export, or the interval is a tenth of the band or less wide: precise enough to tell without it.
-    fail: the interval lies outside the band. Anything else is inconclusive, which never passes.
+    fail: the interval lies outside the band. Anything else is inconclusive, which never passes, unless the weights have shown
+    already that the adapter is in the file, whole and once.
     """
     effect, distance = float(np.mean(positions.kl_base)), float(np.mean(positions.kl))
     power = effect / max(distance, 1e-12)
@@ -166,6 +167,9 @@ def strength_check(positions: Positions, limits: Limits) -> Check:
     precise = found.half_width <= 0.05
     verdict: Verdict = "fail" if outside else "pass" if inside and (power >= POWER or precise) else "inconclusive"
     said = f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}], wanted within [{low:g}, {high:g}]"
+    if verdict == "inconclusive" and whole_in_weights:
+        verdict = "pass"
+        said += "; too few positions to tell, but the weights show it whole"
     if verdict == "inconclusive":
         said += f"; {_needed(found, limits, len(positions.kl))}"
     measures = [

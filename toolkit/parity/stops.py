@@ -63,36 +63,26 @@ def finish(slots: Slots, candidate: Candidate, answers: list[Answer], new_tokens
                 running.remove(slot)
 
 
-def end_ids_check(candidate: Candidate, end_tokens: list[int], eos: int | None) -> list[Measure]:
-    """The GGUF's end-of-text id against the tokenizer's, and llama.cpp's end tokens against the tuned model's."""
-    lost = [token for token in end_tokens if not candidate.ends(token)]
-    wrong = 0 if eos is None or candidate.eos == eos else 1
-    return [
-        lower_is_better("end tokens lost", len(lost), 0, 0),
-        lower_is_better("end-of-text id wrong", wrong, 0, 0),
-    ]
-
-
 def stops_check(
     candidate: Candidate,
     answers: list[Answer],
     positions: Positions,
     limits: Limits,
-    ends: tuple[list[int], int | None, list[str]],
+    end_tokens: list[int],
+    markers: list[str],
 ) -> Check:
     """Judge the ends.
 
-    - the end tokens' ids are the tuned model's;
     - teacher-forced, where the tuned model confidently ends an answer, so does the export;
     - about as many of the export's own greedy answers end by themselves, with the same tokens (their texts may part before,
       so not all need to; see `least_endings`);
     - no marker shows up in an answer where the tuned model shows none.
 
     Args:
-        ends: end tokens of the tuned model, the tokenizer's EOS id, and the texts of all special tokens.
+        end_tokens: ids at which the tuned model ends.
+        markers: texts of all special tokens.
     """
-    end_tokens, eos, markers = ends
-    measures = end_ids_check(candidate, end_tokens, eos)
+    measures: list[Measure] = []
     missed = [
         flip
         for flip in positions.flips
@@ -113,8 +103,6 @@ def stops_check(
     message = "; ".join(broken) or _good(ended, wanted)
     if leaks:
         message += f"; first leak {leaks[0]!r}"
-    if measures[1].verdict == "fail":
-        message += f": {candidate.eos} {candidate.token_text(candidate.eos)!r}, wanted {eos}"
     details = {
         "missed": [flip._asdict() for flip in missed[:10]],
         "leaks": leaks[:10],

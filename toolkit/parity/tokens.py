@@ -70,14 +70,21 @@ def recorded_tokens_check(tokenizer: Any, recorded: list[tuple[str, list[int]]],
     return Check.of("tokens", measures, _message(different, [], len(recorded)), {"different": different[:5]})
 
 
-def tokens_check(candidate: Candidate, tokenizer: Any, recorded: list[tuple[str, list[int]]], vocabulary: int) -> Check:
-    """A GGUF's vocabulary against the HF tokenizer and the recorded ids of golden prompts.
+def tokens_check(
+    candidate: Candidate,
+    tokenizer: Any,
+    recorded: list[tuple[str, list[int]]],
+    vocabulary: int,
+    end_tokens: list[int],
+) -> Check:
+    """A GGUF's vocabulary against the HF tokenizer, the recorded ids of golden prompts, and the tuned model's end tokens.
 
     Args:
         candidate: the GGUF; its vocabulary is enough.
         tokenizer: of the merged folder, itself compared with the one trained with.
         recorded: (text, ids) as the model was trained to read it.
         vocabulary: rows of the model's head.
+        end_tokens: ids at which the tuned model ends.
     """
     added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
     texts = random_texts(special=sorted(added))
@@ -91,10 +98,12 @@ def tokens_check(candidate: Candidate, tokenizer: Any, recorded: list[tuple[str,
             [(text, encode(tokenizer, text, add_special=True)) for text in texts[:20] if text.strip()],
             lambda text: candidate.tokenize(text, add_special=True),
         ),
+        "prompts as a server reads them": _different(recorded, candidate.tokenize_as_server),
     }
     spelled = _spelled_differently(candidate, tokenizer)
     measures = [lower_is_better(f"{group} that differ", len(found), 0, 0) for group, found in by_group.items()]
     measures.append(lower_is_better("tokens spelled differently", len(spelled), 0, 0))
+    measures += _end_ids(candidate, end_tokens, tokenizer.eos_token_id)
     measures.append(
         Measure(
             name="vocabulary", value=candidate.vocabulary, limit=vocabulary,
@@ -105,8 +114,27 @@ def tokens_check(candidate: Candidate, tokenizer: Any, recorded: list[tuple[str,
     message = _message(different, spelled, sum(map(len, (recorded, added, pairs))))
     if candidate.vocabulary != vocabulary:
         message = f"the vocabulary has {candidate.vocabulary} tokens, the tuned model's {vocabulary}; {message}"
+    elif not different and not spelled and any(m.verdict == "fail" for m in measures):
+        message = _ends_message(candidate, end_tokens, tokenizer.eos_token_id)
     details = {"different": different[:5], "spelled_differently": spelled[:5]}
     return Check.of("tokens", measures, message, details)
+
+
+def _end_ids(candidate: Candidate, end_tokens: list[int], eos: int | None) -> list[Measure]:
+    """The GGUF's end-of-text id against the tokenizer's, and llama.cpp's end tokens against the tuned model's."""
+    lost = [token for token in end_tokens if not candidate.ends(token)]
+    wrong = 0 if eos is None or candidate.eos == eos else 1
+    return [
+        lower_is_better("end tokens lost", len(lost), 0, 0),
+        lower_is_better("end-of-text id wrong", wrong, 0, 0),
+    ]
+
+
+def _ends_message(candidate: Candidate, end_tokens: list[int], eos: int | None) -> str:
+    lost = [f"{token} {candidate.token_text(token)!r}" for token in end_tokens if not candidate.ends(token)]
+    if lost:
+        return f"answers would not end at {', '.join(lost)}"
+    return f"the end-of-text id is {candidate.eos} {candidate.token_text(candidate.eos)!r}, wanted {eos}"
 
 
 def _different(pairs: list[tuple[str, list[int]]], tokenize: Callable[[str], list[int]]) -> list[dict[str, Any]]:

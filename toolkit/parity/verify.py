@@ -1,39 +1,47 @@
-"""Is what runs what was trained? Every export against the golden answers; the result is a certificate."""
+"""Is what runs what was trained? Every export against the tuned model, link by link; the result is a certificate."""
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import AutoTokenizer
 
 from toolkit.artifacts import (
+    AdapterFacts,
     Artifact,
     CertificateFacts,
     GGUFFacts,
-    GGUFFile,
     GoldenFacts,
     ModelFacts,
     file_sha256,
-    read_jsonl,
     write_json,
 )
-from toolkit.errors import DataError
+from toolkit.gguf_file import UNQUANTIZED, read_gguf
+from toolkit.lora import LoraAdapter
 from toolkit.parity.candidate import Candidate
-from toolkit.parity.certificate import SCHEMA, Check, Link, verdict_of
-from toolkit.parity.limits import limits_for
+from toolkit.parity.certificate import SCHEMA, Check, Subject, blame_of, chain_of, verdict_of
+from toolkit.parity.exported import Exported, FolderWeights, GGUFWeights
+from toolkit.parity.goldens import Goldens
+from toolkit.parity.limits import fallback_share, largest_rest, limits_for
 from toolkit.parity.logits import Positions, logits_check, strength_check
+from toolkit.parity.moved import moved_check
 from toolkit.parity.prompts import prompts_check, render, render_template
+from toolkit.parity.requantized import source_check
 from toolkit.parity.stops import Answer, begin, finish, stops_check
+from toolkit.parity.structure import folder_structure_check, gguf_structure_check
 from toolkit.parity.tokens import recorded_tokens_check, tokens_check
+from toolkit.parity.weights import Comparison, Tuning, compare_weights
+from toolkit.parity.weights_check import Expected, weights_check
 from toolkit.recipe import Recipe
 
 EVALUATED_TOGETHER = 16
@@ -43,144 +51,202 @@ stderr = Console(stderr=True)
 
 
 @dataclass(frozen=True)
-class Goldens:
-    """A golden artifact, read. Logits are memory maps, float32 [positions, vocabulary]."""
+class Tuned:
+    """The tuned model, as everything is compared with it."""
 
-    facts: GoldenFacts
-    rows: list[dict[str, Any]]
-    conversations: list[dict[str, Any]]
-    tuned: npt.NDArray[np.float32]
-    base: npt.NDArray[np.float32]
+    goldens: Goldens
+    tuning: Tuning
+    adapter: LoraAdapter | None
+    """None: a whole model was trained."""
+    tokenizer: Any
+    """Of the merged folder, or else of the adapter's base."""
+    new_tokens: int
+    """Tokens of an answer at most."""
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(self.tuning.shape(name)) for name in self.tuning.names())
 
     @classmethod
-    def read(cls, golden: Artifact[GoldenFacts]) -> Goldens:
-        """Read a golden artifact.
+    def of(
+        cls, recipe: Recipe, adapter: Artifact[AdapterFacts], golden: Artifact[GoldenFacts], tokenizer: Any
+    ) -> Tuned:
+        """Read what the golden stage and the training left.
 
         Raises:
-            DataError: its files do not fit together.
+            DataError: goldens or adapter are damaged, or do not fit each other.
         """
-        folder = golden.folder
-        rows, conversations = (read_jsonl(folder / name) for name in ("golden.jsonl", "conversations.jsonl"))
-        tuned, base = (np.load(folder / f"{n}.npy", mmap_mode="r", allow_pickle=False) for n in ("tuned", "base"))
-        shape = (sum(len(row["completion_ids"]) for row in rows), golden.facts.vocabulary)
-        if not rows or tuned.shape != shape or base.shape != shape:
-            raise DataError(
-                f"{folder}: logits {tuned.shape} do not fit the answers {shape}", "Record the goldens again."
-            )
-        return cls(golden.facts, rows, conversations, tuned, base)
+        lora = None if adapter.facts.method == "full" else LoraAdapter(adapter.folder)
+        tuning = Tuning(adapter, recipe.merge.onto)
+        return cls(Goldens.read(golden), tuning, lora, tokenizer, recipe.golden.max_new_tokens)
 
-    def texts(self) -> list[tuple[str, str | None]]:
-        """(name, text of the training template) of every golden and every further conversation."""
-        goldens = [(f"golden {i + 1}", row["prompt_text"]) for i, row in enumerate(self.rows)]
-        return goldens + [(row["name"], row["text"]) for row in self.conversations]
 
-    def messages(self) -> list[list[dict[str, str]]]:
-        """The conversations of `texts`, in its order."""
-        return [row["messages"] for row in self.rows + self.conversations]
+@dataclass(frozen=True)
+class GGUFUnderTest:
+    """A GGUF file to be judged."""
 
-    def recorded(self) -> list[tuple[str, list[int]]]:
-        """(text, token ids) as the model was trained to read them."""
-        goldens = [(row["prompt_text"], row["prompt_ids"]) for row in self.rows]
-        return goldens + [(row["text"], row["ids"]) for row in self.conversations if row["text"] is not None]
+    path: Path
+    file_type: str
+    counts: Literal["everything", "ancestor", "text only"] = "everything"
+    served: bool = False
+
+    @property
+    def converted(self) -> bool:
+        return self.file_type in UNQUANTIZED
 
 
 def verify(
     recipe: Recipe,
+    adapter: Artifact[AdapterFacts],
     golden: Artifact[GoldenFacts],
     model: Artifact[ModelFacts],
     gguf: Artifact[GGUFFacts],
     quantized: Artifact[GGUFFacts],
     out: Path,
 ) -> CertificateFacts:
-    """Compare the merged folder and every GGUF with the tuned model, and write certificate.json into `out`.
+    """Compare the adapter, the merged folder and every GGUF with the tuned model, and write certificate.json into `out`.
 
     A failing verdict is written, not raised. See `toolkit.parity.certificate` for the schema and for what counts.
 
     Raises:
         DataError: a file that cannot be read.
     """
-    goldens = Goldens.read(golden)
-    tokenizer = AutoTokenizer.from_pretrained(model.folder, trust_remote_code=False)
-    links = [_merged_link(goldens, model, tokenizer)]
-    files = [(gguf.folder, f) for f in gguf.facts.files] + [(quantized.folder, f) for f in quantized.facts.files]
+    tuned = Tuned.of(recipe, adapter, golden, AutoTokenizer.from_pretrained(model.folder, trust_remote_code=False))
+    files = []
+    for artifact in (gguf, quantized):
+        for file in artifact.facts.files:
+            served, ancestor = file.file_type == recipe.export.serve, file.file_type == recipe.export.converted
+            counted: Any = "everything" if served else "ancestor" if ancestor else "text only"
+            files.append(GGUFUnderTest(artifact.folder / file.name, file.file_type, counted, served))
+    subjects = judge(tuned, model.folder, files)
+    certificate = certificate_of(
+        tuned, subjects, hashes(adapter.folder, golden.folder, model.folder, *(f.path for f in files))
+    )
+    write_json(out / "certificate.json", certificate)
+    checks = {f"{s.name}: {check.name}": check.verdict for s in subjects for check in s.checks}
+    return CertificateFacts(verdict=certificate["verdict"], checks=checks, served_file=certificate["served_file"])
+
+
+def judge(tuned: Tuned, merged: Path | None, files: list[GGUFUnderTest]) -> list[Subject]:
+    """Judge the adapter and whatever was made of it, with progress on stderr."""
+    ggufs = {file.path.name: GGUFWeights(file.path) for file in files}
+    exports: dict[str, Exported] = {name: weights for name, weights in ggufs.items() if weights.known}
+    if merged is not None:
+        exports["merged"] = FolderWeights(merged)
+    subjects = [_adapter_subject(tuned.adapter)] if tuned.adapter is not None else []
     with _progress() as progress:
-        for folder, file in files:
-            task = progress.add_task(f"verify {file.file_type}", total=None)
-            links.append(_gguf_link(recipe, goldens, model.facts, tokenizer, (folder, file)))
-            progress.remove_task(task)
-    served = next((f.name for _, f in files if f.file_type == recipe.export.serve), "")
-    verdict, message, warnings = verdict_of(links)
-    certificate = {
+        names = tuned.tuning.names()
+        task = progress.add_task("weights, tensor by tensor", total=len(names))
+        compared = compare_weights(tuned.tuning, exports, largest_rest, lambda: progress.advance(task))
+        if merged is not None:
+            subjects.append(_merged_subject(tuned, merged, compared["merged"]))
+        source = next((ggufs[file.path.name] for file in files if file.converted), None)
+        for file in files:
+            task = progress.add_task(f"{file.file_type} answers", total=len(tuned.goldens.rows))
+            checks = _file_checks(tuned, file, ggufs[file.path.name], compared.get(file.path.name), source)
+            subjects.append(_gguf_subject(tuned, file, checks, functools.partial(progress.advance, task)))
+    return subjects
+
+
+def certificate_of(tuned: Tuned, subjects: list[Subject], files: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The certificate as it is written."""
+    verdict, message, warnings = verdict_of(subjects)
+    blame = blame_of(subjects)
+    return {
         "schema": SCHEMA,
         "verdict": verdict,
         "message": message,
-        "served_file": served,
+        "blame": blame.model_dump() if blame else None,
+        "chain": [link.model_dump() for link in chain_of(subjects)],
+        "served_file": next((s.file for s in subjects if s.served), ""),
         "warnings": warnings,
-        "reference": _reference(goldens, model.facts),
-        "links": [link.as_json() for link in links],
-        "files": _hashes(golden, model, files),
+        "reference": _reference(tuned),
+        "subjects": [subject.as_json() for subject in subjects],
+        "files": files,
         "versions": {
             name: importlib.metadata.version(name)
-            for name in ("tune2ollama", "torch", "transformers", "peft", "bitsandbytes", "llama-cpp-python")
+            for name in ("tune2ollama", "torch", "transformers", "peft", "bitsandbytes", "llama-cpp-python", "gguf")
         },
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    write_json(out / "certificate.json", certificate)
-    checks = {f"{link.name}: {check.name}": check.verdict for link in links for check in link.checks}
-    return CertificateFacts(verdict=verdict, checks=checks, served_file=served)
 
 
-def _merged_link(goldens: Goldens, model: Artifact[ModelFacts], tokenizer: Any) -> Link:
+def _adapter_subject(adapter: LoraAdapter) -> Subject:
     started = time.monotonic()
-    rendered = [render(tokenizer, messages) for messages in goldens.messages()]
-    checks = [
-        prompts_check(goldens.texts(), rendered),
-        recorded_tokens_check(tokenizer, goldens.recorded(), goldens.facts.end_tokens),
-    ]
-    return Link(
-        name="merged", kind="merged", file=str(model.folder.name), file_type=model.facts.dtype, counts="everything",
-        served=False, checks=checks, seconds=round(time.monotonic() - started, 2),
+    checks = [moved_check(adapter)]
+    return Subject(
+        name="adapter", kind="adapter", file=adapter.folder.name, file_type="LoRA", counts="everything", checks=checks,
+        seconds=_since(started),
     )  # fmt: skip
 
 
-def _gguf_link(
-    recipe: Recipe, goldens: Goldens, model: ModelFacts, tokenizer: Any, where: tuple[Path, GGUFFile]
-) -> Link:
-    folder, file = where
+def _merged_subject(tuned: Tuned, merged: Path, compared: Comparison) -> Subject:
     started = time.monotonic()
-    served = file.file_type == recipe.export.serve
-    converted = file.file_type == recipe.export.converted
-    fallback = file.fallback_tensors / file.tensors if file.tensors else 0.0
-    limits, relaxed = limits_for(file.file_type, model.parameters, fallback)
-    with Candidate(folder / file.name) as candidate:
+    rendered = [render(tuned.tokenizer, messages) for messages in tuned.goldens.messages()]
+    checks = [
+        prompts_check(tuned.goldens.texts(), rendered),
+        recorded_tokens_check(tuned.tokenizer, tuned.goldens.recorded(), tuned.goldens.facts.end_tokens),
+        folder_structure_check(tuned.tuning, merged, compared),
+        weights_check(compared, Expected.of(tuned.adapter)),
+    ]
+    kinds = {tensor.type for tensor in compared.tensors}
+    return Subject(
+        name="merged", kind="merged", file=merged.name, file_type="/".join(sorted(kinds)), counts="everything", checks=checks,
+        seconds=_since(started),
+    )  # fmt: skip
+
+
+def _file_checks(
+    tuned: Tuned, file: GGUFUnderTest, weights: GGUFWeights, compared: Comparison | None, source: GGUFWeights | None
+) -> list[Check]:
+    """What the file alone tells, without running it."""
+    checks = [gguf_structure_check(tuned.tuning, weights, compared)]
+    if compared is not None:
+        checks.append(weights_check(compared, Expected.of(tuned.adapter)))
+    if source is not None and not file.converted:
+        checks.append(source_check(weights, source))
+    return checks
+
+
+def _gguf_subject(tuned: Tuned, file: GGUFUnderTest, checks: list[Check], tick: Callable[[int], None]) -> Subject:
+    started = time.monotonic()
+    limits, relaxed = limits_for(file.file_type, tuned.parameters, fallback_share(read_gguf(file.path), file.file_type))
+    goldens = tuned.goldens
+    with Candidate(file.path) as candidate:
         checks = [
             gguf_prompts_check(goldens, candidate),
-            tokens_check(candidate, tokenizer, goldens.recorded(), goldens.facts.vocabulary),
+            tokens_check(
+                candidate, tuned.tokenizer, goldens.recorded(), goldens.facts.vocabulary, goldens.facts.end_tokens
+            ),
+            *checks,
         ]
         if candidate.vocabulary == goldens.facts.vocabulary:
-            positions, answers = evaluate(goldens, candidate, recipe.golden.max_new_tokens)
-            markers = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
-            ends = (goldens.facts.end_tokens, tokenizer.eos_token_id, markers)
+            positions, answers = evaluate(goldens, candidate, tuned.new_tokens, tick)
+            markers = [t.content for t in tuned.tokenizer.added_tokens_decoder.values() if t.special]
             # Strength before the rest: a lost adapter is to be called so, not a lost end token.
             checks += [
-                strength_check(positions, limits),
+                strength_check(positions, limits, whole_in_weights(checks)),
                 logits_check(positions, limits),
-                stops_check(candidate, answers, positions, limits, ends),
+                stops_check(candidate, answers, positions, limits, goldens.facts.end_tokens, markers),
             ]
         else:
             message = f"not compared: the vocabulary has {candidate.vocabulary} tokens, not {goldens.facts.vocabulary}"
             checks.append(Check(name="logits", verdict="fail", message=message))
-    return Link(
-        name=file.file_type,
-        kind="converted" if converted else "quantized",
-        file=file.name,
-        file_type=file.file_type,
-        counts="everything" if served else "ancestor" if converted else "text only",
-        served=served,
-        relaxed=relaxed,
-        checks=checks,
-        seconds=round(time.monotonic() - started, 2),
-    )
+    return Subject(
+        name=file.file_type, kind="converted" if file.converted else "quantized", file=file.path.name,
+        file_type=file.file_type, counts=file.counts, served=file.served, relaxed=relaxed, checks=checks,
+        seconds=_since(started),
+    )  # fmt: skip
+
+
+def whole_in_weights(checks: list[Check]) -> bool:
+    """Whether the weights alone show that the adapter is there, whole, once."""
+    measures = [m for check in checks if check.name == "weights" and check.verdict == "pass" for m in check.measures]
+    return any(m.name == "strength in the weights" and m.verdict == "pass" for m in measures)
+
+
+def _since(started: float) -> float:
+    return round(time.monotonic() - started, 2)
 
 
 def gguf_prompts_check(goldens: Goldens, candidate: Candidate) -> Check:
@@ -193,7 +259,9 @@ def gguf_prompts_check(goldens: Goldens, candidate: Candidate) -> Check:
     return prompts_check(goldens.texts(), rendered)
 
 
-def evaluate(goldens: Goldens, candidate: Candidate, new_tokens: int) -> tuple[Positions, list[Answer]]:
+def evaluate(
+    goldens: Goldens, candidate: Candidate, new_tokens: int, tick: Callable[[int], None] = lambda _: None
+) -> tuple[Positions, list[Answer]]:
     """Teacher-force every golden through an export and let it finish its own answers: each prompt is evaluated once."""
     positions = Positions()
     answers: list[Answer] = []
@@ -211,33 +279,32 @@ def evaluate(goldens: Goldens, candidate: Candidate, new_tokens: int) -> tuple[P
                 begun.append(begin(row, best))
             finish(slots, candidate, begun, new_tokens)
             answers += begun
+            tick(len(group))
     return positions, answers
 
 
-def _reference(goldens: Goldens, model: ModelFacts) -> dict[str, Any]:
+def _reference(tuned: Tuned) -> dict[str, Any]:
+    facts = tuned.goldens.facts
     return {
         "what": "the tuned model as it was trained, teacher-forced on its own greedy answers, float32",
-        "prompts": goldens.facts.prompts,
-        "positions": goldens.facts.positions,
-        "conversations": len(goldens.conversations),
-        "forward": goldens.facts.forward,
-        "merged_onto": model.merged_onto,
-        "parameters": model.parameters,
+        "prompts": facts.prompts,
+        "positions": facts.positions,
+        "conversations": len(tuned.goldens.conversations),
+        "forward": facts.forward,
+        "parameters": tuned.parameters,
         "engine": "llama.cpp on the CPU, F32 cache, no flash attention",
     }
 
 
-def _hashes(
-    golden: Artifact[GoldenFacts], model: Artifact[ModelFacts], files: list[tuple[Path, GGUFFile]]
-) -> dict[str, dict[str, Any]]:
-    found = {f"{folder.name}/{f.name}": {"sha256": f.sha256, "bytes": f.bytes} for folder, f in files}
-    for folder in (golden.folder, model.folder):
-        for path in sorted(p for p in folder.iterdir() if p.is_file()):
-            found[f"{folder.name}/{path.name}"] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+def hashes(*paths: Path) -> dict[str, dict[str, Any]]:
+    """SHA-256 and size of every file, by its folder's name and its own; folders are read one level deep."""
+    found = {}
+    for path in paths:
+        for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
+            found[f"{file.parent.name}/{file.name}"] = {"sha256": file_sha256(file), "bytes": file.stat().st_size}
     return found
 
 
 def _progress() -> Any:
-    return Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=stderr, transient=True
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=stderr, transient=True)

@@ -46,7 +46,7 @@ def card_text(recipe: Recipe, adapter: AdapterFacts, summary: Summary) -> str:
 def _certificate(summary: Summary) -> str:
     certificate = summary.certificate
     text = f"**{certificate['verdict']}**: {certificate['message']}."
-    relaxed = {link["relaxed"] for link in certificate["links"] if link.get("relaxed")}
+    relaxed = {subject["relaxed"] for subject in certificate["subjects"] if subject.get("relaxed")}
     text += "".join(f" Wider limits were used: {reason}." for reason in sorted(relaxed))
     text += "".join(f"\n- not to be used: {warning}" for warning in certificate.get("warnings", []))
     return f"{text}\n\n{summary.served}" if summary.served else text

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from toolkit.artifacts import Artifact, ReportFacts, write_text
-from toolkit.parity.certificate import certificate_table
+from toolkit.parity.table import certificate_table
 from toolkit.recipe import Recipe
 from toolkit.report.card import card_text
 from toolkit.report.plot import plot_losses

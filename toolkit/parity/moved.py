@@ -1,0 +1,55 @@
+"""Did training reach every layer? An adapter whose first layers never moved was trained without their gradients."""
+
+from __future__ import annotations
+
+import re
+from statistics import median
+
+import torch
+
+from toolkit.lora import LoraAdapter
+from toolkit.parity.certificate import Check, Measure, lower_is_better
+from toolkit.parity.weights import layers_told
+
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+SMALLEST_SHARE = 1e-3
+"""Of the median layer's change. Right adapters were measured above 0.2; a layer without gradients stays at 0."""
+
+
+def moved_check(adapter: LoraAdapter) -> Check:
+    """Judge the size of what each layer learnt: |scaling * B A|, computed from the r x r products.
+
+    B begins at zero, so a module that training never reached has none left to show.
+    """
+    still, by_layer = [], dict[int, float]()
+    for module, change in adapter.changes.items():
+        parts = {part: adapter.tensor(entry).double() for part, entry in change.parts.items()}
+        low, high = ("A", "B") if "A" in parts else ("embedding_A", "embedding_B")
+        if not parts[high].any():
+            still.append(module)
+        # |B A|² = trace(BᵀB · AAᵀ): r x r, whatever the width.
+        square = torch.trace((parts[high].T @ parts[high]) @ (parts[low] @ parts[low].T)).item() * change.scaling**2
+        if found := _LAYER.search(module):
+            by_layer[int(found[1])] = by_layer.get(int(found[1]), 0.0) + square
+    sizes = {layer: value**0.5 for layer, value in by_layer.items()}
+    middle = median(sizes.values()) if sizes else 0.0
+    weak = sorted(layer for layer, size in sizes.items() if size < SMALLEST_SHARE * middle)
+    everything = len(still) == len(adapter.changes) > 0
+    smallest = min(sizes.values(), default=0.0) / middle if middle > 0 else 0.0
+    measures = [
+        lower_is_better("modules that never moved", 0 if everything else len(still), 0, 0),
+        lower_is_better("layers that hardly moved", len(weak), 0, 0),
+        Measure(name="smallest change of a layer, as a share of the median", value=smallest, limit=SMALLEST_SHARE),
+    ]
+    details = {"layers": {str(layer): round(size, 6) for layer, size in sorted(sizes.items())}, "still": still[:20]}
+    if everything:
+        message = "nothing moved: every B is zero, so the tuned model is its base"
+        return Check(name="moved", verdict="inconclusive", message=message, measures=measures, details=details)
+    message = f"all {len(adapter.changes)} modules moved"
+    if still:
+        layers = {int(found[1]) for module in still if (found := _LAYER.search(module))}
+        message = f"training never reached {layers_told(layers) if layers else still[0]}: {len(still)} of {len(adapter.changes)} "
+        message += "modules are as they began; gradients were lost on the way"
+    elif weak:
+        message = f"training hardly reached {layers_told(weak)}: less than a thousandth of the others' change"
+    return Check.of("moved", measures, message, details)
