@@ -123,14 +123,14 @@ def _prove(
     own = OwnModel(served, int(modelfile.parameter("num_ctx") or 0))
     try:
         questions = with_messages(questions, modelfile.messages, recipe.system, template, own)
-        with _counting("prompts rendered by Ollama", len(questions)) as tick:
+        with counting("prompts rendered by Ollama", len(questions)) as tick:
             rendered = check_rendering(client, candidate, questions, own, tick)
         outcomes = converse(client, candidate, recipe.system, modelfile, template, own)
         write_text(
             out / "conversations.jsonl", "".join(json.dumps(asdict(o), ensure_ascii=False) + "\n" for o in outcomes)
         )
         require_equal(outcomes, candidate)
-        with _counting("answers of Ollama compared with llama.cpp", len(questions) + 2) as tick:
+        with counting("answers of Ollama compared with llama.cpp", len(questions) + 2) as tick:
             there, limit = (
                 Served(candidate, tuple(modelfile.api_parameters().get("stop", ()))),
                 recipe.golden.max_new_tokens,
@@ -186,7 +186,7 @@ def check_stored(shown: dict[str, Any], modelfile: Modelfile) -> None:
         ParityError: system text, messages or a parameter is another.
     """
     wanted: dict[str, Any] = {"system": modelfile.system or "", **modelfile.api_parameters()}
-    found: dict[str, Any] = {"system": shown.get("system", ""), **_shown_parameters(str(shown.get("parameters", "")))}
+    found: dict[str, Any] = {"system": shown.get("system", ""), **shown_parameters(str(shown.get("parameters", "")))}
     wanted["messages"] = [[message.role, message.content] for message in modelfile.messages]
     found["messages"] = [[turn["role"], turn["content"]] for turn in shown.get("messages") or []]
     wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
@@ -195,7 +195,7 @@ def check_stored(shown: dict[str, Any], modelfile: Modelfile) -> None:
         raise ParityError(f"Ollama stored something else than it was sent:\n{lines}", "Nothing was published.")
 
 
-def _shown_parameters(text: str) -> dict[str, Any]:
+def shown_parameters(text: str) -> dict[str, Any]:
     """`/api/show` lists a parameter a line: its name and its value as Go prints it."""
     found: dict[str, Any] = {}
     for line in text.splitlines():
@@ -217,7 +217,7 @@ def _go_text(quoted: str) -> str:
 
 
 @contextlib.contextmanager
-def _counting(text: str, total: int) -> Iterator[Any]:
+def counting(text: str, total: int) -> Iterator[Any]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(text, total=total)

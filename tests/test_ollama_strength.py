@@ -1,0 +1,86 @@
+"""The adapter's strength through a server's top twenty: whole, halved and lost exports of a small trained chain."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import Server
+from tests.parity_chain import blend, chain
+from toolkit.artifacts import read_jsonl
+from toolkit.errors import DataError
+from toolkit.ollama.own_model import OwnModel
+from toolkit.ollama.strength import ServedStrength, served_strength
+from toolkit.parity.strength import moments, strength
+
+
+def exports(folder: Path) -> dict[str, Path]:
+    """Right ones, one at half its alpha, one without the adapter."""
+    clean = chain()
+    files = {"F16": clean.export.gguf.folder / clean.export.gguf.facts.files[0].name, "lost": clean.without_adapter}
+    files |= {file.file_type: clean.export.quantized.folder / file.name for file in clean.export.quantized.facts.files}
+    files["half"] = folder / "half.gguf"
+    shutil.copy(files["F16"], files["half"])
+    blend(files["half"], clean.without_adapter, 0.5)
+    return files
+
+
+def whole_vocabulary(gguf: Path, golden: Path) -> float:
+    """The slope over the whole vocabulary, with llama.cpp in this process."""
+    tuned, base = (np.load(golden / f"{name}.npy", mmap_mode="r") for name in ("tuned", "base"))
+    own = OwnModel(gguf, 1024)
+    together: list[float] = []
+    alone: list[float] = []
+    for row in read_jsonl(golden / "golden.jsonl"):
+        export = own.start(row["prompt_ids"])
+        for at, token in enumerate(row["completion_ids"]):
+            place = row["first_row"] + at
+            rows = [torch.from_numpy(x.astype(np.float64))[None] for x in (tuned[place], base[place], export)]
+            both, one = moments(*rows)
+            together.append(float(both[0]))
+            alone.append(float(one[0]))
+            export = own.step([token])
+    own.close()
+    found = strength(np.array(together), np.array(alone))
+    assert found is not None
+    return found.value
+
+
+@pytest.mark.ollama
+@pytest.mark.slow
+def test_whole_half_and_lost_adapters_are_told_apart(ollama_server: Server, tmp_path: Path) -> None:
+    golden, client, files = chain().golden.folder, ollama_server.client, exports(tmp_path)
+    own = OwnModel(files["F16"], 1024)
+    found: dict[str, ServedStrength] = {}
+    for name, path in files.items():
+        parameters = {"num_ctx": 1024, "stop": ["."]}  # a stop word of the model's must not hide positions
+        client.create("strength", {"files": {"m.gguf": client.upload(path)}, "parameters": parameters})
+        found[name] = served_strength(client, "strength", golden, own, most_forced=300)
+        client.delete("strength")
+    own.close()
+    values = {name: one.strength for name, one in found.items()}
+    assert all(value is not None for value in values.values())
+    slopes = {name: value.value for name, value in values.items() if value is not None}
+    assert slopes["F16"] == pytest.approx(1, abs=0.005)
+    assert slopes["Q8_0"] == pytest.approx(1, abs=0.02)
+    assert slopes["Q4_K_M"] == pytest.approx(1, abs=0.06)
+    assert slopes["half"] == pytest.approx(0.58, abs=0.1)
+    assert slopes["lost"] == pytest.approx(0, abs=0.03)
+    positions = sum(len(row["completion_ids"]) for row in read_jsonl(golden / "golden.jsonl"))
+    assert all(one.positions + one.skipped >= 0.9 * positions for one in found.values())
+    # The window's own bias: against the slope over the whole vocabulary.
+    for name in ("F16", "Q4_K_M", "half", "lost"):
+        assert slopes[name] == pytest.approx(whole_vocabulary(files[name], golden), abs=0.05), name
+
+
+@pytest.mark.ollama
+def test_goldens_without_logits_are_refused(ollama_server: Server, small_gguf: Path, tmp_path: Path) -> None:
+    (tmp_path / "golden.jsonl").write_text("")
+    own = OwnModel(small_gguf, 64)
+    with pytest.raises(DataError, match="has no reference logits"):
+        served_strength(ollama_server.client, "any", tmp_path, own)
+    own.close()

@@ -1,0 +1,186 @@
+"""A model that an Ollama serves, judged as a link of the chain: what it renders, and what it answers."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import DataError, ExternalToolError, ParityError, ToolkitError
+from toolkit.gguf_file import read_gguf
+from toolkit.ollama.client import Client
+from toolkit.ollama.conversations import check_conversations, differing, expected_texts, further_conversations
+from toolkit.ollama.own_model import OwnModel
+from toolkit.ollama.publish import INSTALL, counting, shown_parameters
+from toolkit.ollama.served import (
+    LARGEST_FLIP,
+    LARGEST_MEAN,
+    Question,
+    Served,
+    check_answers,
+    read_questions,
+    with_messages,
+)
+from toolkit.ollama.server import serving
+from toolkit.ollama.strength import served_strength
+from toolkit.ollama.syntax import Message
+from toolkit.parity.certificate import Check, Measure, Subject, Verdict, higher_is_better, lower_is_better
+from toolkit.parity.limits import file_type_of, limits_for
+from toolkit.parity.verify import Tuned
+
+_FROM = re.compile(r"^FROM (/.+)$", re.MULTILINE)
+FORCED_POSITIONS = 60
+"""Single tokens that the server is asked for, where its own answer leaves the golden one."""
+
+
+def judge_served(
+    name: str, tuned: Tuned, golden: Path, system: str, log: Path, file: Path | None
+) -> tuple[Subject, Path | None]:
+    """Have the server render and answer the goldens, and compare both with the tuned model.
+
+    Args:
+        name: as `ollama list` shows it.
+        golden: the golden stage's folder.
+        system: the system text that was trained with; the server must bring it itself, since chat apps send none.
+        log: gets what a server says that has to be started.
+        file: the GGUF that it serves, when its own copy cannot be read here.
+
+    Returns:
+        The subject, and the server's own copy of the GGUF (None when it is not on this machine).
+
+    Raises:
+        UsageError: the server has no such model.
+        ExternalToolError: no server, or one that does not show its prompts.
+    """
+    started = time.monotonic()
+    with serving(log) as client:
+        if client is None:
+            raise ExternalToolError("there is no Ollama to ask", INSTALL[:1].upper() + INSTALL[1:])
+        shown = client.show(name)
+        blob = _blob(shown)
+        path = blob or file
+        if path is None:
+            raise DataError(
+                f"the file behind {name} is not on this machine",
+                "Name it too: --gguf FILE, the one that was given to Ollama.",
+            )
+        context = int(shown_parameters(str(shown.get("parameters", ""))).get("num_ctx", 4096))
+        questions = read_questions(golden / "golden.jsonl", system)
+        own = OwnModel(path, max(context, _longest(questions, tuned)))
+        try:
+            checks = [_prompts(client, name, shown, questions, tuned, own, system)]
+            checks.append(_answers(client, name, shown, context, questions, tuned, own, system))
+            checks.append(_strength(client, name, golden, own, path, tuned))
+        finally:
+            own.close()
+    return Subject(
+        name=name, kind="served", file=path.name, file_type=f"Ollama at {client.address}", counts="everything", served=True,
+        checks=checks, seconds=round(time.monotonic() - started, 2),
+    ), blob  # fmt: skip
+
+
+def _blob(shown: dict[str, Any]) -> Path | None:
+    found = _FROM.search(str(shown.get("modelfile", "")))
+    return Path(found[1]) if found and Path(found[1]).is_file() else None
+
+
+def _longest(questions: list[Question], tuned: Tuned) -> int:
+    return max(len(question.prompt_ids) for question in questions) + tuned.new_tokens
+
+
+def _turns(shown: dict[str, Any]) -> tuple[Message, ...]:
+    return tuple(Message(str(turn["role"]), str(turn["content"])) for turn in shown.get("messages") or [])
+
+
+def _prompts(
+    client: Client,
+    name: str,
+    shown: dict[str, Any],
+    questions: list[Question],
+    tuned: Tuned,
+    own: OwnModel,
+    system: str,
+) -> Check:
+    """Goldens without their system text, as chat apps ask; then every conversation at every address."""
+    template = str(tuned.tokenizer.get_chat_template())
+    wanted = with_messages(questions, _turns(shown), system, template, own)
+    wrong = []
+    for number, question in enumerate(wanted, 1):
+        found = client.rendered(name, question.messages)
+        bos = own.bos_text if own.adds_bos else ""
+        if found not in {question.prompt_text, question.prompt_text.removeprefix(bos)}:
+            wrong.append({"conversation": f"golden {number}", "wanted": question.prompt_text, "found": found})
+    expected = expected_texts(
+        further_conversations(system, own.markers), template, own.bos_text, own.eos_text, str(shown.get("system", "")),
+        _turns(shown), sees="vision" in shown.get("capabilities", []),
+    )  # fmt: skip
+    outcomes = check_conversations(client, name, expected, own.bos_text if own.adds_bos else "")
+    told = differing(outcomes)
+    asked = len(wanted) + sum(o.result != "not applicable" for o in outcomes)
+    measures = [
+        lower_is_better("golden prompts that differ", len(wrong), 0, 0),
+        lower_is_better("conversations that differ", len(told), 0, 0),
+    ]
+    message = f"{asked} of {asked} prompts are equal, byte for byte, at every address"
+    if wrong:
+        message = (
+            f"{len(wrong)} of {len(wanted)} golden prompts differ; the first: {wrong[0]['found'][:80]!r} instead of "
+        )
+        message += f"{wrong[0]['wanted'][:80]!r}"
+    elif told:
+        message = (
+            f"{len(told)} conversations differ; the first: {told[0].endpoint}, {told[0].conversation}: {told[0].detail}"
+        )
+    details = {"different": wrong[:5], "conversations": [vars(outcome) for outcome in outcomes]}
+    return Check.of("prompts", measures, message, details)
+
+
+def _answers(
+    client: Client, name: str, shown: dict[str, Any], context: int, questions: list[Question], tuned: Tuned, own: OwnModel,
+    system: str,
+) -> Check:  # fmt: skip
+    room = higher_is_better("num_ctx", context, _longest(questions, tuned))
+    if room.verdict == "fail":
+        message = f"num_ctx is {context}, but golden prompts and answers need {_longest(questions, tuned)} tokens"
+        return Check.of("answers", [room], message)
+    stops = tuple(shown_parameters(str(shown.get("parameters", ""))).get("stop", ()))
+    wanted = with_messages(questions, _turns(shown), system, str(tuned.tokenizer.get_chat_template()), own)
+    try:
+        with counting(f"answers of {name}", len(wanted)) as tick:
+            agreement = check_answers(client, Served(name, stops), wanted, own, tuned.new_tokens, tick)
+    except ParityError as error:
+        return Check(name="answers", verdict="fail", message=error.message, measures=[room])
+    measures = [
+        room,
+        lower_is_better("mean |log-probability difference|", agreement.mean, LARGEST_MEAN, 2e-4, "nats"),
+        lower_is_better("largest lead of another choice", agreement.largest_flip, LARGEST_FLIP, 0.0, "nats"),
+        Measure(name="largest |log-probability difference|", value=agreement.largest, unit="nats"),
+    ]
+    return Check.of("answers", measures, f"{agreement.answers} answers are those of llama.cpp on the same file")
+
+
+def _strength(client: Client, name: str, golden: Path, own: OwnModel, file: Path, tuned: Tuned) -> Check:
+    try:
+        found = served_strength(client, name, golden, own, FORCED_POSITIONS)
+    except ToolkitError as error:
+        return Check(name="strength", verdict="inconclusive", message=error.message)
+    header = read_gguf(file)
+    limits, _ = limits_for(file_type_of(header, file), tuned.parameters, 0.0)
+    low, high = limits.strength_low, limits.strength_high
+    if found.strength is None:
+        return Check(
+            name="strength", verdict="inconclusive", message="the tuning changed nothing that the server shows"
+        )
+    value = found.strength
+    outside = value.high < low or value.low > high
+    verdict: Verdict = "fail" if outside else "pass" if low <= value.low and value.high <= high else "inconclusive"
+    measures = [
+        Measure(name="strength", value=value.value, limit=low, floor=1.0, verdict=verdict),
+        Measure(name="strength low", value=value.low, limit=low),
+        Measure(name="strength high", value=value.high, limit=high),
+        Measure(name="positions", value=found.positions),
+        Measure(name="probability in the 20 tokens told", value=found.window),
+    ]
+    said = f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}] over {found.positions} positions, wanted within "
+    return Check(name="strength", verdict=verdict, message=f"{said}[{low:g}, {high:g}]", measures=measures)
