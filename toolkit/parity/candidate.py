@@ -108,6 +108,21 @@ class Candidate:
             return ""
         return bytes(llama_cpp.llama_vocab_get_text(self._vocab, token)).decode("utf-8", errors="replace")
 
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for, control tokens spelled out; empty for no token.
+
+        Bytes, not text: one character may be spelled with several tokens.
+        """
+        if not 0 <= token < self.vocabulary:
+            return b""
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, room, 0, True)
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
+
     def ends(self, token: int) -> bool:
         """Whether llama.cpp stops generating at this token."""
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))

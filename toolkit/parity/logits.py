@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -114,8 +114,12 @@ def _double(rows: npt.NDArray[np.float32]) -> torch.Tensor:
     return torch.from_numpy(np.array(rows, dtype=np.float64))
 
 
-def logits_check(positions: Positions, limits: Limits) -> Check:
-    """Near enough to the tuned model? Mean and p99 KL, top-1 agreement, confident flips, perplexity ratio."""
+def logits_check(positions: Positions, limits: Limits, heat: list[dict[str, Any]] | None = None) -> Check:
+    """Near enough to the tuned model? Mean and p99 KL, top-1 agreement, confident flips, perplexity ratio.
+
+    Args:
+        heat: the KL along some goldens, for whoever draws it; see `toolkit.parity.heat`.
+    """
     kl = np.array(positions.kl)
     count = len(kl)
     confident = [flip for flip in positions.flips if flip.margin > limits.flip_margin]
@@ -136,6 +140,7 @@ def logits_check(positions: Positions, limits: Limits) -> Check:
         "positions": count,
         "flip_margin": limits.flip_margin,
         "flips": [flip._asdict() for flip in sorted(positions.flips, key=lambda f: -f.margin)[:20]],
+        "heat": heat or [],
     }
     broken = [m.told() for m in measures if m.verdict == "fail"]
     message = "; ".join(broken) if broken else f"mean KL {kl.mean():.1e}, top-1 {positions.top1:.1%}"
