@@ -15,15 +15,25 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
+from tests.spm_tokenizers import SIZES, TREE, spm_tokenizer
 from toolkit.artifacts import AdapterFacts, Artifact, BaseFacts, Cost, Quantization, file_sha256, text_sha256
 from toolkit.bases import TOKENIZER_FILES, check_folder, read_chat_template, resolve_base
 from toolkit.places import cache_home
 
-TREE = cache_home() / "llama.cpp" / "0.3.36"
 EMBEDDED = "embedded:smollm2-135m-instruct"
-TokenizerName = Literal["smollm2", "qwen2"]
+TokenizerName = Literal["smollm2", "qwen2", "gemma2", "phi3"]
 # Qwen2's published pre-tokenizer: contractions, words, single digits, punctuation, line ends, spaces.
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -31,9 +41,16 @@ _QWEN2_SPLIT = (
 
 
 def put_tokenizer(folder: Path, name: TokenizerName = "smollm2") -> None:
-    """Put a real tokenizer and its chat template into a model folder: SmolLM2's 49,152 tokens or Qwen2.5's 151,936."""
+    """Put a real tokenizer and its chat template into a model folder: SmolLM2's 49,152 tokens, Qwen2.5's 151,936, or a
+    SentencePiece one of 32,000 (see `tests.spm_tokenizers`)."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = Path(resolve_base(EMBEDDED).folder) if name == "smollm2" else _qwen2_tokenizer()
+    match name:
+        case "smollm2":
+            source = Path(resolve_base(EMBEDDED).folder)
+        case "qwen2":
+            source = _qwen2_tokenizer()
+        case _:
+            source = spm_tokenizer(name)
     for file in TOKENIZER_FILES:
         if (source / file).is_file():
             shutil.copy(source / file, folder / file)
@@ -83,7 +100,8 @@ def _randomize(model: torch.nn.Module, seed: int) -> None:
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if "norm" in name:
-            parameter.data = 1 + 0.1 * noise
+            # Gemma's norms multiply by 1 + weight.
+            parameter.data = 0.1 * noise + (0 if "Gemma" in type(model).__name__ else 1)
         elif name.endswith("bias"):
             parameter.data = 0.1 * noise
         else:
@@ -94,7 +112,10 @@ def _save(model: Any, folder: Path, tokenizer: TokenizerName, dtype: torch.dtype
     put_tokenizer(folder, tokenizer)
     loaded = AutoTokenizer.from_pretrained(folder)
     end = loaded.eos_token_id
-    model.config.eos_token_id = model.generation_config.eos_token_id = end
+    turn = loaded.convert_tokens_to_ids("<|end|>") if tokenizer == "phi3" else end
+    model.config.eos_token_id = end
+    # Phi-3 ends a turn with another token than a text.
+    model.generation_config.eos_token_id = end if turn == end else [end, turn]
     model.config.pad_token_id = model.generation_config.pad_token_id = loaded.pad_token_id
     model.config.bos_token_id = model.generation_config.bos_token_id = loaded.bos_token_id
     model.to(dtype).save_pretrained(folder)
@@ -102,7 +123,7 @@ def _save(model: Any, folder: Path, tokenizer: TokenizerName, dtype: torch.dtype
 
 
 def _vocabulary(tokenizer: TokenizerName) -> int:
-    return 49_152 if tokenizer == "smollm2" else 151_936
+    return SIZES[tokenizer] if tokenizer in ("gemma2", "phi3") else 49_152 if tokenizer == "smollm2" else 151_936
 
 
 def tiny_llama(
@@ -149,10 +170,40 @@ def tiny_qwen2(
     return _save(model, folder, tokenizer, dtype)
 
 
+def tiny_gemma2(
+    folder: Path, layers: int = 2, hidden: int = 256, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Path:
+    """Write a Gemma 2 with random weights: four norms a layer, a sliding window in every other one, both soft caps; gives
+    `folder`. Its vocabulary is Llama 2's with Gemma's marks of turns."""
+    config = Gemma2Config(
+        vocab_size=_vocabulary("gemma2"), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=hidden // 4, query_pre_attn_scalar=hidden // 4,
+        max_position_embeddings=2048, sliding_window=512, rms_norm_eps=1e-6,
+    )  # fmt: skip
+    model = Gemma2ForCausalLM(config)
+    _randomize(model, seed)
+    return _save(model, folder, "gemma2", dtype)
+
+
+def tiny_phi3(
+    folder: Path, layers: int = 2, hidden: int = 256, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Path:
+    """Write a Phi-3 with random weights: q, k and v in one matrix, gate and up in another, a head of its own; gives `folder`."""
+    config = Phi3Config(
+        vocab_size=_vocabulary("phi3"), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, rms_norm_eps=1e-5,
+        original_max_position_embeddings=2048, tie_word_embeddings=False, sliding_window=512,
+    )  # fmt: skip
+    model = Phi3ForCausalLM(config)
+    _randomize(model, seed)
+    return _save(model, folder, "phi3", dtype)
+
+
 SEVEN = {
     "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "mlp": ("gate_proj", "up_proj", "down_proj"),
 }
+PROJECTIONS = (*SEVEN["self_attn"], *SEVEN["mlp"], "qkv_proj", "gate_up_proj")
 
 
 def tiny_adapter(
@@ -166,7 +217,7 @@ def tiny_adapter(
     seed: int = 1,
     strength: float = 0.3,
 ) -> Path:
-    """Write a PEFT adapter on all seven projections of every layer, without training; gives `out`.
+    """Write a PEFT adapter on all projections of every layer (seven, or Phi-3's four), without training; gives `out`.
 
     B is random, not zero: the change that it makes is about `strength` times the size of the weights it changes.
     """
@@ -177,10 +228,12 @@ def tiny_adapter(
     scaling = alpha / (r**0.5 if use_rslora else r)
     weights = TrainedWeights(base, "float32", Quantization() if method == "qlora" else None)
     tensors: dict[str, torch.Tensor] = {}
+    targets: set[str] = set()
     for name in model_files(base):
         module = name.removesuffix(".weight")
-        if module.rpartition(".")[2] not in SEVEN["self_attn"] + SEVEN["mlp"] or not name.endswith(".weight"):
+        if module.rpartition(".")[2] not in PROJECTIONS or not name.endswith(".weight"):
             continue
+        targets.add(module.rpartition(".")[2])
         weight = weights.load(name).float()
         rows, columns = weight.shape
         prefix = f"base_model.model.{module}"
@@ -197,7 +250,7 @@ def tiny_adapter(
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base), "r": r, "lora_alpha": alpha,
         "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
-        "target_modules": [*SEVEN["self_attn"], *SEVEN["mlp"]], "use_rslora": use_rslora, "use_dora": use_dora,
+        "target_modules": [name for name in PROJECTIONS if name in targets], "use_rslora": use_rslora, "use_dora": use_dora,
         "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "revision": None,
     }  # fmt: skip
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
