@@ -80,7 +80,9 @@ def test_a_server_is_started_for_the_job_and_stopped_also_after_an_error(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_no_server_outlives_the_job_that_is_killed(number: signal.Signals, ollama_binary: Path, tmp_path: Path) -> None:
     script = (
-        "import sys, time, pathlib\nfrom toolkit.ollama.server import serving\n"
+        # A job in the background of a script ignores SIGINT, and its children with it, unless they say otherwise.
+        "import signal, sys, time, pathlib\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from toolkit.ollama.server import serving\n"
         f"with serving(pathlib.Path({str(tmp_path / 'log')!r})):\n    print('ready', flush=True)\n    time.sleep(60)\n"
     )
     job = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

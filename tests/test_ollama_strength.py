@@ -72,9 +72,10 @@ def test_whole_half_and_lost_adapters_are_told_apart(ollama_server: Server, tmp_
     assert slopes["lost"] == pytest.approx(0, abs=0.03)
     positions = sum(len(row["completion_ids"]) for row in read_jsonl(golden / "golden.jsonl"))
     assert all(one.positions + one.skipped >= 0.9 * positions for one in found.values())
-    # The window's own bias: against the slope over the whole vocabulary.
-    for name in ("F16", "Q4_K_M", "half", "lost"):
-        assert slopes[name] == pytest.approx(whole_vocabulary(files[name], golden), abs=0.05), name
+    # The window's own bias, against the slope over the whole vocabulary: small where it matters most, at 1 and at 0. In between,
+    # this tiny model answers half an adapter with more than half the change, the more so among tokens outside the window.
+    for name, bias in (("F16", 0.01), ("Q4_K_M", 0.03), ("lost", 0.01), ("half", 0.15)):
+        assert slopes[name] == pytest.approx(whole_vocabulary(files[name], golden), abs=bias), name
 
 
 @pytest.mark.ollama
