@@ -29,7 +29,7 @@ from toolkit.artifacts import (
     ReportFacts,
     publish,
 )
-from toolkit.parity.certificate import SCHEMA, Check, Subject, higher_is_better, lower_is_better
+from toolkit.parity.certificate import SCHEMA, Check, Subject, chain_of, higher_is_better, lower_is_better
 from toolkit.recipe import Recipe
 from toolkit.report.report import last_screen, write_report
 from toolkit.report.summary import summarize
@@ -64,7 +64,7 @@ def _golden(question: str, before: str, after: str, stopped: bool = True) -> dic
     return {"messages": messages, "base_completion": before, "completion": after, "stopped": stopped}
 
 
-def _subject(kind: str, file_type: str, served: bool) -> dict[str, Any]:
+def _subject(kind: str, file_type: str, served: bool) -> Subject:
     checks = [
         Check.of("prompts", [], "all equal"),
         Check.of("tokens", [], "all equal"),
@@ -72,11 +72,10 @@ def _subject(kind: str, file_type: str, served: bool) -> dict[str, Any]:
             "logits", [lower_is_better("mean KL", 2.5e-3, 1.5e-2), higher_is_better("top-1 agreement", 0.975, 0.94)], ""
         ),
     ]
-    subject = Subject(
+    return Subject(
         name=file_type, kind=kind, file=f"health-{file_type}.gguf", file_type=file_type, counts="everything",
         served=served, checks=checks, relaxed="a model under 1B" if served else "",
     )  # type: ignore[arg-type]  # fmt: skip
-    return subject.as_json()
 
 
 @pytest.fixture
@@ -100,10 +99,14 @@ def artifacts(tmp_path: Path) -> dict[str, Artifact[Any]]:
         _golden("Is a burn bad?", "burn " * 300, "Cool it", stopped=False),
     ]
     metrics = "".join(json.dumps({"step": i, "loss": 3 - i / 50}) + "\n" for i in range(1, 89))
+    subjects = [_subject("converted", "F16", False), _subject("quantized", "Q8_0", True)]
     certificate = {
-        "schema": SCHEMA, "verdict": "pass", "message": "what is served is what was trained", "served_file": "health-Q8_0.gguf",
-        "warnings": ["Q4_0: logits fails"],
-        "subjects": [_subject("converted", "F16", False), _subject("quantized", "Q8_0", True)],
+        "schema": SCHEMA, "verdict": "pass", "message": "what is served is what was trained", "blame": None,
+        "served_file": "health-Q8_0.gguf", "warnings": ["Q4_0: logits fails"],
+        "chain": [link.model_dump() for link in chain_of(subjects)], "reference": {"positions": 40},
+        "subjects": [subject.as_json() for subject in subjects],
+        "files": {"quantize/health-Q8_0.gguf": {"sha256": "ab12", "bytes": 144_811_360}},
+        "versions": {"gguf": "0.19.0"}, "made": "2026-10-01T08:00:00+00:00",
     }  # fmt: skip
     golden = GoldenFacts(
         prompts=3, positions=40, vocabulary=9, end_tokens=[2], forward="whole", stopped_by_themselves=2
@@ -193,7 +196,6 @@ def test_the_page_says_what_the_screen_says(
         "4 min 5 s",
         "6 min 45 s",
         "2.5e-03 (1.5e-02)",
-        "97.5%",
         "Q4_0: logits fails",
         "is served is what was trained",
         "Ollama 0.34.1 rendered 16 prompts byte for byte",
@@ -221,6 +223,44 @@ def test_every_table_of_the_page_is_whole(recipe: Recipe, artifacts: dict[str, A
     assert len(tables[3]) == 2 + 8 + 1  # eight stages and the sum
 
 
+def test_the_certificate_lies_beside_the_report(
+    recipe: Recipe, artifacts: dict[str, Artifact[Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    out.mkdir()
+    write_report(recipe, artifacts, out)
+    assert sorted(p.name for p in out.iterdir()) == ["certificate.html", "loss.png", "model_card.md", "report.md"]
+    page = (out / "certificate.html").read_text(encoding="utf-8")
+    assert "What is served is what was trained." in page
+    assert "<td>97.5%</td>" in page
+    assert "Not compared: training, structure, merge, server prompt, server answers." in page
+    assert "[certificate.html](certificate.html)" in (out / "report.md").read_text(encoding="utf-8")
+    artifacts["report"] = Artifact(out, ReportFacts(verdict="pass"), "", {}, Cost())
+    assert f"The certificate, for a browser: {out / 'certificate.html'}" in _screen(recipe, artifacts, 400)
+
+
+def test_what_the_server_showed_joins_the_chain(
+    recipe: Recipe, artifacts: dict[str, Artifact[Any]], tmp_path: Path
+) -> None:
+    checks = [
+        Check.of("prompts", [lower_is_better("prompts that differ", 0, 0, 0)], "16 prompts are equal"),
+        Check.of("answers", [lower_is_better("mean difference", 0.5, 0.12, 2e-4, "nats")], "mean difference 0.5"),
+    ]
+    served = Subject(
+        name="health:v2", kind="served", file="health:v2", file_type="Q8_0", counts="everything", checks=checks
+    )
+    (artifacts["create"].folder / "served.json").write_text(json.dumps(served.as_json()), encoding="utf-8")
+    summary = summarize(recipe, artifacts)
+    assert [s["name"] for s in summary.certificate["subjects"]] == ["F16", "Q8_0", "health:v2"]
+    verdicts = {link["link"]: link["verdict"] for link in summary.certificate["chain"]}
+    assert (verdicts["server prompt"], verdicts["server answers"]) == ("pass", "fail")
+    assert summary.certificate["verdict"] == "fail"
+    assert summary.certificate["blame"]["link"] == "server answers"
+    assert (summary.certificate["blame"]["value"], summary.certificate["blame"]["limit"]) == (0.5, 0.12)
+    assert write_report(recipe, artifacts, tmp_path) == ReportFacts(verdict="fail")
+    assert "What broke first: server answers" in (tmp_path / "certificate.html").read_text(encoding="utf-8")
+
+
 def test_the_model_card_is_one_that_the_hub_reads(
     recipe: Recipe, artifacts: dict[str, Artifact[Any]], tmp_path: Path
 ) -> None:
@@ -234,6 +274,9 @@ def test_the_model_card_is_one_that_the_hub_reads(
     }
     assert "> Answer in two sentences." in body
     assert "**pass**: what is served is what was trained. Wider limits were used: a model under 1B." in body
+    assert "All that was measured: [certificate.html](certificate.html)." in body
+    assert "\n- SHA-256 of health-Q8_0.gguf: `ab12`\n- mean KL 0.0025 (limit 0.015)\n" in body
+    assert "- not to be used: Q4_0: logits fails" in body
     assert "health-Q8_0.gguf: Q8_0, 144.8 MB" in body
     assert "at most 512 tokens" in body
 

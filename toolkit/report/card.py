@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import yaml
 
 from toolkit.artifacts import AdapterFacts
+from toolkit.parity.certificate import Measure
 from toolkit.recipe import Recipe
+from toolkit.report.page import PAGE
 from toolkit.report.summary import Summary, size
+
+SUMMARIZED = ("strength in the weights", "strength", "mean KL", "top-1 agreement but for near ties", "perplexity ratio")
+"""Measures of the served file that the card tells."""
 
 
 def card_text(recipe: Recipe, adapter: AdapterFacts, summary: Summary) -> str:
@@ -48,8 +56,26 @@ def _certificate(summary: Summary) -> str:
     text = f"**{certificate['verdict']}**: {certificate['message']}."
     relaxed = {subject["relaxed"] for subject in certificate["subjects"] if subject.get("relaxed")}
     text += "".join(f" Wider limits were used: {reason}." for reason in sorted(relaxed))
+    text += f" All that was measured: [{PAGE}]({PAGE})."
+    text += _served_file(certificate)
     text += "".join(f"\n- not to be used: {warning}" for warning in certificate.get("warnings", []))
     return f"{text}\n\n{summary.served}" if summary.served else text
+
+
+def _served_file(certificate: dict[str, Any]) -> str:
+    """The served file's sum and its numbers, each with its limit."""
+    subject = next((s for s in certificate["subjects"] if s["served"] and s["kind"] != "served"), None)
+    if subject is None:
+        return ""
+    told = []
+    known = next((f for path, f in certificate.get("files", {}).items() if Path(path).name == subject["file"]), None)
+    if known is not None:
+        told.append(f"SHA-256 of {subject['file']}: `{known['sha256']}`")
+    measures = [Measure.model_validate(m) for check in subject["checks"] for m in check["measures"]]
+    for measure in measures:
+        if measure.name in SUMMARIZED:
+            told.append(measure.told())
+    return "".join(f"\n- {line}" for line in told)
 
 
 def _limits(recipe: Recipe, adapter: AdapterFacts) -> list[str]:

@@ -1,4 +1,4 @@
-"""The end of a run: the last screen, report.md, loss.png and model_card.md, all from one summary."""
+"""The end of a run: the last screen, report.md, certificate.html, loss.png and model_card.md, all from one summary."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from toolkit.artifacts import Artifact, ReportFacts, write_text
 from toolkit.parity.table import certificate_table
 from toolkit.recipe import Recipe
 from toolkit.report.card import card_text
+from toolkit.report.page import PAGE, write_page
 from toolkit.report.plot import plot_losses
 from toolkit.report.summary import Summary, duration, size, summarize
 
@@ -24,7 +25,7 @@ _LONGEST_ANSWER = 600
 
 
 def write_report(recipe: Recipe, artifacts: dict[str, Artifact[Any]], out: Path) -> ReportFacts:
-    """Write report.md, model_card.md and (where something was trained here) loss.png into `out`.
+    """Write report.md, certificate.html, model_card.md and (where something was trained here) loss.png into `out`.
 
     Args:
         artifacts: every stage before `report`.
@@ -34,6 +35,7 @@ def write_report(recipe: Recipe, artifacts: dict[str, Artifact[Any]], out: Path)
     validation = (adapter.facts.validation_loss_before, adapter.facts.validation_loss_after)
     drawn = plot_losses(adapter.folder / "metrics.jsonl", validation, out / "loss.png")
     write_text(out / "report.md", report_text(summary, drawn))
+    write_page(summary.certificate, out)
     write_text(out / "model_card.md", card_text(recipe, adapter.facts, summary))
     return ReportFacts(verdict=summary.certificate["verdict"])
 
@@ -54,7 +56,8 @@ def last_screen(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Rende
     parts += [Text(summary.served)] if summary.served else []
     parts += [Text(""), _side_by_side(files_table(summary), costs_table(summary))]
     if "report" in artifacts:
-        parts.append(Text(f"\nAll of it: {artifacts['report'].folder / 'report.md'}"))
+        folder = artifacts["report"].folder
+        parts.append(Text(f"\nAll of it: {folder / 'report.md'}\nThe certificate, for a browser: {folder / PAGE}"))
     parts.append(Text(""))
     parts += [Text(command, style="bold green", no_wrap=True, overflow="ignore") for command in summary.commands]
     return Group(*parts)
@@ -128,7 +131,10 @@ def report_text(summary: Summary, drawn: bool) -> str:
     parts.append(_as_markdown(certificate_table(summary.certificate)))
     parts += [f"- {_inline(warning)}" for warning in summary.certificate.get("warnings", [])]
     parts += [summary.served] if summary.served else []
-    parts += ["A star marks the file that is served. Every number: `certificate.json` in the verify folder."]
+    parts += [
+        f"A star marks the file that is served. The whole certificate, for people: [{PAGE}]({PAGE}); for machines: "
+        "`certificate.json` in the verify folder."
+    ]
     parts += ["## Files", _as_markdown(files_table(summary))]
     parts += ["## Time and memory", _as_markdown(costs_table(summary))]
     parts += ["## Run it", "```\n" + "\n".join(summary.commands) + "\n```"]

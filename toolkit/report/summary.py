@@ -19,8 +19,11 @@ from toolkit.artifacts import (
     read_jsonl,
 )
 from toolkit.recipe import Recipe
+from toolkit.report.page import with_served
 
 SHOWN_ANSWERS = 2
+SERVED = "served.json"
+"""Of the create stage: what the server showed, as a subject of a certificate."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,22 @@ def summarize(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Summary
         trained=_trained(recipe, adapter, artifacts.get("prepare")),
         losses=_losses(adapter, artifacts["merge"].facts),
         answers=_answers(artifacts["golden"].folder / "golden.jsonl"),
-        certificate=json.loads((artifacts["verify"].folder / "certificate.json").read_text(encoding="utf-8")),
+        certificate=_certificate(artifacts["verify"].folder, artifacts["create"].folder),
         files=[made[t] for t in recipe.export.file_types if t in made],
         served_file=artifacts["verify"].facts.served_file,
         costs=[(stage, a.cost.seconds, a.cost.peak_memory_bytes) for stage, a in artifacts.items()],
         served=_served(ollama),
         commands=[*ollama.remaining, f"ollama run {ollama.model}"],
     )
+
+
+def _certificate(verified: Path, created: Path) -> dict[str, Any]:
+    """The certificate, with the server's part where a server was asked."""
+    certificate: dict[str, Any] = json.loads((verified / "certificate.json").read_text(encoding="utf-8"))
+    served = created / SERVED
+    if not served.is_file():
+        return certificate
+    return with_served(certificate, json.loads(served.read_text(encoding="utf-8")))
 
 
 def _by_type(artifact: Artifact[Any]) -> dict[str, GGUFFile]:
