@@ -64,7 +64,7 @@ def test_a_prompt_that_was_trained_on_is_refused_by_name(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"\n \n", "is empty"), (b"\xff\xfe\x00", "is not UTF-8"), (None, "no file")]
+    ("content", "message"), [(b"\n \n", "is empty"), (b"\xff\xfe\x00", "is not UTF-8"), (None, "No such file")]
 )
 def test_bad_prompt_files(tmp_path: Path, content: bytes | None, message: str) -> None:
     file = tmp_path / "prompts.txt"

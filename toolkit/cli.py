@@ -133,17 +133,72 @@ for _name, _text, _following in (
     ("merge", "Merge the adapter into its base, one tensor at a time.", "convert"),
     ("convert", "Write the merged model as a GGUF file.", "quantize"),
     ("quantize", "Write the recipe's quantized GGUF files.", "verify"),
-    ("verify", "Compare every GGUF with the tuned model and write the certificate. Exit code 6: it failed.", "create"),
     ("create", "Publish to Ollama: a candidate first, checked as it is served, then the name.", "report"),
     ("report", "Write report.md and the model card.", ""),
 ):
     _stage_command(_name, _text, _following)
 
 
+_PATH = click.Path(path_type=Path)
+
+
+@cli.command()
+@click.argument("recipe", type=_PATH, required=False)
+@_recipe_options
+@click.option("--force", is_flag=True, help="With a recipe alone: redo it even when it is current.")
+@click.option("--adapter", type=_PATH, help="A PEFT adapter: what was trained, by any tool.")
+@click.option("--base", default="", help="Its base model; by default what the adapter's own config names.")
+@click.option(
+    "--load-in-4bit/--no-load-in-4bit", default=None, help="Whether the adapter was trained on an NF4 base (QLoRA)."
+)
+@click.option("--hf", type=_PATH, help="A merged folder; without --adapter, what the others are compared with.")
+@click.option("--gguf", "ggufs", type=_PATH, multiple=True, help="A GGUF file to judge; may be given more than once.")
+@click.option(
+    "--against", "others", type=_PATH, multiple=True, help="Another export of the same model, judged beside it."
+)
+@click.option("--ollama", default="", metavar="NAME:TAG", help="A model of the running Ollama to judge.")
+@click.option("--system", default="", help="The system text that the adapter was trained with.")
+@click.option("--prompts", type=_PATH, help="Golden prompts, one a line, or JSONL with a key prompt.")
+@click.option("--out", type=_PATH, help="Folder for the certificate; by default runs/<name>/checked.")
+@_as_json
+def verify(
+    recipe: Path | None, profile: str | None, settings: tuple[str, ...], force: bool, as_json: bool, **asked: Any
+) -> None:
+    """Say whether what runs is what was trained, and which link broke: a recipe's own files, or anybody's.
+
+    Exit code 0: pass, 6: fail, 7: inconclusive.
+
+    \b
+    Example:  tune2ollama verify recipes/medical.yaml
+    Example:  tune2ollama verify --adapter outputs/checkpoint-60 --gguf model-Q4_K_M.gguf
+    Example:  tune2ollama verify --adapter outputs/checkpoint-60 --ollama mymodel:latest --json
+    Example:  tune2ollama verify --adapter outputs/checkpoint-60 --gguf ours.gguf --against theirs.gguf
+    """
+    from toolkit.parity.tool import raise_unless_passed, verify_recipe, verify_these
+
+    resolved = _load(recipe, profile, settings) if recipe else None
+    if resolved is not None and not any(value for value in asked.values()):
+        certificate = verify_recipe(resolved, force)
+    else:
+        certificate = verify_these(resolved, **asked)
+    if as_json:
+        _print_json(certificate)
+    else:
+        from rich.console import Console
+
+        from toolkit.parity.table import certificate_table
+
+        Console().print(certificate_table(certificate))
+    raise_unless_passed(certificate)
+
+
 @cli.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="Name of the run and of the Ollama model.")
 @click.option("--base", default="", help="Base model; by default what the adapter's own config names.")
+@click.option(
+    "--load-in-4bit/--no-load-in-4bit", default=None, help="Whether the adapter was trained on an NF4 base (QLoRA)."
+)
 @click.option("--prompts", type=click.Path(path_type=Path), help="Golden prompts, one a line.")
 @click.option("--system", default="", help="The system text that the adapter was trained with.")
 @click.option("--file-type", "file_types", multiple=True, help="GGUF file types to make; the last one is served.")

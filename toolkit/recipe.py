@@ -203,6 +203,8 @@ class Recipe(Section):
     """What to train on; None where `adapter` is given."""
     adapter: str | None = None
     """A PEFT folder that another tool trained, instead of training here (`tune2ollama export`)."""
+    load_in_4bit: bool | None = None
+    """With `adapter`: whether it was trained on the base in NF4. PEFT does not record it; None: told from the base's name."""
     train: Train = Train()
     lora: Lora = Lora()
     golden: Golden = Golden(from_test=16)

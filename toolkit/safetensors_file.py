@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,6 +136,19 @@ def writing(path: Path) -> Iterator[None]:
                 "Free some disk space (tune2ollama clean lists what can go), then run again.",
             ) from error
         raise
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the filesystem has no hard links.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another filesystem, or one without hard links
+        with writing(target):
+            shutil.copyfile(source, target)
 
 
 def plan_shards(entries: list[Entry], largest: int) -> dict[str, list[Entry]]:

@@ -45,7 +45,7 @@ STAGES = (
         "train",
         AdapterFacts,
         ("prepare",),
-        ("base", "system", "train", "lora", "adapter"),
+        ("base", "system", "train", "lora", "adapter", "load_in_4bit"),
         (*_MODEL_LIBRARIES, "trl", "accelerate"),
     ),
     Stage("golden", GoldenFacts, ("prepare", "train"), ("golden", "system", "merge"), _MODEL_LIBRARIES),
@@ -56,6 +56,7 @@ STAGES = (
         ("train", "merge"),
         ("export.converted", "name", "license", "data"),
         ("gguf", "llama-cpp-python"),
+        version=2,
     ),
     Stage("quantize", GGUFFacts, ("convert",), ("export.quantized", "name"), ("llama-cpp-python",)),
     Stage(

@@ -17,6 +17,7 @@ from toolkit.data.formats import Example, check_columns, missing_columns
 from toolkit.data.readers import Dropped, Table, find_files, read_file
 from toolkit.data.splitting import SIDES, Side, choose, split
 from toolkit.errors import DataError, ToolkitError, UsageError
+from toolkit.prompts_file import asked, golden_turns
 from toolkit.recipe import Data, Recipe
 
 TWO_SIDES = "near duplicate of rows on two sides of the split"
@@ -47,7 +48,7 @@ def prepare_dataset(recipe: Recipe, out: Path) -> DatasetFacts:
         dropped = [*table.dropped, *dropped]
         _check_dropped(data, examples, dropped)
         task = progress.add_task("splitting", total=len(examples))
-        sides = split(examples, data, golden_prompts(recipe), lambda: progress.advance(task))
+        sides = split(examples, data, [asked(turns) for turns in golden_turns(recipe)], lambda: progress.advance(task))
     parts, left_out = _divide(examples, sides, data)
     dropped = sorted([*dropped, *left_out], key=lambda d: (d.file, d.line))
     _check_parts(recipe, parts, dropped)
@@ -81,22 +82,6 @@ def check_data(recipe: Recipe) -> list[ToolkitError]:
         except ToolkitError as error:
             faults.append(error)
     return faults
-
-
-def golden_prompts(recipe: Recipe) -> list[str]:
-    """The recipe's own golden prompts; a file holds one a line.
-
-    Raises:
-        UsageError: the file does not exist.
-    """
-    prompts = recipe.golden.prompts
-    if not isinstance(prompts, str):
-        return prompts or []
-    try:
-        lines = Path(prompts).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UsageError(f"golden.prompts: {prompts} cannot be read: {error.strerror}") from error
-    return [line.strip() for line in lines if line.strip()]
 
 
 def _data(recipe: Recipe) -> Data:

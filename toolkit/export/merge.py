@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +20,7 @@ from toolkit.errors import ResourceError
 from toolkit.hardware import free_disk_bytes
 from toolkit.merged import MergedWeights, merged_weights
 from toolkit.recipe import Recipe
-from toolkit.safetensors_file import ITEM_BYTES, Entry, model_files, read_header, write_model, writing
+from toolkit.safetensors_file import ITEM_BYTES, Entry, link_or_copy, model_files, read_header, write_model, writing
 from toolkit.weights import TORCH_DTYPES, TrainedWeights
 
 _SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -163,7 +161,9 @@ def _take_whole_model(adapter: Artifact[AdapterFacts], out: Path) -> ModelFacts:
     check_folder(adapter.folder)
     weights = sorted({path.name for path in model_files(adapter.folder).values()})
     others = [*CONFIG_FILES, *TOKENIZER_FILES, "model.safetensors.index.json"]
-    _link([adapter.folder / name for name in (*weights, *others)], out)
+    for name in (*weights, *others):
+        if (adapter.folder / name).is_file():
+            link_or_copy(adapter.folder / name, out / name)
     entries = [entry for name in weights for entry in read_header(out / name).values()]
     sizes: Counter[str] = Counter()
     for entry in entries:
@@ -176,14 +176,3 @@ def _take_whole_model(adapter: Artifact[AdapterFacts], out: Path) -> ModelFacts:
         merged_tensors=0,
         parameters=sum(e.bytes // ITEM_BYTES[e.dtype] for e in entries),
     )
-
-
-def _link(files: Sequence[Path], out: Path) -> None:
-    for path in files:
-        if not path.is_file():
-            continue
-        try:
-            os.link(path, out / path.name)  # the same bytes under two names; no copy of a large model
-        except OSError:  # another filesystem, or one without hard links
-            with writing(out / path.name):
-                shutil.copyfile(path, out / path.name)

@@ -30,6 +30,7 @@ from toolkit.data.splitting import normalize
 from toolkit.errors import DataError
 from toolkit.parity.prompts import Messages, conversations, render
 from toolkit.parity.tokens import encode
+from toolkit.prompts_file import asked, golden_turns
 from toolkit.recipe import Recipe
 from toolkit.reference import (
     Reference,
@@ -112,14 +113,11 @@ def golden_messages(recipe: Recipe, dataset: Artifact[DatasetFacts] | None) -> l
     Raises:
         DataError: an empty or missing file; no prompt at all; prompts that are in the training split.
     """
-    chosen = recipe.golden.prompts
-    texts = _prompts_file(Path(chosen)) if isinstance(chosen, str) else [t.strip() for t in chosen or []]
-    if any(not text for text in texts):
-        raise DataError("golden.prompts holds an empty prompt", "Remove it.")
+    turns = golden_turns(recipe)
     if dataset is not None:
-        _refuse_trained_on(texts, dataset.folder / "train.jsonl")
+        _refuse_trained_on([asked(t) for t in turns], dataset.folder / "train.jsonl")
     opening: Messages = [{"role": "system", "content": recipe.system}] if recipe.system else []
-    found: list[Messages] = [[*opening, {"role": "user", "content": text}] for text in dict.fromkeys(texts)]
+    found: list[Messages] = [t if t[0]["role"] == "system" else [*opening, *t] for t in turns]
     if dataset is not None and recipe.golden.from_test:
         rows = read_jsonl(dataset.folder / "test.jsonl")[: recipe.golden.from_test]
         found += [row["prompt"] for row in rows]
@@ -131,21 +129,8 @@ def golden_messages(recipe: Recipe, dataset: Artifact[DatasetFacts] | None) -> l
     return found
 
 
-def _prompts_file(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError as error:
-        raise DataError(f"golden.prompts: there is no file {path}", "Give a text file with a prompt a line.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"golden.prompts: {path} is not UTF-8: {error}", "Save it as UTF-8.") from error
-    texts = [line.strip() for line in lines if line.strip()]
-    if not texts:
-        raise DataError(f"golden.prompts: {path} is empty", "Write prompts into it, one a line.")
-    return texts
-
-
 def _refuse_trained_on(texts: list[str], train: Path) -> None:
-    trained = {normalize(_asked(row["prompt"])): row.get("source", {}) for row in read_jsonl(train)}
+    trained = {normalize(asked(row["prompt"])): row.get("source", {}) for row in read_jsonl(train)}
     seen = [(text, trained[normalize(text)]) for text in texts if normalize(text) in trained]
     if seen:
         named = "\n".join(f"  {text[:60]!r} ({s.get('file', '?')}:{s.get('line', '?')})" for text, s in seen[:5])
@@ -153,10 +138,6 @@ def _refuse_trained_on(texts: list[str], train: Path) -> None:
             f"{len(seen)} golden prompts are in the training split, so their answers prove nothing:\n{named}",
             "Replace them by questions that the data does not hold.",
         )
-
-
-def _asked(messages: Messages) -> str:
-    return next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
 
 
 def _rendered(tokenizer: Any, messages: Messages) -> Prompt:

@@ -15,9 +15,12 @@ inconclusive, and by the converted file that the quantized one was made from.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from toolkit.gguf_file import GGUFHeader
+from toolkit.errors import DataError
+from toolkit.gguf_file import UNQUANTIZED, GGUFHeader
 
 SMALL_MODEL = 1_000_000_000
 """Models with fewer parameters lose more in quantization: their limits are wider, and the certificate says so."""
@@ -68,6 +71,30 @@ _TABLE = {
     "Q3_K_S": Limits(0.20, 2.2, 0.80, 0.60, 1.18, 0.80, 1.20, 0.5, flips_allowed=0.01),
     "Q2_K": Limits(0.40, 4.0, 0.70, 0.60, 1.40, 0.75, 1.25, 0.4, flips_allowed=0.03),
 }
+
+
+_FTYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
+    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 25: "IQ4_NL", 30: "IQ4_XS", 32: "BF16",
+}  # fmt: skip
+"""`general.file_type`: llama.cpp's `llama_ftype`, include/llama.h."""
+
+
+def file_type_of(header: GGUFHeader, path: Path) -> str:
+    """A GGUF's file type: what it says of itself, or else the commonest type of its matrices.
+
+    Raises:
+        DataError: one that there are no limits for.
+    """
+    named = _FTYPES.get(int(header.metadata.get("general.file_type", -1)), "")
+    matrices = Counter(tensor.type for tensor in header.tensors if len(tensor.shape) > 1)
+    commonest = matrices.most_common(1)[0][0]
+    found = named or (
+        commonest if commonest in UNQUANTIZED else {"Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}.get(commonest, commonest)
+    )
+    if found not in _TABLE:
+        raise DataError(f"{path} is of the type {found}, which there are no limits for", f"Known: {', '.join(_TABLE)}.")
+    return found
 
 
 def fallback_share(header: GGUFHeader, file_type: str) -> float:

@@ -32,6 +32,7 @@ from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import SCHEMA, Check, Subject, blame_of, chain_of, verdict_of
 from toolkit.parity.exported import Exported, FolderWeights, GGUFWeights
 from toolkit.parity.goldens import Goldens
+from toolkit.parity.heat import heat
 from toolkit.parity.limits import fallback_share, largest_rest, limits_for
 from toolkit.parity.logits import Positions, logits_check, strength_check
 from toolkit.parity.moved import moved_check
@@ -86,6 +87,8 @@ class GGUFUnderTest:
     """A GGUF file to be judged."""
 
     path: Path
+    name: str
+    """As the certificate calls it."""
     file_type: str
     counts: Literal["everything", "ancestor", "text only"] = "everything"
     served: bool = False
@@ -117,7 +120,7 @@ def verify(
         for file in artifact.facts.files:
             served, ancestor = file.file_type == recipe.export.serve, file.file_type == recipe.export.converted
             counted: Any = "everything" if served else "ancestor" if ancestor else "text only"
-            files.append(GGUFUnderTest(artifact.folder / file.name, file.file_type, counted, served))
+            files.append(GGUFUnderTest(artifact.folder / file.name, file.file_type, file.file_type, counted, served))
     subjects = judge(tuned, model.folder, files)
     certificate = certificate_of(
         tuned, subjects, hashes(adapter.folder, golden.folder, model.folder, *(f.path for f in files))
@@ -129,7 +132,7 @@ def verify(
 
 def judge(tuned: Tuned, merged: Path | None, files: list[GGUFUnderTest]) -> list[Subject]:
     """Judge the adapter and whatever was made of it, with progress on stderr."""
-    ggufs = {file.path.name: GGUFWeights(file.path) for file in files}
+    ggufs = {file.name: GGUFWeights(file.path) for file in files}
     exports: dict[str, Exported] = {name: weights for name, weights in ggufs.items() if weights.known}
     if merged is not None:
         exports["merged"] = FolderWeights(merged)
@@ -140,10 +143,10 @@ def judge(tuned: Tuned, merged: Path | None, files: list[GGUFUnderTest]) -> list
         compared = compare_weights(tuned.tuning, exports, largest_rest, lambda: progress.advance(task))
         if merged is not None:
             subjects.append(_merged_subject(tuned, merged, compared["merged"]))
-        source = next((ggufs[file.path.name] for file in files if file.converted), None)
+        source = next((ggufs[file.name] for file in files if file.converted), None)
         for file in files:
-            task = progress.add_task(f"{file.file_type} answers", total=len(tuned.goldens.rows))
-            checks = _file_checks(tuned, file, ggufs[file.path.name], compared.get(file.path.name), source)
+            task = progress.add_task(f"{file.name} answers", total=len(tuned.goldens.rows))
+            checks = _file_checks(tuned, file, ggufs[file.name], compared.get(file.name), source)
             subjects.append(_gguf_subject(tuned, file, checks, functools.partial(progress.advance, task)))
     return subjects
 
@@ -226,14 +229,14 @@ def _gguf_subject(tuned: Tuned, file: GGUFUnderTest, checks: list[Check], tick: 
             # Strength before the rest: a lost adapter is to be called so, not a lost end token.
             checks += [
                 strength_check(positions, limits, whole_in_weights(checks)),
-                logits_check(positions, limits),
+                logits_check(positions, limits, heat(positions, goldens.rows, candidate.piece)),
                 stops_check(candidate, answers, positions, limits, goldens.facts.end_tokens, markers),
             ]
         else:
             message = f"not compared: the vocabulary has {candidate.vocabulary} tokens, not {goldens.facts.vocabulary}"
             checks.append(Check(name="logits", verdict="fail", message=message))
     return Subject(
-        name=file.file_type, kind="converted" if file.converted else "quantized", file=file.path.name,
+        name=file.name, kind="converted" if file.converted else "quantized", file=file.path.name,
         file_type=file.file_type, counts=file.counts, served=file.served, relaxed=relaxed, checks=checks,
         seconds=_since(started),
     )  # fmt: skip

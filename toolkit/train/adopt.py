@@ -1,17 +1,19 @@
-"""An adapter that another tool trained enters the chain here."""
+"""An adapter, or a whole model, that another tool trained enters the chain here."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from toolkit.artifacts import AdapterFacts, Quantization, text_sha256
-from toolkit.bases import TOKENIZER_FILES, resolve_base
-from toolkit.errors import UsageError
+from toolkit.artifacts import ARTIFACT_FILE, AdapterFacts, Quantization, text_sha256
+from toolkit.bases import TOKENIZER_FILES, check_folder, read_chat_template, resolve_base
+from toolkit.errors import DataError, UsageError
 from toolkit.lora import CONFIG_FILE, WEIGHTS_FILE, LoraAdapter, read_config
 from toolkit.recipe import Recipe
+from toolkit.safetensors_file import link_or_copy
 from toolkit.weights import TrainedWeights
 
 DEFAULT_PROMPTS = [
@@ -43,11 +45,13 @@ def recipe_for_adapter(
     system: str = "",
     file_types: tuple[str, ...] = (),
     modelfile: Path | None = None,
+    load_in_4bit: bool | None = None,
 ) -> Recipe:
     """The recipe of an export: no data, no training.
 
     Args:
         base: overrides what the adapter's config names.
+        load_in_4bit: whether it was trained on the base in NF4; None: told from the base's name.
 
     Raises:
         DataError: the folder holds no PEFT adapter.
@@ -55,7 +59,7 @@ def recipe_for_adapter(
     """
     from pydantic import ValidationError
 
-    named = str(read_config(adapter).get("base_model_name_or_path") or "")
+    named = str(adapter) if is_model(adapter) else str(read_config(adapter).get("base_model_name_or_path") or "")
     if not base and not named:
         raise UsageError(f"{adapter}/adapter_config.json names no base model", "Name it: --base <folder or hub id>")
     types = list(file_types) or ["F16", "Q8_0", "Q4_K_M"]
@@ -65,6 +69,7 @@ def recipe_for_adapter(
         "base": base or named,
         "system": system,
         "adapter": str(adapter),
+        "load_in_4bit": load_in_4bit,
         "golden": {"prompts": str(prompts) if prompts else DEFAULT_PROMPTS, "from_test": 0},
         "export": {"file_types": types, "serve": types[-1]},
         "ollama": {"model": name, "modelfile": str(modelfile) if modelfile else None},
@@ -76,18 +81,48 @@ def recipe_for_adapter(
         raise UsageError(faults, "Look at: tune2ollama export --help") from error
 
 
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a whole model instead of an adapter."""
+    return (folder / "config.json").is_file() and not (folder / CONFIG_FILE).is_file()
+
+
+def _adopt_model(recipe: Recipe, source: Path, out: Path) -> AdapterFacts:
+    """Take a whole model that was trained elsewhere; its weights are linked, not copied, where the disk allows it."""
+    check_folder(source)
+    base = resolve_base(recipe.base)
+    for path in sorted(
+        p for p in source.iterdir() if p.is_file() and p.suffix in {".json", ".safetensors", ".jinja", ".model"}
+    ):
+        link_or_copy(path, out / path.name)
+    template = read_chat_template(source)
+    if template is None:
+        raise DataError(
+            f"{source} has no chat template", "Put its chat_template.jinja there, from where it was trained."
+        )
+    return AdapterFacts(
+        method="full", base=base, base_dtype=_stored_dtype(source), quantization=None,
+        chat_template_sha256=text_sha256(template), system=recipe.system, trained_here=False,
+    )  # fmt: skip
+
+
+def _stored_dtype(folder: Path) -> Any:
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    dtype = str(stored.get("dtype") or stored.get("torch_dtype"))
+    return dtype if dtype in {"float32", "bfloat16", "float16"} else "float32"
+
+
 def adopt_adapter(recipe: Recipe, out: Path) -> AdapterFacts:
-    """Copy an adapter of another tool, with the tokenizer that it was trained with, into `out`.
+    """Copy an adapter of another tool, with the tokenizer that it was trained with, into `out`; or link a whole model.
 
     Raises:
         DataError: no PEFT adapter, only pickled weights, or an adapter of another base.
     """
     source = Path(recipe.adapter or "")
+    if is_model(source):
+        return _adopt_model(recipe, source, out)
     adapter = LoraAdapter(source)
     base = resolve_base(recipe.base)
-    stored = json.loads((Path(base.folder) / "config.json").read_text(encoding="utf-8"))
-    dtype = str(stored.get("dtype") or stored.get("torch_dtype"))
-    base_dtype: Any = dtype if dtype in {"float32", "bfloat16", "float16"} else "float32"
+    base_dtype = _stored_dtype(Path(base.folder))
     adapter.check_fits(TrainedWeights(Path(base.folder), base_dtype, None))
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         shutil.copyfile(source / name, out / name)
@@ -99,7 +134,9 @@ def adopt_adapter(recipe: Recipe, out: Path) -> AdapterFacts:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(out, trust_remote_code=False)
-    quantized = _was_quantized(str(adapter.config.get("base_model_name_or_path", "")))
+    quantized = recipe.load_in_4bit
+    if quantized is None:
+        quantized = _was_quantized(source, str(adapter.config.get("base_model_name_or_path", "")))
     return AdapterFacts(
         method="qlora" if quantized else "lora",
         base=base,
@@ -111,6 +148,8 @@ def adopt_adapter(recipe: Recipe, out: Path) -> AdapterFacts:
     )
 
 
-def _was_quantized(base_name: str) -> bool:
-    # Unsloth names the 4-bit base that it trained on; PEFT itself does not record the quantization.
+def _was_quantized(folder: Path, base_name: str) -> bool:
+    # An adapter of ours says so beside it. Unsloth names the 4-bit base that it trained on; PEFT itself does not record it.
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return bool(json.loads((folder / ARTIFACT_FILE).read_text(encoding="utf-8"))["facts"]["quantization"])
     return base_name.lower().endswith(("-bnb-4bit", "-unsloth-bnb-4bit"))

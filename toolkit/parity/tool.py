@@ -1,0 +1,184 @@
+"""`verify` as a tool of its own: any adapter, merged folder, GGUF or Ollama model, whoever made it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from rich.console import Console
+
+from toolkit.artifacts import Artifact, write_json
+from toolkit.errors import InconclusiveError, ParityError, UsageError
+from toolkit.gguf_file import read_gguf
+from toolkit.parity.certificate import Subject
+from toolkit.parity.limits import file_type_of
+from toolkit.recipe import Recipe
+
+stderr = Console(stderr=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user wants compared."""
+
+    adapter: Path | None = None
+    """A PEFT folder: what was trained."""
+    base: str = ""
+    hf: Path | None = None
+    """A merged folder; without an adapter it is what everything else is compared with."""
+    ggufs: tuple[Path, ...] = ()
+    ollama: str = ""
+    system: str = ""
+    prompts: Path | None = None
+    load_in_4bit: bool | None = None
+    """Whether the adapter was trained on the base in NF4; None: told from its files."""
+
+
+def verify_recipe(recipe: Recipe, force: bool = False) -> dict[str, Any]:
+    """The certificate of a recipe's own files, brought up to date; whatever its verdict."""
+    from toolkit import pipeline
+
+    with contextlib.suppress(ParityError, InconclusiveError):  # the verdict is in the certificate
+        pipeline.run(recipe, upto="verify", force="verify" if force else "")
+    path = pipeline.run_folder(recipe) / "verify" / "certificate.json"
+    return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+
+
+def verify_these(
+    recipe: Recipe | None,
+    ggufs: tuple[Path, ...] = (),
+    others: tuple[Path, ...] = (),
+    out: Path | None = None,
+    **asked: Any,
+) -> dict[str, Any]:
+    """`check`, with the command's options as they come."""
+    return check(recipe, Asked(ggufs=(*ggufs, *others), **asked), out)
+
+
+def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[str, Any]:
+    """Record what the tuned model says (once; it is kept), compare everything named with it, and write the certificate.
+
+    Args:
+        recipe: of a run whose adapter and goldens are to be used; None: an adapter or merged folder of any tool.
+        out: folder for certificate.json and certificate.html; by default runs/<name>/checked.
+
+    Returns:
+        The certificate.
+
+    Raises:
+        UsageError: nothing to compare, or nothing to compare it with.
+        DataError: a file that cannot be read or run.
+        ExternalToolError: the Ollama that was asked for does not answer.
+    """
+    for file in asked.ggufs:
+        if not file.is_file():
+            raise UsageError(f"there is no file {file}", "Name a GGUF file.")
+    recipe = recipe or recipe_of(asked)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see toolkit.pipeline
+
+    from toolkit import pipeline
+    from toolkit.parity.probe import probe
+
+    for file in asked.ggufs:
+        probe(file)
+    _tell_plan(recipe, asked)
+    have = pipeline.run(recipe, upto="golden")
+    certificate = _judge(recipe, have, asked)
+    folder = out or pipeline.run_folder(recipe) / "checked"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "certificate.json", certificate)
+    stderr.print(f"Certificate: {folder / 'certificate.json'}")
+    return certificate
+
+
+def recipe_of(asked: Asked) -> Recipe:
+    """The recipe under which an adapter, or a merged folder, is compared; its name tells other inputs apart.
+
+    Raises:
+        UsageError: neither is given.
+    """
+    from toolkit.train.adopt import recipe_for_adapter
+
+    tuned = asked.adapter or asked.hf
+    if tuned is None:
+        raise UsageError(
+            "there is nothing to compare with: name what was trained",
+            "--adapter FOLDER (a PEFT adapter), --hf FOLDER (a merged model), or a recipe. Two exports alone cannot tell "
+            "which of them is right.",
+        )
+    if asked.adapter is not None and not asked.ggufs and asked.hf is None and not asked.ollama:
+        raise UsageError(
+            "there is nothing to compare with the adapter", "Name --gguf FILE, --hf FOLDER or --ollama NAME."
+        )
+    told = json.dumps([str(tuned.resolve()), asked.base, asked.system, str(asked.prompts), asked.load_in_4bit])
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", tuned.resolve().name).strip("-._") or "model"
+    name = f"verify-{slug[:40]}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    base = asked.base or ("" if asked.adapter else str(tuned))
+    return recipe_for_adapter(tuned, name, base, asked.prompts, asked.system, load_in_4bit=asked.load_in_4bit)
+
+
+def _tell_plan(recipe: Recipe, asked: Asked) -> None:
+    """What will be compared, and about how long it takes."""
+    from toolkit.hardware import read_hardware
+    from toolkit.plan import check_seconds
+
+    files = [*asked.ggufs, *([asked.hf] if asked.hf and asked.adapter else [])]
+    names = [path.name for path in files] + ([f"Ollama's {asked.ollama}"] if asked.ollama else [])
+    golden, each = check_seconds(recipe, read_hardware())
+    stderr.print(
+        f"Comparing {', '.join(names) or 'nothing'} with {asked.adapter or asked.hf or recipe.name}. About {golden:.0f} s to "
+        f"record what the tuned model says (kept for the next time), then about {each:.0f} s for each file."
+    )
+
+
+def _judge(recipe: Recipe, have: dict[str, Artifact[Any]], asked: Asked) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    from toolkit.parity.verify import GGUFUnderTest, Tuned, certificate_of, hashes, judge
+
+    adapter, golden = have["train"], have["golden"]
+    merged = asked.hf if asked.adapter is not None or recipe.data is not None else None
+    tokenizer = AutoTokenizer.from_pretrained(merged or adapter.folder, trust_remote_code=False)
+    tuned = Tuned.of(recipe, adapter, golden, tokenizer)
+    names = _names(asked.ggufs)
+    files = [GGUFUnderTest(path, names[path], file_type_of(read_gguf(path), path)) for path in asked.ggufs]
+    subjects: list[Subject] = []
+    served: list[Path] = []
+    if asked.ollama:
+        from toolkit.ollama.judged import judge_served
+
+        log = golden.folder.parent / "ollama-server.log"
+        file = asked.ggufs[0] if asked.ggufs else None
+        subject, blob = judge_served(asked.ollama, tuned, golden.folder, recipe.system, log, file)
+        subjects.append(subject)
+        if blob is not None and not asked.ggufs:
+            files.append(GGUFUnderTest(blob, f"{asked.ollama}'s file", file_type_of(read_gguf(blob), blob)))
+            served.append(blob)
+    subjects = [*judge(tuned, merged, files), *subjects]
+    named = [*asked.ggufs, *served, *([merged] if merged else [])]
+    return certificate_of(tuned, subjects, hashes(adapter.folder, golden.folder, *named))
+
+
+def _names(paths: tuple[Path, ...]) -> dict[Path, str]:
+    """A short name for each file: its own, or its whole path where two files are called the same."""
+    seen = Counter(path.name for path in paths)
+    return {path: path.name if seen[path.name] == 1 else str(path) for path in paths}
+
+
+def raise_unless_passed(certificate: dict[str, Any]) -> None:
+    """Exit codes for scripts: nothing, 6 or 7.
+
+    Raises:
+        ParityError, InconclusiveError: with the certificate's sentence.
+    """
+    if certificate["verdict"] == "fail":
+        raise ParityError(certificate["message"], "")
+    if certificate["verdict"] == "inconclusive":
+        raise InconclusiveError(certificate["message"], "More golden prompts may decide: --prompts FILE, one a line.")
