@@ -175,7 +175,8 @@ def link_of(subject: Subject, check: Check, subjects: list[Subject]) -> LinkName
         return "server prompt" if check.name in ("prompts", "tokens") else "server answers"
     if check.name in _BY_CHECK:
         return _BY_CHECK[check.name]
-    if check.suspect and not _acquitted(subject, check, subjects):
+    # What a merged folder shows came in no later than the merge.
+    if check.suspect and subject.kind != "merged" and not _acquitted(subject, check, subjects):
         return check.suspect
     return _BY_KIND[subject.kind]
 
