@@ -59,15 +59,22 @@ def encode(tokenizer: Any, text: str, add_special: bool = False) -> list[int]:
     return list(tokenizer(text, add_special_tokens=add_special, verbose=False)["input_ids"])
 
 
-def recorded_tokens_check(tokenizer: Any, recorded: list[tuple[str, list[int]]], end_tokens: list[int]) -> Check:
-    """The merged folder's tokenizer against the ids that were recorded with the tokenizer trained with."""
+def recorded_tokens_check(
+    tokenizer: Any, trained: Any, recorded: list[tuple[str, list[int]]], end_tokens: list[int]
+) -> Check:
+    """The merged folder's tokenizer against the one trained with: the ids that were recorded, and its added tokens."""
+    added = {token.content: [index] for index, token in trained.added_tokens_decoder.items()}
     different = _different(recorded, lambda text: encode(tokenizer, text))
+    lost_added = _different(list(added.items()), lambda text: encode(tokenizer, text))
     lost = [token for token in end_tokens if tokenizer.convert_ids_to_tokens(token) is None]
     measures = [
         lower_is_better("prompts that differ", len(different), 0, 0),
+        lower_is_better("added tokens that differ", len(lost_added), 0, 0),
         lower_is_better("end tokens lost", len(lost), 0, 0),
     ]
-    return Check.of("tokens", measures, _message(different, [], len(recorded)), {"different": different[:5]})
+    different += lost_added
+    message = _message(different, [], len(recorded) + len(added))
+    return Check.of("tokens", measures, message, {"different": different[:5]})
 
 
 def tokens_check(

@@ -145,7 +145,7 @@ def _judge(recipe: Recipe, have: dict[str, Artifact[Any]], asked: Asked) -> dict
 
     adapter, golden = have["train"], have["golden"]
     merged = asked.hf if asked.adapter is not None or recipe.data is not None else None
-    tokenizer = AutoTokenizer.from_pretrained(merged or adapter.folder, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False)
     tuned = Tuned.of(recipe, adapter, golden, tokenizer)
     names = _names(asked.ggufs)
     files = [GGUFUnderTest(path, names[path], file_type_of(read_gguf(path), path)) for path in asked.ggufs]

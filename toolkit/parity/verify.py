@@ -60,7 +60,7 @@ class Tuned:
     adapter: LoraAdapter | None
     """None: a whole model was trained."""
     tokenizer: Any
-    """Of the merged folder, or else of the adapter's base."""
+    """As it was trained with."""
     new_tokens: int
     """Tokens of an answer at most."""
 
@@ -114,7 +114,7 @@ def verify(
     Raises:
         DataError: a file that cannot be read.
     """
-    tuned = Tuned.of(recipe, adapter, golden, AutoTokenizer.from_pretrained(model.folder, trust_remote_code=False))
+    tuned = Tuned.of(recipe, adapter, golden, AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False))
     files = []
     for artifact in (gguf, quantized):
         for file in artifact.facts.files:
@@ -185,10 +185,11 @@ def _adapter_subject(adapter: LoraAdapter) -> Subject:
 
 def _merged_subject(tuned: Tuned, merged: Path, compared: Comparison) -> Subject:
     started = time.monotonic()
-    rendered = [render(tuned.tokenizer, messages) for messages in tuned.goldens.messages()]
+    own = AutoTokenizer.from_pretrained(merged, trust_remote_code=False)
+    rendered = [render(own, messages) for messages in tuned.goldens.messages()]
     checks = [
         prompts_check(tuned.goldens.texts(), rendered),
-        recorded_tokens_check(tuned.tokenizer, tuned.goldens.recorded(), tuned.goldens.facts.end_tokens),
+        recorded_tokens_check(own, tuned.tokenizer, tuned.goldens.recorded(), tuned.goldens.facts.end_tokens),
         folder_structure_check(tuned.tuning, merged, compared),
         weights_check(compared, Expected.of(tuned.adapter)),
     ]
