@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from tests.models import TREE, adapter_artifact, base_facts, tiny_llama, tiny_qwen2
-from toolkit.artifacts import Artifact, BaseFacts, Cost, GGUFFacts, ModelFacts
+from tests.models import TREE, adapter_artifact, base_facts, tiny_adapter, tiny_llama, tiny_qwen2
+from toolkit.artifacts import Artifact, BaseFacts, Cost, GGUFFacts, ModelFacts, file_sha256, text_sha256
+from toolkit.bases import check_folder, read_chat_template
 from toolkit.errors import DataError, ExternalToolError, UsageError
 from toolkit.export import llama_cpp
 from toolkit.export.convert import PROTECTION, base_model, check_end_token, convert, protect_template
+from toolkit.export.described import description
 from toolkit.gguf_file import GGUFHeader, read_gguf
 from toolkit.recipe import Recipe
 
@@ -99,7 +102,7 @@ def test_values_are_the_models(converted: tuple[Path, GGUFFacts], model: Path) -
         assert np.array_equal(np.asarray(tensors[ours].data).reshape(weights[theirs].shape), weights[theirs]), ours
 
 
-def test_metadata(converted: tuple[Path, GGUFFacts]) -> None:
+def test_metadata(converted: tuple[Path, GGUFFacts], model: Path) -> None:
     metadata = read_gguf(converted[0]).metadata
     expected = {
         "general.name": "tiny-tale", "general.license": "apache-2.0 AND cc-by-4.0", "general.languages": ["zh"],
@@ -110,6 +113,32 @@ def test_metadata(converted: tuple[Path, GGUFFacts]) -> None:
         "qwen2.rope.freq_base": 1_000_000.0, "qwen2.block_count": 1,
     }  # fmt: skip
     assert {key: metadata.get(key) for key in expected} == expected
+    sums = (check_folder(model), text_sha256(read_chat_template(model) or ""))
+    assert metadata["general.description"] == (
+        f"Fine-tuned: full fine-tuning. base base sha256 {sums[0]}; chat template sha256 {sums[1]}. Whether this file is that "
+        "model is not said here, but by the certificate that names this file's own SHA-256."
+    )
+
+
+def test_the_description_tells_base_adapter_template_and_merge(model: Path, tmp_path: Path) -> None:
+    adapter = adapter_artifact(tiny_adapter(model, tmp_path / "adapter", "qlora"), model, "qlora")
+    facts = model_artifact(model).facts.model_copy(
+        update={"merged_onto": "nf4", "loss_as_trained": 2.54781, "loss_merged": 2.54784}
+    )
+    told = description(adapter, facts, "base")
+    assert told.startswith(
+        "Fine-tuned: QLoRA, merged onto the dequantized NF4 weights that it was trained on. Held-out loss 2.5478 as trained, "
+        "2.5478 merged (nats a token). base base sha256 "
+    )
+    assert dict(re.findall(r"(base|adapter|chat template)(?: base)? sha256 ([0-9a-f]{64})", told)) == {
+        "base": adapter.facts.base.digest,
+        "adapter": file_sha256(adapter.folder / "adapter_model.safetensors"),
+        "chat template": adapter.facts.chat_template_sha256,
+    }
+    hub = adapter.facts.model_copy(update={"base": adapter.facts.base.model_copy(update={"revision": "0123abcd"})})
+    told = description(Artifact(adapter.folder, hub, "", {}, Cost()), facts, "Qwen2.5-0.5B")
+    assert "base Qwen2.5-0.5B revision 0123abcd sha256 " in told
+    assert str(tmp_path) not in told
 
 
 def test_no_path_of_this_machine(converted: tuple[Path, GGUFFacts], model: Path) -> None:

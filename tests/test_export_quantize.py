@@ -55,6 +55,7 @@ def test_every_type_in_one_go(converted: Artifact[GGUFFacts], tmp_path: Path) ->
         assert file.tensors == 20
         assert (file.bytes, file.sha256) == (path.stat().st_size, file_sha256(path))
         assert header.metadata["general.name"] == "tiny-tale"
+        assert header.metadata["general.description"].startswith("Fine-tuned: full fine-tuning. base base sha256 ")
         sizes[file.file_type] = file.bytes
     assert sizes["Q2_K"] < sizes["Q3_K_M"] < sizes["Q4_K_M"] < sizes["Q5_K_M"] < sizes["Q6_K"] < sizes["Q8_0"]
 

@@ -30,6 +30,7 @@ from toolkit.artifacts import (
 )
 from toolkit.bases import CONFIG_FILES, EMBEDDED, TOKENIZER_FILES, read_chat_template
 from toolkit.errors import DataError, ExternalToolError, ResourceError
+from toolkit.export.described import description
 from toolkit.export.llama_cpp import tree
 from toolkit.gguf_file import GGUFHeader, read_gguf
 from toolkit.hardware import free_disk_bytes
@@ -80,7 +81,7 @@ def convert(recipe: Recipe, adapter: Artifact[AdapterFacts], model: Artifact[Mod
         # The converter takes names for the metadata from the folder's name.
         view = Path(scratch) / recipe.name
         link_view(model.folder, view)
-        write_json(Path(scratch) / "metadata.json", metadata(recipe, adapter.facts))
+        write_json(Path(scratch) / "metadata.json", metadata(recipe, adapter, model.facts))
         # The one thing that the converter takes only from a model card.
         card = {"license": licenses(recipe, adapter.facts)}
         (view / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n", encoding="utf-8")
@@ -122,14 +123,16 @@ def link_view(model: Path, view: Path) -> None:
             write_json(settings, values)
 
 
-def metadata(recipe: Recipe, adapter: AdapterFacts) -> dict[str, Any]:
+def metadata(recipe: Recipe, adapter: Artifact[AdapterFacts], model: ModelFacts) -> dict[str, Any]:
     """What the GGUF says of itself, as the converter's `--metadata` reads it. Names, never paths of this machine."""
+    method, base = adapter.facts.method, base_model(adapter.facts.base)
     found: dict[str, Any] = {
         "general.name": recipe.name,
         "general.basename": recipe.name,
-        "general.finetune": adapter.method,
-        "general.base_models": [base_model(adapter.base)],
-        "general.tags": ["text-generation", "tune2ollama", adapter.method],
+        "general.finetune": method,
+        "general.description": description(adapter, model, base["name"]),
+        "general.base_models": [base],
+        "general.tags": ["text-generation", "tune2ollama", method],
         "general.quantized_by": f"tune2ollama {version('tune2ollama')}",
     }
     if recipe.data is not None:

@@ -1,0 +1,49 @@
+"""What a GGUF file says of where it came from: a summary of what is known before it is judged.
+
+A certificate names the file by its SHA-256, so nothing that it finds can be written into the file afterwards: that would make
+it another file. What is known at conversion can, and `llama-quantize` carries it on: which base, which adapter, which
+template, how it was merged. It is told in `general.description`, a key of the format itself, because llama.cpp's converter
+writes no keys but its own.
+"""
+
+from __future__ import annotations
+
+from toolkit.artifacts import AdapterFacts, Artifact, BaseFacts, ModelFacts, file_sha256
+
+_METHODS = {"qlora": "QLoRA", "lora": "LoRA", "full": "full fine-tuning"}
+_ONTO = {
+    "nf4": "merged onto the dequantized NF4 weights that it was trained on",
+    "16-bit": "merged onto the original 16-bit weights",
+    "as trained": "merged onto the weights that it was trained on",
+}
+
+
+def description(adapter: Artifact[AdapterFacts], model: ModelFacts, base_name: str) -> str:
+    """The summary, as sentences that a program can read too: every sum stands behind a name and the word sha256.
+
+    Args:
+        base_name: how the base is called, without any path.
+    """
+    facts = adapter.facts
+    how = _METHODS[facts.method] + ("" if facts.method == "full" else f", {_ONTO[model.merged_onto]}")
+    losses = ""
+    if model.loss_as_trained is not None and model.loss_merged is not None:
+        losses = (
+            f" Held-out loss {model.loss_as_trained:.4f} as trained, {model.loss_merged:.4f} merged (nats a token)."
+        )
+    sums = [_base(facts.base, base_name), *_adapter(adapter), f"chat template sha256 {facts.chat_template_sha256}"]
+    return (
+        f"Fine-tuned: {how}.{losses} {'; '.join(sums)}. Whether this file is that model is not said here, but by the "
+        "certificate that names this file's own SHA-256."
+    )
+
+
+def _base(base: BaseFacts, name: str) -> str:
+    revision = f" revision {base.revision}" if base.revision else ""
+    return f"base {name}{revision} sha256 {base.digest}"
+
+
+def _adapter(adapter: Artifact[AdapterFacts]) -> list[str]:
+    # The weights alone: the folder also holds times, which differ when the same training is run again.
+    weights = adapter.folder / "adapter_model.safetensors"
+    return [f"adapter sha256 {file_sha256(weights)}"] if weights.is_file() else []
