@@ -41,7 +41,7 @@ def named(outcomes: list[Outcome], name: str) -> dict[str, str]:
 def test_every_conversation_is_equal_at_every_address_that_can_be_asked(ollama_server: Server, tmp_path: Path) -> None:
     client, template = ollama_server.client, template_text(QWEN3)
     gguf = tiny_gguf(tmp_path, "qwen3", template)
-    bos, eos, by_itself = special_texts(gguf)
+    bos, eos, by_itself = special_texts()
     expected = expected_texts(further_conversations(SYSTEM, [eos, "<|im_end|>"]), template, bos, eos)
     client.create("qwen3", {"files": {"m.gguf": client.upload(gguf)}})
     outcomes = check_conversations(client, "qwen3", expected, bos if by_itself else "")

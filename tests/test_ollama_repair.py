@@ -16,8 +16,8 @@ from tests.ollama.tiny import TEMPLATES, special_texts, template_text, tiny_gguf
 from toolkit.errors import DataError, ParityError
 from toolkit.export.convert import PROTECTION
 from toolkit.gguf_file import read_gguf
-from toolkit.ollama.conversations import differing, expected_texts, further_conversations, render_trained
-from toolkit.ollama.jinja import undated
+from toolkit.ollama.conversations import differing, expected_texts, further_conversations
+from toolkit.ollama.jinja import as_trained, render_trained
 from toolkit.ollama.repair import mended_template, repaired, rewrite_template
 
 LLAMA31 = "meta-llama-Llama-3.1-8B-Instruct"
@@ -64,8 +64,8 @@ def test_a_file_without_a_template_is_refused_and_nothing_is_left(tmp_path: Path
 
 
 def test_names_that_only_llama_cpp_sets_are_renamed_in_tags_and_nowhere_else() -> None:
-    assert undated("date_string {{ date_string }}") == "date_string {{ date_string_as_trained }}"
-    assert undated("{% if date_string is defined %}{{ 'date_string' }}{% endif %}") == (
+    assert as_trained("date_string {{ date_string }}") == "date_string {{ date_string_as_trained }}"
+    assert as_trained("{% if date_string is defined %}{{ 'date_string' }}{% endif %}") == (
         "{% if date_string_as_trained is defined %}{{ 'date_string' }}{% endif %}"
     )
     for same in (
@@ -75,7 +75,7 @@ def test_names_that_only_llama_cpp_sets_are_renamed_in_tags_and_nowhere_else() -
         "{{ datetime",
         "{% bad datetime %}",
     ):
-        assert undated(same) == same
+        assert as_trained(same) == same
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
@@ -83,7 +83,10 @@ def test_a_mended_template_renders_every_conversation_as_before(name: str) -> No
     template = template_text(name)
     conversations = further_conversations("Be kind.", ["<|im_end|>"])
     before, after = (expected_texts(conversations, t, "<s>", "</s>") for t in (template, mended_template(template)))
-    assert [one.text for one in after] == [one.text for one in before]
+    kept = "enable_thinking_as_trained" in mended_template(template)
+    assert [a.text for a in after if a.conversation.think is None or not kept] == [
+        b.text for b in before if b.conversation.think is None or not kept
+    ]
     assert mended_template(template).startswith(PROTECTION)
 
 
@@ -95,11 +98,21 @@ def test_the_date_of_llama_31_is_that_of_training_and_not_todays() -> None:
     assert render_trained(mended_template(template), messages, "", "", date_string="22 Nov 2026") == trained
 
 
+def test_saying_nothing_about_thoughts_means_what_it_meant_in_training() -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    closed = template_text("Qwen-QwQ-32B")  # without a word about it, it closes the thought at once
+    trained = render_trained(closed, messages, "", "")
+    assert render_trained(closed, messages, "", "", enable_thinking=True) != trained
+    assert render_trained(mended_template(closed), messages, "", "", enable_thinking=True) == trained
+    opened = template_text("Qwen-Qwen3-0.6B")  # here nothing means yes, as llama.cpp has it: `think` stays in use
+    assert as_trained(opened) == opened
+
+
 @pytest.mark.ollama
 def test_what_is_served_as_trained_is_not_touched(ollama_server: Server, tmp_path: Path) -> None:
     template = template_text("Qwen-Qwen2.5-7B-Instruct")
     path = tiny_gguf(tmp_path, "qwen", template)
-    expected, bos = expected_of(path, template)
+    expected, bos = expected_of(template)
     found = repaired(ollama_server.client, "mend", path, tmp_path / "mended.gguf", expected, bos)
     assert (found.gguf, differing(found.before)) == (path, [])
     assert not (tmp_path / "mended.gguf").exists()
@@ -112,7 +125,7 @@ def test_what_cannot_be_mended_is_said_and_no_file_is_left(ollama_server: Server
     path = tiny_gguf(tmp_path, "gemma", template, "gemma-4")
     # Trained with another template than the one in the file.
     other = template.replace("start_of_turn", "begin_of_turn")
-    bos, eos, _ = special_texts(path)
+    bos, eos, _ = special_texts("gemma-4")
     expected = expected_texts(further_conversations("", []), other, bos, eos)
     with pytest.raises(ParityError, match=r"gemma\.gguf cannot be mended: this difference is not one that"):
         repaired(ollama_server.client, "mend", path, tmp_path / "mended.gguf", expected, bos)

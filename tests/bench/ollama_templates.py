@@ -1,6 +1,6 @@
 """Which chat templates a plain `FROM model.gguf` serves as they were trained, on each Ollama that `make ollama` built here.
 
-    python -m tests.bench.ollama_templates [--write docs/ollama-templates.md] [--version 0.34.1] [--quick]
+    python -m tests.bench.ollama_templates [--write docs/ollama-templates.md] [--version 0.34.1] [--templates all]
 
 Templates: of the pinned llama.cpp tree, each on a tiny Llama with a real vocabulary; and the texts that Ollama itself recognises,
 read from its program at run time. Numbers are counts of conversations; nothing is timed.
@@ -24,6 +24,14 @@ from toolkit.ollama.server import started
 from toolkit.places import cache_home
 
 EMBEDDED = "SmolLM2-135M-Instruct (the embedded base)"
+FAMILIES = (
+    "google-gemma-2-2b-it", "Qwen-Qwen2.5-7B-Instruct", "Qwen-Qwen3-0.6B", "Qwen-QwQ-32B", "meta-llama-Llama-3.1-8B-Instruct",
+    "meta-llama-Llama-3.2-3B-Instruct", "meta-llama-Llama-3.3-70B-Instruct", "microsoft-Phi-3.5-mini-instruct",
+    "mistralai-Mistral-Nemo-Instruct-2407", "Mistral-Small-3.2-24B-Instruct-2506", "deepseek-ai-DeepSeek-V3.1",
+    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "CohereForAI-c4ai-command-r7b-12-2024-tool_use", "GLM-4.6",
+    "ibm-granite-granite-3.3-2B-Instruct", "HuggingFaceTB-SmolLM3-3B", "Apertus-8B-Instruct", "LFM2-8B-A1B",
+    "openai-gpt-oss-120b", "Kimi-K2-Instruct", "MiniMax-M2", "Bielik-11B-v3.0-Instruct", "Reka-Edge", "StepFun3.5-Flash",
+)  # fmt: skip
 QUICK = ("google-gemma-2-2b-it", "Qwen-Qwen2.5-7B-Instruct", "meta-llama-Llama-3.1-8B-Instruct")
 
 
@@ -45,13 +53,13 @@ def embedded_template() -> str:
     return str(gguf.GGUFReader(file).get_field("tokenizer.chat_template").contents())
 
 
-def templates(quick: bool) -> dict[str, str]:
-    """Name → text."""
-    names = QUICK if quick else sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
+def templates(which: str) -> dict[str, str]:
+    """Name → text, of the "quick" few, of the "families", or of "all"."""
+    names = {"quick": QUICK, "families": FAMILIES}.get(which) or sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
     return {EMBEDDED: embedded_template(), **{name: template_text(name) for name in names}}
 
 
-def measure_version(version: str, quick: bool) -> tuple[list[Row], list[Row]]:
+def measure_version(version: str, which: str) -> tuple[list[Row], list[Row]]:
     """Rows of the tree's templates, and of the texts that this Ollama recognises."""
     binary = cache_home() / "ollama" / version / "bin" / "ollama"
     known = known_templates(binary, version)
@@ -61,13 +69,11 @@ def measure_version(version: str, quick: bool) -> tuple[list[Row], list[Row]]:
         folder, address = Path(scratch), f"http://127.0.0.1:{free_port()}"
         environment = {"HOME": scratch, "OLLAMA_MODELS": str(folder / "models"), "OLLAMA_KEEP_ALIVE": "1s"}
         with started(binary, address, folder / "log", environment), Client(address) as client:
-            for name, text in templates(quick).items():
+            for name, text in templates(which).items():
                 mine.append(measure(client, version, name, text, known, folder))
                 _tell(mine[-1])
-            for number, one in enumerate(() if quick else known or (), 1):
-                theirs.append(
-                    measure(client, version, f"{one.name} #{number}", one.jinja, known, folder, folder / "log")
-                )
+            for number, one in enumerate(() if which == "quick" else known or (), 1):
+                theirs.append(measure(client, version, f"{one.name} #{number}", one.jinja, known, folder))
                 _tell(theirs[-1])
     return mine, theirs
 
@@ -166,10 +172,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path)
     parser.add_argument("--version", action="append")
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--templates", choices=("quick", "families", "all"), default="families")
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    columns = [measure_version(version, options.quick) for version in options.version or built_versions()]
+    columns = [measure_version(version, options.templates) for version in options.version or built_versions()]
     text = page([mine for mine, _ in columns], [theirs for _, theirs in columns])
     print(text)
     if options.write:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from tests.ollama.tiny import special_texts, tiny_gguf, vocabulary_of
 from toolkit.errors import ParityError
-from toolkit.gguf_file import read_gguf
 from toolkit.ollama.client import Client
 from toolkit.ollama.conversations import (
     Expected,
@@ -62,9 +61,9 @@ class Row:
         return same and real.selected in {"", chosen}
 
 
-def expected_of(gguf: Path, template: str) -> tuple[list[Expected], str]:
+def expected_of(template: str, vocabulary: str = "qwen2") -> tuple[list[Expected], str]:
     """What the training template makes of the conversations, and the BOS text that the tokenizer adds by itself."""
-    bos, eos, by_itself = special_texts(gguf)
+    bos, eos, by_itself = special_texts(vocabulary)
     conversations = further_conversations(SYSTEM, [text for text in (bos, eos) if text])
     return expected_texts(conversations, template, bos, eos), bos if by_itself else ""
 
@@ -78,8 +77,8 @@ def measure(
         folder: for the models; the server has its own `models` and `log` in it.
     """
     gguf = tiny_gguf(folder, "plain", template, vocabulary_of(name))
-    prediction = predict(template, read_gguf(gguf).metadata, Modelfile(), version, known)
-    expected, bos = expected_of(gguf, template)
+    prediction = predict(template, {"general.architecture": "llama"}, Modelfile(), version, known)
+    expected, bos = expected_of(template, vocabulary_of(name))
     before = (folder / "log").stat().st_size
     client.create("template", {"files": {"model.gguf": client.upload(gguf)}})
     plain = check_conversations(client, "template", expected, bos)

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 
 from tests.models import TREE
-from toolkit.gguf_file import read_gguf
+from toolkit.gguf_file import GGUFHeader, read_gguf
 from toolkit.ollama.repair import rewrite_template
 from toolkit.places import cache_home
 
@@ -87,14 +87,19 @@ def _bare(vocabulary: str) -> Path:
     return kept
 
 
+@functools.cache
+def _header(vocabulary: str) -> GGUFHeader:
+    return read_gguf(_bare(vocabulary))
+
+
 def tiny_gguf(folder: Path, name: str, template: str, vocabulary: str = "qwen2") -> Path:
     """A model of some 5 to 50 MB with this template."""
-    return rewrite_template(_bare(vocabulary), folder / f"{name}.gguf", template)
+    return rewrite_template(_bare(vocabulary), folder / f"{name}.gguf", template, _header(vocabulary))
 
 
-def special_texts(gguf_file: Path) -> tuple[str, str, bool]:
+def special_texts(vocabulary: str = "qwen2") -> tuple[str, str, bool]:
     """BOS and EOS as text ("" for none), and whether the tokenizer puts BOS first by itself."""
-    metadata = read_gguf(gguf_file).metadata
+    metadata = _header(vocabulary).metadata
     tokens = metadata["tokenizer.ggml.tokens"]
 
     def text(kind: str) -> str:

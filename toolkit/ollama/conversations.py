@@ -13,6 +13,7 @@ from typing import Any, Literal
 from toolkit.errors import ParityError, ToolkitError
 from toolkit.ollama.asked import ENDPOINTS, TOOLS, Conversation, Endpoint, Messages, has_picture, request_fields
 from toolkit.ollama.client import Client
+from toolkit.ollama.jinja import render_trained
 from toolkit.ollama.predict import takes_tools, thinks
 from toolkit.ollama.syntax import Message
 
@@ -127,23 +128,6 @@ def _expected(one: Conversation, messages: Messages, template: str, bos: str, eo
     if one.think and not thinks(template):
         return Expected(one, None, "Ollama does not take it for a thinking model and refuses `think`")
     return Expected(one, text)
-
-
-def render_trained(
-    template: str, messages: Messages, bos: str, eos: str, tools: list[dict[str, Any]] | None = None, **fields: Any
-) -> str | None:
-    """A prompt as transformers renders it, up to where the answer begins; None: the template refuses."""
-    from jinja2.exceptions import TemplateError
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    try:
-        rendered, _ = render_jinja_template(
-            conversations=[messages], tools=tools, chat_template=template, add_generation_prompt=True, bos_token=bos,
-            eos_token=eos, **fields,
-        )  # fmt: skip
-    except (TemplateError, ValueError, TypeError, KeyError):
-        return None
-    return str(rendered[0])
 
 
 def check_conversations(

@@ -4,7 +4,7 @@ An explicit TEMPLATE cannot carry it: Ollama takes Go templates there, and no Ji
 own template is changed, in ways that change none of its texts:
 
 - a comment at its head takes it out of reach of the templates that Ollama knows;
-- variables that llama.cpp sets and training did not (`date_string`, `datetime`) get another name, so that they stay undefined.
+- variables that llama.cpp sets and training did not get another name, so that they stay undefined (`toolkit.ollama.jinja`).
 
 What no template can mend is said: an architecture whose prompts Ollama writes in Go by itself.
 """
@@ -23,7 +23,7 @@ from toolkit.export.convert import protect_template
 from toolkit.gguf_file import GGUFHeader, read_gguf
 from toolkit.ollama.client import Client
 from toolkit.ollama.conversations import Expected, Outcome, check_conversations, differing
-from toolkit.ollama.jinja import undated
+from toolkit.ollama.jinja import AS_TRAINED, THINKING, as_trained
 from toolkit.ollama.predict import RENDERER_OF
 
 _KEY = "tokenizer.chat_template"
@@ -42,19 +42,20 @@ class Repair:
 
 def mended_template(template: str) -> str:
     """The template with the protecting comment, and with names that llama.cpp does not set; its texts are those of training."""
-    return protect_template(undated(template))
+    return protect_template(as_trained(template))
 
 
-def rewrite_template(gguf: Path, out: Path, template: str) -> Path:
+def rewrite_template(gguf: Path, out: Path, template: str, header: GGUFHeader | None = None) -> Path:
     """Copy a GGUF with another chat template; tensors and all other metadata stay byte for byte.
 
     Args:
         out: the new file; written whole, or not at all.
+        header: of `gguf`, where it was read before: that takes a second for a large vocabulary.
 
     Raises:
         DataError: no GGUF, damaged, or without a chat template to replace.
     """
-    header = read_gguf(gguf)
+    header = header or read_gguf(gguf)
     old = header.metadata.get(_KEY)
     if not isinstance(old, str):
         raise DataError(f"{gguf} has no chat template to replace", "Convert the model again, with its chat template.")
@@ -124,8 +125,10 @@ def repaired(
     if not differing(before):
         return Repair(gguf, before, before)
     header = read_gguf(gguf)
-    rewrite_template(gguf, out, mended_template(str(header.metadata.get(_KEY, ""))))
-    after = _served(client, f"{name}:mended", out, expected, bos)
+    template = str(header.metadata.get(_KEY, ""))
+    mended = mended_template(template)
+    rewrite_template(gguf, out, mended, header)
+    after = _served(client, f"{name}:mended", out, _still_asked(expected, template, mended), bos)
     if wrong := differing(after):
         out.unlink()
         why = "this difference is not one that a template's own text can mend"
@@ -136,6 +139,14 @@ def repaired(
             "Train with the template that is served, or serve the file with llama.cpp's own llama-server.",
         )
     return Repair(out, before, after)
+
+
+def _still_asked(expected: Sequence[Expected], template: str, mended: str) -> list[Expected]:
+    """Without `think`, where the mended template keeps to what training said about it."""
+    if THINKING + AS_TRAINED not in mended or THINKING + AS_TRAINED in template:
+        return list(expected)
+    reason = "the mended template keeps to training's prompt, and `think` no longer changes it"
+    return [one if one.conversation.think is None else Expected(one.conversation, None, reason) for one in expected]
 
 
 def _served(client: Client, model: str, gguf: Path, expected: Sequence[Expected], bos: str) -> list[Outcome]:
