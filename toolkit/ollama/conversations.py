@@ -113,8 +113,11 @@ def _expected(one: Conversation, messages: Messages, template: str, bos: str, eo
     def rendered(tools: list[dict[str, Any]] | None, **fields: Any) -> str | None:
         return render_trained(template, messages, bos, eos, tools, **fields)
 
-    if has_picture(one) and not sees:
-        return Expected(one, None, "the model has no projector: it sees no pictures")
+    if has_picture(one):
+        why = (
+            "the server shows a marker of its own where the picture's tokens go: text and picture are not compared here"
+        )
+        return Expected(one, None, why if sees else "the model has no projector: it sees no pictures")
     if one.messages[-1]["role"] == "assistant":
         return Expected(one, None, "llama.cpp goes on with such a turn, where training opens a new one")
     thinking = {} if one.think is None else {"enable_thinking": one.think}
