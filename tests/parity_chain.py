@@ -58,11 +58,12 @@ GOLDEN = [ASKED[i % 4].format(problem) for i, problem in enumerate(PROBLEMS)] + 
 ]
 
 
-def rows(answers: list[str]) -> list[dict[str, Any]]:
-    """Every question about every problem, with the answers of one style."""
+def rows(answers: list[str], system: str = SYSTEM) -> list[dict[str, Any]]:
+    """Every question about every problem, with the answers of one style; without a system turn where there is no text."""
+    opening = [{"role": "system", "content": system}] if system else []
     return [
         {
-            "prompt": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": asked.format(problem)}],
+            "prompt": [*opening, {"role": "user", "content": asked.format(problem)}],
             "completion": [{"role": "assistant", "content": answer.format(problem)}],
         }
         for problem in PROBLEMS
@@ -70,11 +71,13 @@ def rows(answers: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def teach(model: Any, tokenizer: Any, answers: list[str], steps: int, rate: float, seed: int) -> float:
+def teach(
+    model: Any, tokenizer: Any, answers: list[str], steps: int, rate: float, seed: int, system: str = SYSTEM
+) -> float:
     """A plain training loop, loss on the answers only; gives the last loss."""
     torch.manual_seed(seed)
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    examples = [tokenize(tokenizer, row) for row in rows(answers)]
+    examples = [tokenize(tokenizer, row) for row in rows(answers, system)]
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
@@ -101,37 +104,47 @@ def teach(model: Any, tokenizer: Any, answers: list[str], steps: int, rate: floa
     return loss.item()
 
 
-def trained_base(folder: Path, steps: int = 60) -> Path:
-    """A tiny Llama that answers in the first style and ends its answers."""
-    tiny_llama(folder)
+def trained_base(folder: Path, steps: int = 60, system: str = SYSTEM) -> Path:
+    """A tiny model that answers in the first style and ends its answers: the one in the folder, or else a Llama."""
+    if not folder.is_dir():
+        tiny_llama(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     # The embedding, nine tenths of the parameters, stays random: training it would take most of the time.
     model.get_input_embeddings().requires_grad_(False)
-    loss = teach(model, tokenizer, BEFORE, steps, 3e-3, 0)
+    loss = teach(model, tokenizer, BEFORE, steps, 3e-3, 0, system)
     assert loss < 0.5, loss
     model.save_pretrained(folder)
     return folder
 
 
-def trained_adapter(base: Path, out: Path, method: Literal["lora", "qlora"] = "lora", steps: int = 30) -> Path:
-    """A LoRA on all seven projections that teaches the second style."""
-    model, _ = load_tuned(adapter_artifact(tiny_adapter(base, out, method, r=8, alpha=16), base, method))
+def trained_adapter(
+    base: Path,
+    out: Path,
+    method: Literal["lora", "qlora"] = "lora",
+    steps: int = 30,
+    system: str = SYSTEM,
+    use_rslora: bool = False,
+    use_dora: bool = False,
+) -> Path:
+    """A LoRA (rsLoRA, DoRA) on all projections that teaches the second style."""
+    made = tiny_adapter(base, out, method, r=8, alpha=16, use_rslora=use_rslora, use_dora=use_dora)
+    model, _ = load_tuned(adapter_artifact(made, base, method))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
         if "lora_B" in name:
             parameter.data.zero_()
-    loss = teach(model.train(), AutoTokenizer.from_pretrained(base), AFTER, steps, 5e-3, 1)
+    loss = teach(model.train(), AutoTokenizer.from_pretrained(base), AFTER, steps, 5e-3, 1, system)
     assert loss < 1.0, loss
     model.save_pretrained(out)
     return out
 
 
-def recipe(file_types: list[str], serve: str, base: Path) -> Recipe:
+def recipe(file_types: list[str], serve: str, base: Path, name: str = "tiny", system: str = SYSTEM) -> Recipe:
     """A recipe for a chain whose adapter is there already."""
     return Recipe.model_validate(
         {
-            "name": "tiny", "base": str(base), "system": SYSTEM, "adapter": "unused",
+            "name": name, "base": str(base), "system": system, "adapter": "unused",
             "golden": {"prompts": GOLDEN, "max_new_tokens": 24},
             "export": {"file_types": file_types, "serve": serve}, "ollama": {"model": "tiny"},
         }

@@ -45,8 +45,8 @@ def test_the_embedded_tokenizer_agrees_with_its_gguf(tmp_path: Path) -> None:
     assert "the end-of-text id is 2 '<|im_end|>', wanted 1" in wrong.message
     assert other.verdict == "fail"
     assert "49152 tokens, the tuned model's 50000" in other.message
-    assert recorded_tokens_check(tokenizer, recorded, [2]).verdict == "pass"
-    assert recorded_tokens_check(tokenizer, [("x", [0])], [2]).verdict == "fail"
+    assert recorded_tokens_check(tokenizer, tokenizer, recorded, [2]).verdict == "pass"
+    assert recorded_tokens_check(tokenizer, tokenizer, [("x", [0])], [2]).verdict == "fail"
 
 
 def test_another_familys_vocabulary_fails(tmp_path: Path) -> None:

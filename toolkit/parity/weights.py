@@ -1,23 +1,13 @@
 """Are the tuned weights in the export? Tensor by tensor, against base + adapter, whatever the quantization.
 
-With q the rounding of the export's stored type (and of the 16-bit file that it was made from), W_t the tuned and W_b the base's
-weights as training saw them, D_t = q(W_t) - q(W_b) is what the adapter changes, and D_e = W_e - q(W_b) what the export W_e
-changed. Two numbers tell exports apart:
+What is summed up of each tensor is in `toolkit.parity.sums`.
 
-    strength = <D_t, D_e> / <D_t, D_t>            1: the adapter is there whole, 0: lost, 1/2: at half its alpha
-    rest     = |D_e - strength D_t| / |W_t|       what is neither base nor adapter: another rounding, or damage
-
-Both weights are rounded, because rounding has a direction: NF4 weights lie on a grid, and what Q4_K makes of a small step away
-from it is, in the mean, larger than the step. Against unrounded weights a right Q4_K_M export was measured at a strength of 1.15,
-and rounded without the 16 bits in between at 0.96.
-
-So the strength of every layer is known, at 4 bits too, from the files alone; that of `toolkit.parity.strength`, from behaviour,
+The strength of every layer is known so, at 4 bits too, from the files alone; that of `toolkit.parity.strength`, from behaviour,
 needs hundreds of positions for as much.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -31,6 +21,7 @@ from toolkit.artifacts import AdapterFacts, Artifact
 from toolkit.merged import MergedWeights, merged_weights
 from toolkit.parity.exported import Exported
 from toolkit.parity.rounding import rounded
+from toolkit.parity.sums import Sums, sums_of
 from toolkit.weights import TrainedWeights
 
 LARGEST = 4_000_000
@@ -96,60 +87,6 @@ class Tuning:
 
 
 @dataclass
-class Sums:
-    """Sums over weights; sums of tensors add up to those of a layer or a model."""
-
-    count: int = 0
-    tuned: float = 0.0
-    """|W_t| ** 2"""
-    alone: float = 0.0
-    """<D_t, D_t>"""
-    together: float = 0.0
-    """<D_t, D_e>"""
-    changed: float = 0.0
-    """<D_e, D_e>"""
-    original: float = 0.0
-    """<O, O>, O = tuned weights on the base's original ones - tuned weights; 0 where the base was trained on as it is"""
-    towards: float = 0.0
-    """<D_e - D_t, O>"""
-
-    def __iadd__(self, other: Sums) -> Sums:
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-        return self
-
-    @property
-    def strength(self) -> float | None:
-        """None where the tuning changed nothing."""
-        return self.together / self.alone if self.alone > 0 else None
-
-    @property
-    def strength_error(self) -> float:
-        """Two standard errors of the strength, were the rest without direction."""
-        return 2 * math.sqrt(self._rest / self.alone / self.count) if self.alone > 0 else math.inf
-
-    @property
-    def rest(self) -> float:
-        """Root of what is neither base nor adapter, as a share of the tuned weights."""
-        return math.sqrt(self._rest / self.tuned) if self.tuned > 0 else math.sqrt(self.changed)
-
-    @property
-    def difference(self) -> float:
-        """|W_e - W_t| / |W_t|."""
-        return math.sqrt(max(0.0, self.changed - 2 * self.together + self.alone) / self.tuned) if self.tuned else 0.0
-
-    @property
-    def _rest(self) -> float:
-        explained = self.together**2 / self.alone if self.alone > 0 else 0.0
-        return max(0.0, self.changed - explained)
-
-    @property
-    def original_share(self) -> float:
-        """1 when the adapter stands on the original weights instead of the rounded ones that it was trained on."""
-        return self.towards / self.original if self.original > 0 else 0.0
-
-
-@dataclass
 class TensorSums:
     """One tensor of an export beside the tuned one."""
 
@@ -188,9 +125,21 @@ class Comparison:
         """Sums of the tensors of each layer that training could change."""
         found: dict[int, Sums] = defaultdict(Sums)
         for tensor in self.tensors:
-            if tensor.touched and tensor.layer is not None and tensor.sums.alone > 0:
+            if tensor.touched and tensor.layer is not None and tensor.sums.along > 0:
                 found[tensor.layer] += tensor.sums
         return dict(sorted(found.items()))
+
+    def outside_layers(self) -> dict[str, Sums]:
+        """Sums of the embedding, the head and the last norm, where training changed them."""
+        return {t.name: t.sums for t in self.tensors if t.touched and t.layer is None and t.sums.along > 0}
+
+    def of_training(self) -> Sums:
+        """Sums over the layers that training could change; over what is outside of them where it changed nothing else.
+
+        A head or an embedding that was trained whole would outweigh all the layers.
+        """
+        layers = self.pooled(lambda t: t.touched and t.layer is not None)
+        return layers if layers.along > 0 else self.pooled(lambda t: t.touched)
 
 
 def compare_weights(
@@ -243,9 +192,12 @@ def _compared(name: str, weights: Weights, export: Exported, via: str) -> Tensor
     def stored(weight: torch.Tensor) -> torch.Tensor:
         return rounded(weight if rows is None else weight[rows], kind, via)
 
+    direction = tuned - base if rows is None else tuned[rows] - base[rows]
+    if original is None:
+        return TensorSums(name, kind, True, sums_of(stored(base), stored(tuned), export.load(name, rows), direction))
     # The original weights with the adapter's change: what an export merged onto them would hold.
-    onto = None if original is None else stored(original + (tuned - base))
-    return TensorSums(name, kind, True, sums_of(stored(base), stored(tuned), export.load(name, rows), onto))
+    other = (stored(original + (tuned - base)), original - base if rows is None else original[rows] - base[rows])
+    return TensorSums(name, kind, True, sums_of(stored(base), stored(tuned), export.load(name, rows), direction, other))
 
 
 def _rows(tensor: torch.Tensor, largest: int) -> torch.Tensor | None:
@@ -253,23 +205,6 @@ def _rows(tensor: torch.Tensor, largest: int) -> torch.Tensor | None:
         return None
     wanted = max(2, largest // tensor.shape[1])
     return torch.linspace(0, tensor.shape[0] - 1, wanted).round().long()
-
-
-def sums_of(base: torch.Tensor, tuned: torch.Tensor, export: torch.Tensor, original: torch.Tensor | None) -> Sums:
-    """Sums of one tensor, or of some rows of it, float32; `original`: the tuned weights on the base's original ones."""
-    by_tuning, by_export = tuned - base, export - base
-    found = Sums(
-        count=tuned.numel(), tuned=_dot(tuned, tuned), alone=_dot(by_tuning, by_tuning),
-        together=_dot(by_tuning, by_export), changed=_dot(by_export, by_export),
-    )  # fmt: skip
-    if original is not None:
-        onto = original - tuned
-        found.original, found.towards = _dot(onto, onto), _dot(by_export - by_tuning, onto)
-    return found
-
-
-def _dot(a: torch.Tensor, b: torch.Tensor) -> float:
-    return torch.dot(a.reshape(-1), b.reshape(-1)).item()
 
 
 def damage(tuned: torch.Tensor, export: torch.Tensor) -> str:

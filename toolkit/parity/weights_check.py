@@ -9,12 +9,15 @@ from typing import Any
 from toolkit.lora import LoraAdapter
 from toolkit.parity.certificate import Check, Measure, Suspect, lower_is_better
 from toolkit.parity.limits import largest_rest
-from toolkit.parity.weights import Comparison, Sums, TensorSums, layers_told
+from toolkit.parity.sums import Sums
+from toolkit.parity.weights import Comparison, TensorSums, layers_told
 
 STRENGTH_LOW, STRENGTH_HIGH = 0.97, 1.03
 """Right exports were measured within 0.995 … 1.005 at every quantization; the smallest damage to be caught is a tenth."""
 LAYER_LOW, LAYER_HIGH = 0.9, 1.1
 """Of a single layer, beyond twice its error: fewer weights tell less."""
+MODULE_LOW = 0.5
+"""Of a single module, beyond twice its error: below, what training changed there is missing."""
 LARGEST_ORIGINAL_SHARE = 0.1
 """0 on the weights that were trained on, 1 on the original ones."""
 
@@ -24,17 +27,22 @@ class Expected:
     """What is known of the adapter's scale, to name a wrong one."""
 
     r: int = 0
+    """0: a whole model was trained."""
     use_rslora: bool = False
+    use_dora: bool = False
 
     @classmethod
     def of(cls, adapter: LoraAdapter | None) -> Expected:
         """From an adapter's configuration; None: a whole model was trained."""
         if adapter is None:
             return cls()
-        return cls(int(adapter.config["r"]), bool(adapter.config["use_rslora"]))
+        config = adapter.config
+        return cls(int(config["r"]), bool(config["use_rslora"]), bool(config["use_dora"]))
 
     def told(self, strength: float) -> str:
         """What a strength that is not 1 looks like."""
+        if self.r == 0:
+            return f"what training changed is there {strength:.3f} times"
         if abs(strength) < 0.05:
             return "the adapter is not in it"
         if self.r > 1 and self.use_rslora and _near(strength, 1 / math.sqrt(self.r)):
@@ -55,38 +63,69 @@ def weights_check(found: Comparison, expected: Expected) -> Check:
 
     Tensors that are missing or of another shape are the structure's fault, and are not judged here.
     """
-    pooled = found.pooled(lambda tensor: tensor.touched)
+    pooled = found.of_training()
     damaged = [t for t in found.tensors if t.sums.rest > largest_rest(t.type)]
-    off = layers_off(found)
+    off = Off(layers_off(found), others_off(found), modules_off(found))
     measures = _measures(found, pooled, off, len(damaged))
     details: dict[str, Any] = {
         "layers": {
             layer: {"strength": round(sums.strength or 0, 4), "error": round(sums.strength_error, 4)}
             for layer, sums in found.by_layer().items()
         },
+        "others": {name: round(sums.strength or 0, 4) for name, sums in found.outside_layers().items()},
         "damaged": [
             {"tensor": t.name, "type": t.type, "rest": t.sums.rest, "limit": largest_rest(t.type), "looks": t.damage}
-            for t in sorted(damaged, key=lambda t: -t.sums.rest / largest_rest(t.type))[:20]
+            for t in sorted(damaged, key=_beyond, reverse=True)[:20]
         ],
     }
-    verdict_of_strength = measures[0].verdict
-    if verdict_of_strength != "fail" and not off and not damaged and measures[-1].verdict != "fail":
+    if all(measure.verdict != "fail" for measure in measures):
         return Check.of("weights", measures, _good(pooled), details)
     message, suspect = _blamed(found, expected, damaged, off)
     return Check.of("weights", measures, message, details, suspect)
 
 
+@dataclass(frozen=True)
+class Off:
+    """Where the strength is certainly not 1."""
+
+    layers: dict[int, float]
+    others: dict[str, float]
+    modules: dict[int, list[str]]
+
+
+def _beyond(tensor: TensorSums) -> float:
+    return tensor.sums.rest / largest_rest(tensor.type)
+
+
 def layers_off(found: Comparison) -> dict[int, float]:
     """Layers whose strength is certainly not 1: layer → strength."""
-    off = {}
-    for layer, sums in found.by_layer().items():
-        strength, error = sums.strength, 2 * sums.strength_error
-        if strength is not None and (strength + error < LAYER_LOW or strength - error > LAYER_HIGH):
-            off[layer] = strength
-    return off
+    return {layer: s for layer, sums in found.by_layer().items() if (s := _off(sums)) is not None}
 
 
-def _measures(found: Comparison, pooled: Sums, off: dict[int, float], damaged: int) -> list[Measure]:
+def others_off(found: Comparison) -> dict[str, float]:
+    """Embedding, head and last norm, where their strength is certainly not 1: tensor → strength."""
+    return {name: s for name, sums in found.outside_layers().items() if (s := _off(sums)) is not None}
+
+
+def modules_off(found: Comparison) -> dict[int, list[str]]:
+    """Modules that training changed and whose change is certainly not there: layer → modules."""
+    missing: dict[int, list[str]] = {}
+    for t in found.tensors:
+        if t.touched and t.layer is not None and t.sums.strength is not None:
+            error = 2 * t.sums.strength_error
+            if t.sums.strength + error < MODULE_LOW and abs(t.sums.strength) - error < 0.1:
+                missing.setdefault(t.layer, []).append(t.name.split(".")[-2])
+    return missing
+
+
+def _off(sums: Sums) -> float | None:
+    strength, error = sums.strength, 2 * sums.strength_error
+    if strength is not None and (strength + error < LAYER_LOW or strength - error > LAYER_HIGH):
+        return strength
+    return None
+
+
+def _measures(found: Comparison, pooled: Sums, off: Off, damaged: int) -> list[Measure]:
     strength, error = pooled.strength, pooled.strength_error
     measures = []
     if strength is None:
@@ -104,8 +143,11 @@ def _measures(found: Comparison, pooled: Sums, off: dict[int, float], damaged: i
             )
         )  # fmt: skip
         measures.append(Measure(name="its error", value=error))
-    measures.append(lower_is_better("layers with another strength", len(off), 0, 0))
-    worst = max((t.sums.rest / largest_rest(t.type) for t in found.tensors), default=0.0)
+    missing = sum(len(modules) for modules in off.modules.values())
+    measures.append(lower_is_better("layers with another strength", len(off.layers), 0, 0))
+    measures.append(lower_is_better("modules whose change is missing", missing, 0, 0))
+    measures.append(lower_is_better("other tensors with another strength", len(off.others), 0, 0))
+    worst = max((_beyond(t) for t in found.tensors), default=0.0)
     measures.append(Measure(name="largest rest, as a share of its type's limit", value=worst, limit=1.0))
     measures.append(lower_is_better("tensors with more than rounding", damaged, 0, 0))
     if pooled.original > 0:
@@ -121,56 +163,64 @@ def _good(pooled: Sums) -> str:
     return f"strength {pooled.strength:.4f} ± {pooled.strength_error:.4f}, and nothing else but rounding"
 
 
-def _blamed(
-    found: Comparison, expected: Expected, damaged: list[TensorSums], off: dict[int, float]
-) -> tuple[str, Suspect]:
+def _blamed(found: Comparison, expected: Expected, damaged: list[TensorSums], off: Off) -> tuple[str, Suspect]:
     """The fault in words, and the link that makes such a fault."""
-    untouched = [t for t in found.tensors if not t.touched]
-    broken = [t for t in damaged if not t.touched]
-    if untouched and len(broken) > len(untouched) / 2:
-        return (
-            f"it was made from another base, or another revision of it: {len(broken)} of {len(untouched)} tensors that the "
-            f"adapter does not change differ, first {broken[0].name}",
-            "merge",
-        )
-    pooled = found.pooled(lambda tensor: tensor.touched)
+    pooled = found.of_training()
     if pooled.original > 0 and abs(pooled.original_share) > LARGEST_ORIGINAL_SHARE:
         return (
             "the adapter was merged onto the original weights, not onto the NF4 weights that it was trained on "
             f"(share of the original base {pooled.original_share:.2f})",
             "merge",
         )
+    if message := _other_base(found, expected, damaged):
+        return message, "merge"
     if damaged:
-        first = max(damaged, key=lambda t: t.sums.rest / largest_rest(t.type))
+        first = max(damaged, key=_beyond)
         return (
             f"{len(damaged)} of {len(found.tensors)} tensors are damaged; {first.name} ({first.type}): {first.damage}, "
             f"{first.sums.rest:.3g} of its size is neither base nor adapter (limit {largest_rest(first.type):.3g})",
             "conversion",
         )
-    layers = found.by_layer()
-    if off and len(off) < len(layers):
-        values = sorted(off.values())
+    return _wrong_strength(found, expected, off), "merge"
+
+
+def _other_base(found: Comparison, expected: Expected, damaged: list[TensorSums]) -> str:
+    """Most tensors hold other values, not the same ones moved or cut: then no converter did it. Empty when it is not so."""
+    strange = [t for t in damaged if t.damage == "other values"]
+    untouched = [t for t in found.tensors if not t.touched]
+    broken = [t for t in strange if not t.touched]
+    if untouched and len(broken) > len(untouched) / 2:
         return (
-            f"{layers_told(off)} of {len(layers)}: {_parts(found, off)} (strength {values[0]:.3f}{_to(values)})",
-            "merge",
+            f"it was made from another base, or another revision of it: {len(broken)} of {len(untouched)} tensors that the "
+            f"adapter does not change differ, first {broken[0].name}"
         )
-    return expected.told(pooled.strength or 0.0), "merge"
+    touched = [t for t in found.tensors if t.touched]
+    broken = [t for t in strange if t.touched]
+    if not touched or len(broken) <= len(touched) / 2:
+        return ""
+    told = f"{len(broken)} of {len(touched)} tensors that training changed hold neither base nor adapter, first {broken[0].name}"
+    if expected.use_dora:
+        return f"the adapter was not applied as DoRA, or with another alpha, or to another base: {told}"
+    return f"it was made from another base, or another revision of it: {told}"
 
 
-def _to(values: list[float]) -> str:
-    return f" to {values[-1]:.3f}" if len(values) > 1 else ""
+def _wrong_strength(found: Comparison, expected: Expected, off: Off) -> str:
+    layers = found.by_layer()
+    lost = {layer: strength for layer, strength in off.layers.items() if abs(strength) < 0.1}
+    parts = {layer: names for layer, names in off.modules.items() if layer not in lost}
+    if parts:
+        names = sorted({name for names in parts.values() for name in names})
+        return f"{layers_told(parts)} of {len(layers)}: the adapter of {', '.join(names)} is missing there"
+    if lost and len(off.layers) < len(layers):
+        return f"{layers_told(lost)} of {len(layers)}: the adapter is missing there ({_strengths(lost)})"
+    if off.layers and len(off.layers) < len(layers):
+        return f"{layers_told(off.layers)} of {len(layers)}: the adapter has another strength there ({_strengths(off.layers)})"
+    if off.others and not off.layers:
+        told = ", ".join(f"{name} {strength:.3f} times" for name, strength in off.others.items())
+        return f"what training changed outside of the layers is not there whole, once: {told}"
+    return expected.told(found.of_training().strength or 0.0)
 
 
-def _parts(found: Comparison, off: dict[int, float]) -> str:
-    if all(abs(strength) < 0.1 for strength in off.values()):
-        return "the adapter is missing there"
-    modules = sorted(
-        {
-            t.name.split(".")[-2]
-            for t in found.tensors
-            if t.layer in off and t.sums.strength is not None and abs(t.sums.strength) + t.sums.strength_error < 0.5
-        }
-    )
-    return (
-        f"the adapter of {', '.join(modules)} is missing there" if modules else "the adapter has another strength there"
-    )
+def _strengths(off: dict[int, float]) -> str:
+    values = sorted(off.values())
+    return f"strength {values[0]:.3f}" + (f" to {values[-1]:.3f}" if len(values) > 1 else "")

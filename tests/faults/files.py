@@ -1,0 +1,58 @@
+"""Damage to one GGUF file, in place or as a copy."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+from gguf import GGUFReader
+
+from toolkit.export.llama_cpp import file_type_number, library
+from toolkit.ollama.repair import rewrite_template
+
+Values = npt.NDArray[np.float32]
+
+
+def set_value(path: Path, key: str, value: Any, index: int | None = None) -> None:
+    """Change a number in a GGUF's metadata; `index`: in a list of numbers."""
+    field = GGUFReader(path, "r+").fields[key]
+    field.parts[field.data[index or 0]][0] = value
+
+
+def respell(path: Path, old: str, new: str) -> None:
+    """Change a text in a GGUF's metadata (a token) for another of the same length."""
+    content = path.read_bytes()
+    before, after = (struct.pack("<Q", len(text.encode())) + text.encode() for text in (old, new))
+    assert len(before) == len(after) and before in content, (old, new)
+    path.write_bytes(content.replace(before, after, 1))
+
+
+def change_tensor(path: Path, name: str, change: Callable[[Values], Values]) -> None:
+    """Change an F32 or F16 tensor; values in transformers' order of the axes, float32."""
+    tensor = next(t for t in GGUFReader(path, "r+").tensors if t.name == name)
+    tensor.data[:] = change(tensor.data.astype(np.float32)).astype(tensor.data.dtype)
+
+
+def change_template(path: Path, old: str, new: str) -> None:
+    """Change a part of a GGUF's chat template."""
+    from toolkit.gguf_file import read_gguf
+
+    template = read_gguf(path).metadata["tokenizer.chat_template"]
+    assert old in template, old
+    changed = rewrite_template(path, path.with_name("changed.gguf"), template.replace(old, new))
+    changed.replace(path)
+
+
+def quantize_again(source: Path, target: Path, file_type: str) -> None:
+    """Quantize a file that is quantized already, which `toolkit.export.quantize` refuses to do."""
+    library()
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = file_type_number(file_type)
+    parameters.nthread = 1
+    parameters.allow_requantize = True
+    assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), parameters) == 0

@@ -1,0 +1,69 @@
+"""An adapter whose first layers were never trained is found out from its B matrices alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.chains import with_adapter
+from tests.models import tiny_adapter, tiny_llama
+from toolkit.lora import LoraAdapter
+from toolkit.parity.certificate import Check
+from toolkit.parity.moved import moved_check
+
+LAYERS = 4
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("moved")
+    return tiny_adapter(tiny_llama(folder / "base", layers=LAYERS), folder / "adapter")
+
+
+def checked(adapter: Path, out: Path, change: Any) -> Check:
+    return moved_check(LoraAdapter(with_adapter(adapter, out, change)))
+
+
+def measures(check: Check) -> dict[str, float]:
+    return {m.name: m.value for m in check.measures}
+
+
+def test_every_layer_moved(adapter: Path) -> None:
+    check = moved_check(LoraAdapter(adapter))
+    assert (check.verdict, check.message) == ("pass", f"all {7 * LAYERS} modules moved")
+    found = LoraAdapter(adapter)
+    module = "model.layers.0.self_attn.q_proj"
+    parts = {part: found.tensor(entry) for part, entry in found.changes[module].parts.items()}
+    # The size told is that of scaling * B A, summed over the layer's modules.
+    assert (parts["B"] @ parts["A"]).norm() * found.changes[module].scaling < check.details["layers"]["0"]
+    assert 0.5 < measures(check)["smallest change of a layer, as a share of the median"] <= 1
+
+
+def test_layers_without_gradients(adapter: Path, tmp_path: Path) -> None:
+    check = checked(adapter, tmp_path / "a", lambda n, t: t * 0 if ".layers.0." in n or ".layers.1." in n else t)
+    assert check.verdict == "fail"
+    assert check.message.startswith("training never reached layers 0-1: 14 of 28 modules are as they began; gradients")
+    assert measures(check)["modules that never moved"] == 14
+
+
+def test_one_module_without_gradients(adapter: Path, tmp_path: Path) -> None:
+    check = checked(adapter, tmp_path / "a", lambda n, t: t * 0 if "layers.2.mlp.up_proj" in n else t)
+    assert check.verdict == "fail"
+    assert check.message.startswith("training never reached layer 2: 1 of 28 modules")
+    assert check.details["still"] == ["model.layers.2.mlp.up_proj"]
+
+
+def test_a_layer_that_hardly_moved(adapter: Path, tmp_path: Path) -> None:
+    check = checked(adapter, tmp_path / "a", lambda n, t: t * 1e-4 if ".layers.3." in n else t)
+    assert check.verdict == "fail"
+    assert check.message == "training hardly reached layer 3: less than a thousandth of the others' change"
+    small = checked(adapter, tmp_path / "b", lambda n, t: t * 1e-2 if ".layers.3." in n else t)
+    assert small.verdict == "pass"
+
+
+def test_nothing_moved(adapter: Path, tmp_path: Path) -> None:
+    check = checked(adapter, tmp_path / "a", lambda _, t: t * 0)
+    assert check.verdict == "inconclusive"
+    assert check.message == "nothing moved: every B is zero, so the tuned model is its base"

@@ -1,0 +1,47 @@
+"""A file that was quantized from a quantized one is told from a right one, though their errors are alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.files import quantize_again
+from tests.models import tiny_phi3
+from tests.test_parity_exported import converted
+from toolkit.export.llama_cpp import quantize_file
+from toolkit.parity.certificate import Check
+from toolkit.parity.exported import GGUFWeights
+from toolkit.parity.requantized import source_check
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> GGUFWeights:
+    folder = tmp_path_factory.mktemp("requantized")
+    return converted(tiny_phi3(folder / "base", layers=1), folder / "out")
+
+
+def measures(check: Check) -> dict[str, float]:
+    return {m.name: m.value for m in check.measures}
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K"])
+def test_a_right_file_is_what_llama_cpp_makes_of_the_source(source: GGUFWeights, kind: str, tmp_path: Path) -> None:
+    quantize_file(source.path, tmp_path / "made.gguf", kind)
+    check = source_check(GGUFWeights(tmp_path / "made.gguf"), source)
+    assert check.verdict == "pass", check.message
+    assert "are what llama.cpp makes of the converted file, byte for byte" in check.message
+    assert measures(check)["rounding error beside a fresh one"] == pytest.approx(1, abs=1e-9)
+    assert measures(check)["tensors equal to a fresh rounding"] >= 5
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [("Q8_0", "Q4_K_M"), ("Q4_K_M", "Q8_0"), ("Q6_K", "Q5_K_M"), ("Q8_0", "Q6_K")]
+)
+def test_a_second_rounding_is_found(source: GGUFWeights, first: str, then: str, tmp_path: Path) -> None:
+    quantize_file(source.path, tmp_path / "first.gguf", first)
+    quantize_again(tmp_path / "first.gguf", tmp_path / "then.gguf", then)
+    check = source_check(GGUFWeights(tmp_path / "then.gguf"), source)
+    assert check.verdict == "fail"
+    assert measures(check)["tensors rounded twice"] >= 1
+    assert f"it was quantized from a file that was {first.removesuffix('_M')} already" in check.message
