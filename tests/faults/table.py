@@ -34,6 +34,8 @@ class Fault:
     inject: Callable[[Path], Clean]
     alone: bool = False
     """It has to be named right from the quantized file alone as well."""
+    only_bench: bool = False
+    """A variant of another one, left to the bench."""
 
 
 # Faults of merging: in the merged folder, then converted and quantized for real -------------------------------------
@@ -189,15 +191,25 @@ def _template(old: str, new: str) -> Callable[[Path], Clean]:
     return _in_file(lambda path: change_template(path, old, new))
 
 
+def cut_short(out: Path) -> Clean:
+    """The clean chain with its quantized file cut short."""
+    clean = fault_chain()
+    made = clean.export.quantized
+    name = made.facts.files[0].name
+    out.mkdir(parents=True)
+    (out / name).write_bytes((made.folder / name).read_bytes()[:-10_000])
+    return replace(clean, export=replace(clean.export, quantized=finished(out, made.facts)))
+
+
 FAULTS = [
     Fault("adapter dropped", "merge", "the adapter is not in it", _scaled(0.0), True),
     Fault("alpha halved", "merge", "alpha is wrong", _scaled(0.5), True),
-    Fault("alpha a tenth too small", "merge", "alpha is wrong", _scaled(0.9), True),
+    Fault("alpha a tenth too small", "merge", "alpha is wrong", _scaled(0.9), True, True),
     Fault("rsLoRA scaled as LoRA", "merge", "scaled as LoRA", _rslora_as_lora, True),
-    Fault("LoRA scaled as rsLoRA", "merge", "scaled as rsLoRA", _scaled(8**0.5), True),
+    Fault("LoRA scaled as rsLoRA", "merge", "scaled as rsLoRA", _scaled(8**0.5), True, True),
     Fault("adapter applied twice", "merge", "applied twice", _scaled(2.0), True),
     Fault("one layer's adapter missing", "merge", "layer 1 of 2: the adapter is missing", _scaled(0.0, ".layers.1."), True),
-    Fault("one module's adapter missing", "merge", "adapter of o_proj is missing", _scaled(0.0, ".1.self_attn.o_proj"), True),
+    Fault("one module's adapter missing", "merge", "of o_proj is missing", _scaled(0.0, ".1.self_attn.o_proj"), True, True),
     Fault("wrong base revision", "merge", "another base, or another revision", _other_base(False), True),
     Fault("wrong base revision, same norms and embedding", "merge", "another base, or another revision", _other_base(True), True),
     Fault("merged onto 16 bits, trained on NF4", "merge", "not onto the NF4 weights", _onto_16_bit, True),
