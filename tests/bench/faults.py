@@ -200,7 +200,8 @@ def strength(_: Path) -> None:
                 spread = float(np.std([one.strength for one in each if one.strength is not None]))
                 say(
                     kind, told, factor, number(total.strength), number(total.strength_error), number(spread),
-                    number(total.original_share), number(max(one.rest for one in each)), number(largest_rest(kind)), widths=widths,
+                    number(total.original_share), number(max(one.rest for one in each)), number(largest_rest(kind)),
+                    widths=widths,
                 )  # fmt: skip
 
 
