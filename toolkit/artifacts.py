@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -138,13 +138,15 @@ class GGUFFacts(Facts):
 
 
 class CertificateFacts(Facts):
-    """Files: certificate.json."""
+    """Files: certificate.json, certificate.html."""
 
     verdict: Literal["pass", "fail", "inconclusive"]
     checks: Mapping[str, str]
     """Check → verdict."""
     served_file: str
     """The GGUF (name) that the verdict lets go to Ollama."""
+    message: str = ""
+    """The verdict in one sentence: the link that broke, and how."""
 
 
 class OllamaFacts(Facts):
@@ -165,7 +167,7 @@ class OllamaFacts(Facts):
 
 
 class ReportFacts(Facts):
-    """Files: report.md."""
+    """Files: report.md, certificate.html, model_card.md, loss.png."""
 
     verdict: str
 
@@ -242,6 +244,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a whole JSON file under its final name, or not at all."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a whole JSONL file under its final name, or not at all: a row a line.
+
+    A user's text may hold half a surrogate pair, which UTF-8 cannot; it becomes a question mark.
+    """
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_text(path, text.encode("utf-8", errors="replace").decode())
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -154,8 +154,11 @@ def _outside_files(stage: Stage, recipe: Recipe) -> dict[str, str]:
             from toolkit.bases import resolve_base
 
             return {"base": resolve_base(recipe.base).digest}
-        case "golden" if isinstance(recipe.golden.prompts, str):
-            return _hashes(Path(recipe.golden.prompts))
+        case "golden":
+            named = (recipe.golden.prompts, recipe.golden.answers_from)
+            return {
+                name: digest for path in named if isinstance(path, str) for name, digest in _hashes(Path(path)).items()
+            }
         case "create" if recipe.ollama.modelfile is not None:
             return _hashes(Path(recipe.ollama.modelfile))
     return {}
@@ -299,8 +302,7 @@ def _stop_unless_passed(certificate: Artifact[Any]) -> None:
     if facts.verdict == "pass":
         return
     where = certificate.folder / "certificate.json"
-    failed = ", ".join(f"{name}: {verdict}" for name, verdict in facts.checks.items() if verdict != "pass")
-    message = f"the certificate says {facts.verdict}: {failed}"
+    message = f"the certificate says {facts.verdict}: {facts.message}"
     if facts.verdict == "fail":
         raise ParityError(message, f"Nothing was published. Read {where}.")
     raise InconclusiveError(message, f"Nothing was published. Read {where}; more golden prompts may decide.")

@@ -124,6 +124,9 @@ class Golden(Section):
     from_test: Annotated[int, Field(ge=0)] = 0
     """So many prompts of the data's test split besides."""
     max_new_tokens: Annotated[int, Field(gt=0)] = 96
+    answers_from: str | None = None
+    """A GGUF file whose greedy answers the reference logits are about, where the tuned model itself is too large for this
+    machine's memory: its logits can be computed a layer at a time, its answers cannot."""
 
 
 class Merge(Section):

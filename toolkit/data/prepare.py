@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from toolkit.artifacts import DatasetFacts, write_text
+from toolkit.artifacts import DatasetFacts, write_jsonl
 from toolkit.data.cleaning import clean
 from toolkit.data.formats import Example, check_columns, missing_columns
 from toolkit.data.readers import Dropped, Table, find_files, read_file
@@ -53,8 +52,8 @@ def prepare_dataset(recipe: Recipe, out: Path) -> DatasetFacts:
     dropped = sorted([*dropped, *left_out], key=lambda d: (d.file, d.line))
     _check_parts(recipe, parts, dropped)
     for side, rows in parts.items():
-        _write_lines(out / f"{side}.jsonl", (example.record(recipe.system) for example in rows))
-    _write_lines(out / "dropped.jsonl", (_dropped_record(d) for d in dropped))
+        write_jsonl(out / f"{side}.jsonl", (example.record(recipe.system) for example in rows))
+    write_jsonl(out / "dropped.jsonl", (_dropped_record(d) for d in dropped))
     return DatasetFacts(
         rows={side: len(rows) for side, rows in parts.items()},
         read=len(table.rows) + len(table.dropped),
@@ -167,12 +166,3 @@ def _check_parts(recipe: Recipe, parts: dict[Side, list[Example]], dropped: list
 
 def _dropped_record(d: Dropped) -> dict[str, Any]:
     return {"file": d.file, "line": d.line, "reason": d.reason, "text": d.text[:80]}
-
-
-def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    write_text(path, "".join(_line(record) for record in records))
-
-
-def _line(record: dict[str, Any]) -> str:
-    # A dropped row may hold half a surrogate pair, which UTF-8 cannot.
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", errors="replace").decode() + "\n"

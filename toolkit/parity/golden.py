@@ -14,7 +14,6 @@ weights do not fit, layer by layer from the shards (see `toolkit.reference`), an
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -23,11 +22,12 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.progress import track
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from toolkit.artifacts import AdapterFacts, Artifact, DatasetFacts, GoldenFacts, read_jsonl, write_text
+from toolkit.artifacts import AdapterFacts, Artifact, DatasetFacts, GoldenFacts, read_jsonl, write_jsonl
 from toolkit.data.splitting import normalize
-from toolkit.errors import DataError
+from toolkit.errors import DataError, ResourceError
+from toolkit.parity.export_answers import answers_of, too_large
 from toolkit.parity.prompts import Messages, conversations, render
 from toolkit.parity.tokens import encode
 from toolkit.prompts_file import asked, golden_turns
@@ -42,7 +42,7 @@ from toolkit.reference import (
     write_logits,
 )
 from toolkit.train.model import load_tuned
-from toolkit.weights import TORCH_DTYPES, TrainedWeights
+from toolkit.weights import TORCH_DTYPES, TrainedWeights, meta_model
 
 GENERATED_TOGETHER = 32
 
@@ -67,34 +67,55 @@ def record_golden(
     adapter = as_merged(adapter, recipe.merge.onto)
     facts = adapter.facts
     weights = _weights(adapter)
-    whole = fits_whole(parameter_count(weights))
-    model, tokenizer = load_tuned(adapter, torch.float32 if whole else torch.bfloat16)
+    ends = end_tokens(adapter)
+    tokenizer = AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False)
     prompts = [_rendered(tokenizer, messages) for messages in wanted]
-    ends = end_tokens(model, tokenizer)
-    vocabulary = int(_causal(model).get_output_embeddings().weight.shape[0])
-
-    answers = greedy(model, prompts, ends, recipe.golden.max_new_tokens, "tuned answers")
-    forced = [TeacherForced(p.ids + answer, len(p.ids)) for p, answer in zip(prompts, answers)]
-    shape = (sum(s.positions for s in forced), vocabulary)
-    if whole:
-        write_logits(model_logits(model, forced), out / "tuned.npy", shape, "tuned logits")
-    with _base(model, facts, torch.float32 if whole else torch.bfloat16) as base:
-        del model
-        before = greedy(base, prompts, ends, recipe.golden.max_new_tokens, "base answers")
+    vocabulary = int(meta_model(weights.folder).get_output_embeddings().weight.shape[0])
+    whole = fits_whole(parameter_count(weights))
+    if recipe.golden.answers_from is not None:
+        answers = answers_of(Path(recipe.golden.answers_from), [p.ids for p in prompts], recipe.golden.max_new_tokens)
+        before: list[list[int]] = [[] for _ in answers]
+        whole = False
+        forced = _forced(prompts, answers)
+    else:
+        _refuse_too_large(parameter_count(weights))
+        model, _ = load_tuned(adapter, torch.float32 if whole else torch.bfloat16)
+        answers = greedy(model, prompts, ends, recipe.golden.max_new_tokens, "tuned answers")
+        forced = _forced(prompts, answers)
+        shape = (sum(s.positions for s in forced), vocabulary)
         if whole:
-            write_logits(model_logits(base, forced), out / "base.npy", shape, "base logits")
-    del base
-    gc.collect()
+            write_logits(model_logits(model, forced), out / "tuned.npy", shape, "tuned logits")
+        with _base(model, facts, torch.float32 if whole else torch.bfloat16) as base:
+            del model
+            before = greedy(base, prompts, ends, recipe.golden.max_new_tokens, "base answers")
+            if whole:
+                write_logits(model_logits(base, forced), out / "base.npy", shape, "base logits")
+        del base
+        gc.collect()
+    shape = (sum(s.positions for s in forced), vocabulary)
     if not whole:
         _layer_by_layer(adapter, weights, forced, shape, out)
 
     rows = _rows(tokenizer, prompts, answers, before, ends)
-    _write_jsonl(out / "golden.jsonl", rows)
-    _write_jsonl(out / "conversations.jsonl", _conversations(tokenizer, recipe.system))
+    write_jsonl(out / "golden.jsonl", rows)
+    write_jsonl(out / "conversations.jsonl", _conversations(tokenizer, recipe.system))
     return GoldenFacts(
         prompts=len(prompts), positions=shape[0], vocabulary=vocabulary, end_tokens=ends,
         forward="whole" if whole else "layer by layer", stopped_by_themselves=sum(row["stopped"] for row in rows),
     )  # fmt: skip
+
+
+def _forced(prompts: list[Prompt], answers: list[list[int]]) -> list[TeacherForced]:
+    return [TeacherForced(prompt.ids + answer, len(prompt.ids)) for prompt, answer in zip(prompts, answers)]
+
+
+def _refuse_too_large(parameters: int) -> None:
+    if too_large(parameters):
+        raise ResourceError(
+            f"the tuned model needs {2 * parameters / 2**30:.1f} GiB of memory to be asked; less is free",
+            "Close other programs. Or name an export whose answers are taken, while the tuned model is read a layer at a time: "
+            "--set golden.answers_from=FILE.gguf (verify --gguf does so by itself).",
+        )
 
 
 def as_merged(adapter: Artifact[AdapterFacts], onto: str) -> Artifact[AdapterFacts]:
@@ -151,9 +172,15 @@ def _rendered(tokenizer: Any, messages: Messages) -> Prompt:
     return Prompt(messages, text, encode(tokenizer, text))
 
 
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Ids at which generation ends: of the generation config and the tokenizer, sorted."""
-    configured = _causal(model).generation_config.eos_token_id
+def end_tokens(adapter: Artifact[AdapterFacts]) -> list[int]:
+    """Ids at which generation ends: of the base's generation config and the tokenizer that was trained with, sorted."""
+    facts = adapter.facts
+    folder = adapter.folder if facts.method == "full" else Path(facts.base.folder)
+    tokenizer = AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False)
+    try:
+        configured = GenerationConfig.from_pretrained(folder).eos_token_id
+    except OSError:  # without one, transformers takes what config.json says
+        configured = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().eos_token_id
     ends = set(configured) if isinstance(configured, list) else {configured}
     return sorted(token for token in ends | {tokenizer.eos_token_id} if token is not None)
 
@@ -263,7 +290,3 @@ def _conversations(tokenizer: Any, system: str) -> list[dict[str, Any]]:
         ids = None if text is None else encode(tokenizer, text)
         rows.append({"name": name, "messages": messages, "text": text, "ids": ids})
     return rows
-
-
-def _write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -7,16 +7,19 @@ rounded anew from the converted file, the bytes must be those of the file.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from toolkit.gguf_file import UNQUANTIZED, GGUFTensor
+from toolkit.gguf_file import UNQUANTIZED
 from toolkit.parity.certificate import Check, Measure, lower_is_better
 from toolkit.parity.exported import GGUFWeights, dequantized
-from toolkit.parity.rounding import can_round, quantized
+from toolkit.parity.rounding import can_round, quantized, rounded
+from toolkit.parity.weights import Tuning
 
 ROWS = 32
 TENSORS = 12
@@ -28,20 +31,52 @@ LARGEST_RATIO = 1.3
 Rows = npt.NDArray[np.float32]
 
 
-def source_check(export: GGUFWeights, converted: GGUFWeights) -> Check:
-    """Round a sample of the converted file's rows anew, and compare with what the quantized file holds."""
+class Sample(NamedTuple):
+    """Some rows of one tensor: as they were before the rounding, and as the export has them; float32 [rows, row length]."""
+
+    kind: str
+    """Stored type of the export."""
+    before: Rows
+    found: Rows
+
+
+def samples_of_converted(export: GGUFWeights, converted: GGUFWeights) -> Iterator[Sample]:
+    """Rows of a quantized file and of the converted file that it should have been made from."""
     wanted = {t.name: t for t in converted.header.tensors}
-    chosen = [t for t in export.header.tensors if t.type not in UNQUANTIZED and can_round(t.type) and t.name in wanted]
-    chosen = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, min(TENSORS, len(chosen))).astype(int))]
+    for tensor in _spread([t for t in export.header.tensors if _can_tell(t.type) and t.name in wanted]):
+        before = dequantized(converted.raw(wanted[tensor.name])[:ROWS].copy(), wanted[tensor.name].type)
+        yield Sample(tensor.type, before, dequantized(export.raw(tensor)[:ROWS].copy(), tensor.type))
+
+
+def samples_of_tuning(export: GGUFWeights, tuning: Tuning) -> Iterator[Sample]:
+    """Rows of a quantized file whose converted file is not known, and of the tuned weights, as 16 bits would hold them."""
+    names = [n for n in tuning.names() if len(tuning.shape(n)) == 2 and export.has(n) and _can_tell(export.type(n))]
+    for name in _spread([n for n in names if export.shape(n) == tuning.shape(n)]):
+        rows = torch.arange(min(ROWS, tuning.shape(name)[0]))
+        kind, tuned, found = export.type(name), tuning.load(name)[1][rows], export.load(name, rows)
+        vias = [tuned.to(dtype).float() for dtype in (torch.float16, torch.bfloat16, torch.float32)]
+        before = next((v for v in vias if torch.equal(rounded(v, kind), found)), vias[0])
+        yield Sample(kind, before.numpy(), found.numpy())
+
+
+def _spread(found: list[Any]) -> list[Any]:
+    return [found[i] for i in np.unique(np.linspace(0, len(found) - 1, min(TENSORS, len(found))).astype(int))]
+
+
+def _can_tell(kind: str) -> bool:
+    return kind not in UNQUANTIZED and can_round(kind)
+
+
+def source_check(samples: Iterable[Sample]) -> Check:
+    """Round a sample of rows anew, and compare with what the quantized file holds."""
     told: Counter[str] = Counter()
     errors, fresh_errors = 0.0, 0.0
-    for tensor in chosen:
-        rows = _rows(converted, wanted[tensor.name])
-        found = export.raw(tensor)[:ROWS].copy()
-        fresh = quantized(rows, tensor.type)
-        told[_source(rows, found, fresh, tensor.type)] += 1
-        errors += float(((dequantized(found, tensor.type) - rows) ** 2).sum())
-        fresh_errors += float(((dequantized(fresh, tensor.type) - rows) ** 2).sum())
+    for sample in samples:
+        fresh = _rounded(sample.before, sample.kind)
+        told[_source(sample, fresh)] += 1
+        errors += float(((sample.found - sample.before) ** 2).sum())
+        fresh_errors += float(((fresh - sample.before) ** 2).sum())
+    count = told.total()
     ratio = (errors / fresh_errors) ** 0.5 if fresh_errors > 0 else 1.0
     twice = {source: count for source, count in told.items() if source in SOURCES}
     measures = [
@@ -51,30 +86,28 @@ def source_check(export: GGUFWeights, converted: GGUFWeights) -> Check:
     ]
     if twice:
         source = max(twice, key=twice.__getitem__)
-        message = (
-            f"it was quantized from a file that was {source} already: {twice[source]} of {len(chosen)} tensors show it"
-        )
+        message = f"it was quantized from a file that was {source} already: {twice[source]} of {count} tensors show it"
     elif ratio > LARGEST_RATIO:
         message = f"its rounding error is {ratio:.2f} times that of a fresh one (limit {LARGEST_RATIO})"
-    elif told["fresh"] == len(chosen):
-        message = f"{len(chosen)} tensors are what llama.cpp makes of the converted file, byte for byte"
+    elif told["fresh"] == count:
+        message = f"{count} tensors are what llama.cpp makes of the file in 16 or 32 bits, value for value"
     else:
         message = f"its rounding error is {ratio:.3f} times that of a fresh one"
     return Check.of("source", measures, message, {"tensors": dict(told)})
 
 
-def _rows(converted: GGUFWeights, tensor: GGUFTensor) -> Rows:
-    return dequantized(converted.raw(tensor)[:ROWS].copy(), tensor.type)
+def _rounded(rows: Rows, kind: str) -> Rows:
+    return dequantized(quantized(rows, kind), kind)
 
 
-def _source(rows: Rows, found: Any, fresh: Any, kind: str) -> str:
+def _source(sample: Sample, fresh: Rows) -> str:
     """'fresh', the type that it was rounded to before, or 'other'."""
-    if np.array_equal(found, fresh):
+    if np.array_equal(sample.found, fresh):
         return "fresh"
-    width = rows.shape[1]
+    width = sample.before.shape[1]
     for source in SOURCES:
-        if source != kind and width % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[source]][0] == 0:
-            before = dequantized(quantized(rows, source), source)
-            if np.array_equal(found, quantized(before, kind)):
+        if source != sample.kind and width % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[source]][0] == 0:
+            twice = _rounded(_rounded(sample.before, source), sample.kind)
+            if np.array_equal(sample.found, twice):
                 return source
     return "other"

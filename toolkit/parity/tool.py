@@ -20,6 +20,7 @@ from toolkit.gguf_file import read_gguf
 from toolkit.parity.certificate import Subject
 from toolkit.parity.limits import file_type_of
 from toolkit.recipe import Recipe
+from toolkit.report.page import PAGE, write_page
 
 stderr = Console(stderr=True, highlight=False)
 
@@ -88,13 +89,15 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
 
     for file in asked.ggufs:
         probe(file)
+    recipe = _of_an_export_where_too_large(recipe, asked)
     _tell_plan(recipe, asked)
     have = pipeline.run(recipe, upto="golden")
     certificate = _judge(recipe, have, asked)
     folder = out or pipeline.run_folder(recipe) / "checked"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "certificate.json", certificate)
-    stderr.print(f"Certificate: {folder / 'certificate.json'}")
+    write_page(certificate, folder)
+    stderr.print(f"Certificate: {folder / 'certificate.json'}, for a browser: {folder / PAGE}")
     return certificate
 
 
@@ -122,6 +125,24 @@ def recipe_of(asked: Asked) -> Recipe:
     name = f"verify-{slug[:40]}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
     base = asked.base or ("" if asked.adapter else str(tuned))
     return recipe_for_adapter(tuned, name, base, asked.prompts, asked.system, load_in_4bit=asked.load_in_4bit)
+
+
+def _of_an_export_where_too_large(recipe: Recipe, asked: Asked) -> Recipe:
+    """A tuned model that does not fit into memory is judged on an export's answers, read a layer at a time."""
+    from toolkit.parity.export_answers import too_large
+    from toolkit.sizes import shape_of_base
+
+    if (
+        not asked.ggufs
+        or recipe.golden.answers_from is not None
+        or not too_large(shape_of_base(recipe.base)[0].parameters())
+    ):
+        return recipe
+    stderr.print(
+        f"The tuned model does not fit into memory: {asked.ggufs[0]} gives the answers, and the tuned model reads them."
+    )
+    golden = recipe.golden.model_copy(update={"answers_from": str(asked.ggufs[0])})
+    return recipe.model_copy(update={"golden": golden})
 
 
 def _tell_plan(recipe: Recipe, asked: Asked) -> None:

@@ -31,19 +31,22 @@ from toolkit.lora import LoraAdapter
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import SCHEMA, Check, Subject, blame_of, chain_of, verdict_of
 from toolkit.parity.exported import Exported, FolderWeights, GGUFWeights
+from toolkit.parity.golden import as_merged
 from toolkit.parity.goldens import Goldens
 from toolkit.parity.heat import heat
 from toolkit.parity.limits import fallback_share, largest_rest, limits_for
 from toolkit.parity.logits import Positions, logits_check, strength_check
+from toolkit.parity.more import Further, decide
 from toolkit.parity.moved import moved_check
 from toolkit.parity.prompts import prompts_check, render, render_template
-from toolkit.parity.requantized import source_check
+from toolkit.parity.requantized import samples_of_converted, samples_of_tuning, source_check
 from toolkit.parity.stops import Answer, begin, finish, stops_check
 from toolkit.parity.structure import folder_structure_check, gguf_structure_check
 from toolkit.parity.tokens import recorded_tokens_check, tokens_check
 from toolkit.parity.weights import Comparison, Tuning, compare_weights
 from toolkit.parity.weights_check import Expected, weights_check
 from toolkit.recipe import Recipe
+from toolkit.report.page import write_page
 
 EVALUATED_TOGETHER = 16
 """Goldens whose caches are held at once."""
@@ -63,6 +66,8 @@ class Tuned:
     """As it was trained with."""
     new_tokens: int
     """Tokens of an answer at most."""
+    further: Further
+    """More positions, where the goldens do not decide."""
 
     @property
     def parameters(self) -> int:
@@ -79,7 +84,9 @@ class Tuned:
         """
         lora = None if adapter.facts.method == "full" else LoraAdapter(adapter.folder)
         tuning = Tuning(adapter, recipe.merge.onto)
-        return cls(Goldens.read(golden), tuning, lora, tokenizer, recipe.golden.max_new_tokens)
+        goldens = Goldens.read(golden)
+        further = Further(as_merged(adapter, recipe.merge.onto), goldens, tokenizer)
+        return cls(goldens, tuning, lora, tokenizer, recipe.golden.max_new_tokens, further)
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,8 @@ class GGUFUnderTest:
     file_type: str
     counts: Literal["everything", "ancestor", "text only"] = "everything"
     served: bool = False
+    made_from: Path | None = None
+    """The converted file that it was quantized from, where that is known."""
 
     @property
     def converted(self) -> bool:
@@ -107,7 +116,7 @@ def verify(
     quantized: Artifact[GGUFFacts],
     out: Path,
 ) -> CertificateFacts:
-    """Compare the adapter, the merged folder and every GGUF with the tuned model, and write certificate.json into `out`.
+    """Compare the adapter, the merged folder and every GGUF with the tuned model, and write the certificate into `out`.
 
     A failing verdict is written, not raised. See `toolkit.parity.certificate` for the schema and for what counts.
 
@@ -116,18 +125,26 @@ def verify(
     """
     tuned = Tuned.of(recipe, adapter, golden, AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False))
     files = []
+    converted = gguf.folder / gguf.facts.files[0].name
     for artifact in (gguf, quantized):
         for file in artifact.facts.files:
             served, ancestor = file.file_type == recipe.export.serve, file.file_type == recipe.export.converted
             counted: Any = "everything" if served else "ancestor" if ancestor else "text only"
-            files.append(GGUFUnderTest(artifact.folder / file.name, file.file_type, file.file_type, counted, served))
+            path = artifact.folder / file.name
+            files.append(GGUFUnderTest(path, file.file_type, file.file_type, counted, served, converted))
     subjects = judge(tuned, model.folder, files)
     certificate = certificate_of(
         tuned, subjects, hashes(adapter.folder, golden.folder, model.folder, *(f.path for f in files))
     )
     write_json(out / "certificate.json", certificate)
+    write_page(certificate, out)
     checks = {f"{s.name}: {check.name}": check.verdict for s in subjects for check in s.checks}
-    return CertificateFacts(verdict=certificate["verdict"], checks=checks, served_file=certificate["served_file"])
+    return CertificateFacts(
+        verdict=certificate["verdict"],
+        checks=checks,
+        served_file=certificate["served_file"],
+        message=certificate["message"],
+    )
 
 
 def judge(tuned: Tuned, merged: Path | None, files: list[GGUFUnderTest]) -> list[Subject]:
@@ -143,10 +160,9 @@ def judge(tuned: Tuned, merged: Path | None, files: list[GGUFUnderTest]) -> list
         compared = compare_weights(tuned.tuning, exports, largest_rest, lambda: progress.advance(task))
         if merged is not None:
             subjects.append(_merged_subject(tuned, merged, compared["merged"]))
-        source = next((ggufs[file.name] for file in files if file.converted), None)
         for file in files:
             task = progress.add_task(f"{file.name} answers", total=len(tuned.goldens.rows))
-            checks = _file_checks(tuned, file, ggufs[file.name], compared.get(file.name), source)
+            checks = _file_checks(tuned, file, ggufs[file.name], compared.get(file.name))
             subjects.append(_gguf_subject(tuned, file, checks, functools.partial(progress.advance, task)))
     return subjects
 
@@ -200,15 +216,18 @@ def _merged_subject(tuned: Tuned, merged: Path, compared: Comparison) -> Subject
     )  # fmt: skip
 
 
-def _file_checks(
-    tuned: Tuned, file: GGUFUnderTest, weights: GGUFWeights, compared: Comparison | None, source: GGUFWeights | None
-) -> list[Check]:
+def _file_checks(tuned: Tuned, file: GGUFUnderTest, weights: GGUFWeights, compared: Comparison | None) -> list[Check]:
     """What the file alone tells, without running it."""
     checks = [gguf_structure_check(tuned.tuning, weights, compared)]
     if compared is not None:
         checks.append(weights_check(compared, Expected.of(tuned.adapter)))
-    if source is not None and not file.converted:
-        checks.append(source_check(weights, source))
+    if file.converted:
+        return checks
+    if file.made_from is not None:
+        checks.append(source_check(samples_of_converted(weights, GGUFWeights(file.made_from))))
+    elif compared is not None and checks[-1].verdict == "pass":
+        # Of weights that are not the tuned ones, it could not be told how they were rounded.
+        checks.append(source_check(samples_of_tuning(weights, tuned.tuning)))
     return checks
 
 
@@ -228,8 +247,11 @@ def _gguf_subject(tuned: Tuned, file: GGUFUnderTest, checks: list[Check], tick: 
             positions, answers = evaluate(goldens, candidate, tuned.new_tokens, tick)
             markers = [t.content for t in tuned.tokenizer.added_tokens_decoder.values() if t.special]
             # Strength before the rest: a lost adapter is to be called so, not a lost end token.
+            strength = strength_check(positions, limits, whole_in_weights(checks))
+            if strength.verdict == "inconclusive":
+                strength = decide(tuned.further, candidate, positions, limits)
             checks += [
-                strength_check(positions, limits, whole_in_weights(checks)),
+                strength,
                 logits_check(positions, limits, heat(positions, goldens.rows, candidate.piece)),
                 stops_check(candidate, answers, positions, limits, goldens.facts.end_tokens, markers),
             ]

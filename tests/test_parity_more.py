@@ -1,0 +1,85 @@
+"""Where the goldens do not decide, more positions do; they are read as the goldens were."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.parity_chain import Chain, chain
+from toolkit.parity.candidate import Candidate
+from toolkit.parity.goldens import Goldens
+from toolkit.parity.limits import limits_for
+from toolkit.parity.logits import strength_check
+from toolkit.parity.more import ROUNDS, Further, decide, further_texts
+from toolkit.parity.tokens import encode
+from toolkit.parity.verify import evaluate
+
+NARROW = replace(limits_for("Q4_K_M", 10**10, 0.0)[0], strength_low=0.9, strength_high=1.1)
+
+
+@pytest.fixture(scope="module")
+def clean() -> Chain:
+    return chain()
+
+
+def few(clean: Chain, count: int) -> Goldens:
+    """The first so many goldens."""
+    whole = Goldens.read(clean.golden)
+    positions = sum(len(row["completion_ids"]) for row in whole.rows[:count])
+    return replace(whole, rows=whole.rows[:count], tuned=whole.tuned[:positions], base=whole.base[:positions])
+
+
+def tokenizer(clean: Chain) -> object:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(clean.export.model.folder)
+
+
+def test_rounds_are_new_texts_over_the_same_prompts(clean: Chain) -> None:
+    goldens = few(clean, 3)
+    rounds = list(further_texts(goldens, tokenizer(clean)))
+    assert len(rounds) == 3
+    for row, text in zip(goldens.rows, rounds[0]):
+        assert text.ids[: text.first] == row["prompt_ids"]
+        assert text.ids[text.first :] == encode(tokenizer(clean), row["base_completion"])
+    assert rounds[1][0].ids[rounds[1][0].first :] == goldens.rows[1]["completion_ids"]
+    assert rounds[2][2].ids[rounds[2][2].first :] == goldens.rows[1]["completion_ids"]
+
+
+def test_the_logits_of_a_round_are_those_that_would_be_recorded(clean: Chain) -> None:
+    goldens = few(clean, 2)
+    further = Further(clean.adapter, goldens, tokenizer(clean))
+    # The second prompt with the first one's answer and the other way round: swapped back, they are the goldens themselves.
+    further._texts = iter([[text for text in _own(goldens)]])
+    found = further.round(0)
+    assert found is not None
+    assert np.abs(found.tuned - goldens.tuned).max() < 2e-3
+    assert np.abs(found.base - goldens.base).max() < 2e-3
+    assert further.round(1) is None
+
+
+def _own(goldens: Goldens) -> list[object]:
+    from toolkit.reference import TeacherForced
+
+    return [TeacherForced(row["prompt_ids"] + row["completion_ids"], len(row["prompt_ids"])) for row in goldens.rows]
+
+
+def test_positions_are_added_until_the_interval_decides(clean: Chain) -> None:
+    goldens = few(clean, 2)
+    file = clean.export.quantized.facts.files[1]
+    assert file.file_type == "Q4_K_M"
+    with Candidate(clean.export.quantized.folder / file.name) as candidate:
+        positions, _ = evaluate(goldens, candidate, 24)
+        before = len(positions.kl)
+        at_first = strength_check(positions, NARROW)
+        wide = at_first.measures[2].value - at_first.measures[1].value
+        # A band as wide as nine tenths of the interval cannot hold it, and is wide enough for a few times as many positions.
+        band = replace(NARROW, strength_low=at_first.measures[0].value - wide * 0.45,
+                       strength_high=at_first.measures[0].value + wide * 0.45)  # fmt: skip
+        assert strength_check(positions, band).verdict == "inconclusive"
+        check = decide(Further(clean.adapter, goldens, tokenizer(clean)), candidate, positions, band)
+    assert before < check.details["positions"] <= before * (ROUNDS + 1) * 2
+    assert check.measures[2].value - check.measures[1].value < wide
+    assert len(positions.kl) == before

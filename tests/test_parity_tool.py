@@ -1,0 +1,153 @@
+"""`verify` as a tool of its own: adapters and GGUF files of anybody, through the real command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.models import TREE
+from tests.parity_chain import GOLDEN, SYSTEM, Chain, chain
+from toolkit.artifacts import ARTIFACT_FILE
+from toolkit.errors import DataError, UsageError
+from toolkit.parity.certificate import SCHEMA
+from toolkit.parity.probe import probe
+from toolkit.parity.tool import Asked, recipe_of
+
+
+@pytest.fixture(scope="module")
+def clean() -> Chain:
+    return chain()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all commands: the goldens are recorded once."""
+    folder = tmp_path_factory.mktemp("verify")
+    (folder / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": text}) + "\n" for text in GOLDEN[:6]), encoding="utf-8"
+    )
+    return folder
+
+
+def verify(place: Path, clean: Chain, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable, "-m", "toolkit.cli", "verify", "--adapter", clean.adapter.folder, "--load-in-4bit",
+        "--base", clean.adapter.facts.base.folder, "--system", SYSTEM, "--prompts", "prompts.jsonl", *arguments,
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "COLUMNS": "160"}
+    return subprocess.run(
+        list(map(str, command)), cwd=place, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+def served(clean: Chain, index: int) -> Path:
+    file = clean.export.quantized.facts.files[index]
+    return clean.export.quantized.folder / file.name
+
+
+def test_a_right_file_passes_and_says_its_plan_first(place: Path, clean: Chain) -> None:
+    done = verify(place, clean, "--gguf", served(clean, 0), "--json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    certificate: dict[str, Any] = json.loads(done.stdout)
+    assert (certificate["schema"], certificate["verdict"], certificate["blame"]) == (SCHEMA, "pass", None)
+    assert [s["kind"] for s in certificate["subjects"]] == ["adapter", "quantized"]
+    assert done.stderr.index("About") < done.stderr.index("▶ train")
+    assert certificate["reference"]["prompts"] == 6
+
+
+def test_two_exports_side_by_side_and_the_wrong_one_is_named(place: Path, clean: Chain) -> None:
+    done = verify(place, clean, "--gguf", served(clean, 0), "--against", clean.without_adapter)
+    assert done.returncode == 6, done.stderr[-2000:]
+    assert "✓ golden   current" in done.stderr  # recorded by the test before, or kept from it
+    assert "merge broke" in done.stdout + done.stderr
+    assert "the adapter is not in it" in done.stdout + done.stderr
+    (written,) = place.glob("runs/*/checked/certificate.json")
+    certificate = json.loads(written.read_text(encoding="utf-8"))
+    by_name = {s["name"]: s["verdict"] for s in certificate["subjects"]}
+    assert by_name == {"adapter": "pass", served(clean, 0).name: "pass", clean.without_adapter.name: "fail"}
+
+
+def test_a_merged_folder_is_judged_too(place: Path, clean: Chain) -> None:
+    done = verify(place, clean, "--hf", clean.export.model.folder, "--json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [s["kind"] for s in json.loads(done.stdout)["subjects"]] == ["adapter", "merged"]
+
+
+def test_a_vocabulary_of_another_size(place: Path, clean: Chain) -> None:
+    from tests.models import tiny_qwen2
+
+    other = place / "other"
+    if not other.exists():
+        tiny_qwen2(other)
+        _convert(other, place / "other.gguf")
+    done = verify(place, clean, "--gguf", place / "other.gguf", "--json")
+    assert done.returncode == 6, done.stderr[-2000:]
+    said = json.loads(done.stdout)
+    assert said["blame"]["link"] in {"template", "tokenizer"}
+    assert "151936 tokens, the tuned model's 49152" in done.stdout
+
+
+def _convert(folder: Path, target: Path) -> None:
+    command = [sys.executable, TREE / "convert_hf_to_gguf.py", folder, "--outfile", target, "--outtype", "f16"]
+    environment = {**os.environ, "PYTHONPATH": str(TREE / "gguf-py")}
+    subprocess.run(list(map(str, command)), env=environment, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut short", "a wrong type", "only a vocabulary", "no GGUF", "wrong hyperparameters"]
+)
+def test_a_damaged_file_ends_in_words_not_in_a_crash(clean: Chain, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "x.gguf"
+    content = served(clean, 0).read_bytes()
+    match damage:
+        case "cut short":
+            path.write_bytes(content[: len(content) // 2])
+        case "a wrong type":
+            name = b"blk.0.attn_q.weight"
+            at = content.index(name) + len(name) + 4 + 16  # dimensions, two of them, then the type
+            path.write_bytes(content[:at] + (30).to_bytes(4, "little") + content[at + 4 :])
+        case "only a vocabulary":
+            path.write_bytes((TREE / "models" / "ggml-vocab-llama-bpe.gguf").read_bytes())
+        case "no GGUF":
+            path.write_bytes(b"PK\x03\x04" + content[4:])
+        case "wrong hyperparameters":
+            key = b"llama.attention.head_count" + (4).to_bytes(4, "little")
+            at = content.index(key) + len(key)
+            path.write_bytes(content[:at] + (7).to_bytes(4, "little") + content[at + 4 :])
+    with pytest.raises(DataError, match=r"x\.gguf") as caught:
+        probe(path)
+    assert caught.value.hint
+
+
+def test_what_cannot_be_asked(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing to compare with"):
+        recipe_of(Asked(ggufs=(tmp_path / "a.gguf",)))
+    with pytest.raises(UsageError, match="nothing to compare with the adapter"):
+        recipe_of(Asked(adapter=tmp_path))
+
+
+def test_an_empty_prompts_file_is_named(place: Path, clean: Chain) -> None:
+    (place / "empty.jsonl").write_text("\n", encoding="utf-8")
+    done = verify(place, clean, "--prompts", "empty.jsonl", "--gguf", served(clean, 0))
+    assert done.returncode == 3, done.stderr
+    assert "empty.jsonl is empty" in done.stderr
+
+
+def test_an_adapter_whose_base_is_unknown(place: Path, clean: Chain) -> None:
+    command = [
+        sys.executable, "-m", "toolkit.cli", "verify", "--adapter", clean.adapter.folder, "--base", "nobody/nothing-here",
+        "--gguf", served(clean, 0),
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        list(map(str, command)), cwd=place, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in {2, 5}, done.stderr
+    assert "nobody/nothing-here" in done.stderr
+    assert not (clean.adapter.folder / ARTIFACT_FILE).exists()

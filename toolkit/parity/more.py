@@ -1,0 +1,119 @@
+"""More positions where the goldens are too few to tell whether the adapter is there whole.
+
+The strength may be measured at any positions, not only at the tuned model's own answers. So the goldens are put together anew:
+every prompt with its base's answer first, then with the answers to the prompts after it. The tuned model and its base read
+them in float32, the export reads them too, and the slope is taken over all positions together.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.artifacts import AdapterFacts, Artifact
+from toolkit.parity.candidate import Candidate
+from toolkit.parity.certificate import Check
+from toolkit.parity.goldens import Goldens
+from toolkit.parity.limits import Limits
+from toolkit.parity.logits import Positions, strength_check
+from toolkit.parity.tokens import encode
+from toolkit.reference import Reference, TeacherForced, write_logits
+from toolkit.weights import TrainedWeights
+
+Logits = npt.NDArray[np.float32]
+ROUNDS = 5
+"""Each gives about as many positions as the goldens have, and costs about as much as recording their logits."""
+
+
+def further_texts(goldens: Goldens, tokenizer: Any) -> Iterator[list[TeacherForced]]:
+    """Rounds of sequences, each over all prompts; none when there is nothing new to put together."""
+    rows = goldens.rows
+    before = [encode(tokenizer, row["base_completion"]) for row in rows]
+    if all(before):
+        yield [TeacherForced(row["prompt_ids"] + ids, len(row["prompt_ids"])) for row, ids in zip(rows, before)]
+    for shift in range(1, len(rows)):
+        turned = rows[shift:] + rows[:shift]
+        yield [
+            TeacherForced(row["prompt_ids"] + other["completion_ids"], len(row["prompt_ids"]))
+            for row, other in zip(rows, turned)
+        ]
+
+
+@dataclass(frozen=True)
+class Round:
+    """Sequences with the logits of the tuned model and of its base: memory maps, float32 [positions, vocabulary]."""
+
+    texts: list[TeacherForced]
+    tuned: Logits
+    base: Logits
+
+
+class Further:
+    """The tuned model and its base, read again for more positions; each round is computed once, for all exports.
+
+    Args:
+        adapter: as the goldens were recorded with; see `toolkit.parity.golden.as_merged`.
+    """
+
+    def __init__(self, adapter: Artifact[AdapterFacts], goldens: Goldens, tokenizer: Any) -> None:
+        self._adapter, self._vocabulary = adapter, goldens.facts.vocabulary
+        self._texts = further_texts(goldens, tokenizer)
+        self._rounds: list[Round | None] = []
+        # On disk: the logits of a large vocabulary would fill the memory that the models need.
+        self._folder = tempfile.TemporaryDirectory(prefix="tune2ollama-")
+
+    def round(self, number: int) -> Round | None:
+        """One round; None: there are no more."""
+        while len(self._rounds) <= number:
+            texts = next(self._texts, [])
+            self._rounds.append(self._read(texts) if texts else None)
+        return self._rounds[number]
+
+    def _read(self, texts: list[TeacherForced]) -> Round:
+        facts = self._adapter.facts
+        plain = TrainedWeights(Path(facts.base.folder), facts.base_dtype, facts.quantization)
+        if facts.method == "full":
+            tuned = self._written(
+                Reference(TrainedWeights(self._adapter.folder, facts.base_dtype, None)), texts, "tuned"
+            )
+            return Round(texts, tuned, self._written(Reference(plain), texts, "base"))
+        model = Reference(plain, self._adapter.folder)
+        tuned = self._written(model, texts, "tuned")
+        with model.adapter_off():
+            return Round(texts, tuned, self._written(model, texts, "base"))
+
+    def _written(self, model: Reference, texts: list[TeacherForced], name: str) -> Logits:
+        path = Path(self._folder.name) / f"{name}-{len(self._rounds)}.npy"
+        shape = (sum(text.positions for text in texts), self._vocabulary)
+        write_logits(model.logits(texts), path, shape, f"more {name} logits")
+        return cast(Logits, np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def decide(further: Further, candidate: Candidate, positions: Positions, limits: Limits) -> Check:
+    """Add rounds until the strength is decided, or there are no more."""
+    wider = copy.deepcopy(positions)
+    check = strength_check(wider, limits)
+    for number in range(ROUNDS):
+        found = further.round(number) if check.verdict == "inconclusive" and wider.strength is not None else None
+        if found is None:
+            break
+        _add(candidate, found, wider)
+        check = strength_check(wider, limits)
+    return check
+
+
+def _add(candidate: Candidate, found: Round, positions: Positions) -> None:
+    first = 0
+    with candidate.slots(1, max(len(text.ids) for text in found.texts)) as slots:
+        for number, text in enumerate(found.texts):
+            part = slice(first, first + text.positions)
+            export = slots.logits(0, text.ids, text.first)
+            positions.add(number, text.ids[text.first :], found.tuned[part], found.base[part], export)
+            first += text.positions
