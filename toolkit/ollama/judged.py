@@ -10,12 +10,19 @@ from typing import Any
 from toolkit.errors import DataError, ExternalToolError, ParityError, ToolkitError
 from toolkit.gguf_file import read_gguf
 from toolkit.ollama.client import Client
-from toolkit.ollama.conversations import check_conversations, differing, expected_texts, further_conversations
+from toolkit.ollama.conversations import (
+    Outcome,
+    check_conversations,
+    differing,
+    expected_texts,
+    further_conversations,
+)
 from toolkit.ollama.own_model import OwnModel
 from toolkit.ollama.publish import INSTALL, counting, shown_parameters
 from toolkit.ollama.served import (
     LARGEST_FLIP,
     LARGEST_MEAN,
+    Agreement,
     Question,
     Served,
     check_answers,
@@ -78,6 +85,39 @@ def judge_served(
         name=name, kind="served", file=path.name, file_type=f"Ollama at {client.address}", counts="everything", served=True,
         checks=checks, seconds=round(time.monotonic() - started, 2),
     ), blob  # fmt: skip
+
+
+def created_subject(
+    model: str, file: Path, at: str, rendered: int, outcomes: list[Outcome], agreement: Agreement
+) -> Subject:
+    """What `create` proved of a candidate before it gave it its name; all of it passed, or it would have stopped.
+
+    Args:
+        at: the server, in words.
+        rendered: golden prompts that were equal, byte for byte.
+    """
+    equal = sum(outcome.result == "equal" for outcome in outcomes)
+    asked = sum(outcome.result != "not applicable" for outcome in outcomes)
+    measures = [
+        lower_is_better("golden prompts that differ", 0, 0, 0),
+        lower_is_better("conversations that differ", asked - equal, 0, 0),
+    ]
+    told = f"{rendered} golden prompts and {equal} conversations at three addresses are equal, byte for byte"
+    details = {"conversations": [vars(outcome) for outcome in outcomes]}
+    checks = [Check.of("prompts", measures, told, details), _agreement_check(agreement, [])]
+    return Subject(
+        name=model, kind="served", file=file.name, file_type=at, counts="everything", served=True, checks=checks
+    )
+
+
+def _agreement_check(agreement: Agreement, before: list[Measure]) -> Check:
+    measures = [
+        *before,
+        lower_is_better("mean |log-probability difference|", agreement.mean, LARGEST_MEAN, 2e-4, "nats"),
+        lower_is_better("largest lead of another choice", agreement.largest_flip, LARGEST_FLIP, 0.0, "nats"),
+        Measure(name="largest |log-probability difference|", value=agreement.largest, unit="nats"),
+    ]
+    return Check.of("answers", measures, f"{agreement.answers} answers are those of llama.cpp on the same file")
 
 
 def _blob(shown: dict[str, Any]) -> Path | None:
@@ -151,13 +191,7 @@ def _answers(
             agreement = check_answers(client, Served(name, stops), wanted, own, tuned.new_tokens, tick)
     except ParityError as error:
         return Check(name="answers", verdict="fail", message=error.message, measures=[room])
-    measures = [
-        room,
-        lower_is_better("mean |log-probability difference|", agreement.mean, LARGEST_MEAN, 2e-4, "nats"),
-        lower_is_better("largest lead of another choice", agreement.largest_flip, LARGEST_FLIP, 0.0, "nats"),
-        Measure(name="largest |log-probability difference|", value=agreement.largest, unit="nats"),
-    ]
-    return Check.of("answers", measures, f"{agreement.answers} answers are those of llama.cpp on the same file")
+    return _agreement_check(agreement, [room])
 
 
 def _strength(client: Client, name: str, golden: Path, own: OwnModel, file: Path, tuned: Tuned) -> Check:

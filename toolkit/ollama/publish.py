@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from toolkit.artifacts import Artifact, CertificateFacts, GoldenFacts, OllamaFacts, write_text
+from toolkit.artifacts import Artifact, CertificateFacts, GoldenFacts, OllamaFacts, write_json, write_jsonl, write_text
 from toolkit.errors import ExternalToolError, ParityError, ToolkitError, UsageError
 from toolkit.ollama.client import Client, server_address
 from toolkit.ollama.modelfile import candidate_name, check_name, complete, full_name
@@ -62,8 +62,8 @@ def create(
 
     Args:
         served: the GGUF file that the certificate lets go to Ollama.
-        out: gets `Modelfile`, for people: `ollama create` with it gives the same model; and `conversations.jsonl`, what each
-            address rendered.
+        out: gets `Modelfile`, for people: `ollama create` with it gives the same model; `conversations.jsonl`, what each
+            address rendered; and `served.json`, the server's links of the certificate.
 
     Raises:
         ParityError: the certificate does not pass, or the server renders or answers otherwise; nothing was published.
@@ -111,6 +111,7 @@ def _prove(
 ) -> dict[str, Any]:
     from toolkit.ollama.asked import ENDPOINTS
     from toolkit.ollama.conversations import require_equal
+    from toolkit.ollama.judged import created_subject
     from toolkit.ollama.own_model import OwnModel
     from toolkit.ollama.served import Served, check_answers, check_rendering, read_questions, with_messages
     from toolkit.parity.candidate import Candidate
@@ -126,9 +127,7 @@ def _prove(
         with counting("prompts rendered by Ollama", len(questions)) as tick:
             rendered = check_rendering(client, candidate, questions, own, tick)
         outcomes = converse(client, candidate, recipe.system, modelfile, template, own)
-        write_text(
-            out / "conversations.jsonl", "".join(json.dumps(asdict(o), ensure_ascii=False) + "\n" for o in outcomes)
-        )
+        write_jsonl(out / "conversations.jsonl", (asdict(outcome) for outcome in outcomes))
         require_equal(outcomes, candidate)
         with counting("answers of Ollama compared with llama.cpp", len(questions) + 2) as tick:
             there, limit = (
@@ -142,6 +141,8 @@ def _prove(
                 check_answers(client, there, single, own, limit, tick, endpoint)
     finally:
         own.close()
+    told = created_subject(recipe.ollama.model, served, f"Ollama {client.version()}", rendered, outcomes, agreement)
+    write_json(out / "served.json", told.as_json())
     return {
         "rendered_equal": rendered,
         "answers_compared": agreement.answers,
