@@ -86,7 +86,6 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
 
     from toolkit import pipeline
     from toolkit.parity.probe import probe
-    from toolkit.report.page import write_page
 
     for file in asked.ggufs:
         probe(file)
