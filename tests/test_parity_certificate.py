@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -10,6 +11,7 @@ from toolkit.parity.certificate import (
     LINKS,
     Check,
     Kind,
+    Measure,
     Subject,
     Verdict,
     blame_of,
@@ -46,7 +48,7 @@ def test_the_served_file_decides_and_others_warn() -> None:
     verdict, message, warnings = verdict_of(
         [served, subject("Q2_K", "text only", logits="fail", strength="inconclusive")]
     )
-    assert (verdict, message) == ("pass", "what is served is what was trained")
+    assert (verdict, message) == ("pass", "the export is what was trained")
     assert warnings == ["Q2_K: logits fails: why", "Q2_K: strength is inconclusive: why"]
     verdict, message, _ = verdict_of([served, subject("Q2_K", "text only", tokens="fail")])
     assert (verdict, message) == ("fail", "tokenizer broke, seen in Q2_K: why")
@@ -94,3 +96,15 @@ def test_a_suspected_earlier_link_is_blamed_unless_its_product_is_right() -> Non
     blame = blame_of([alone, subject("merged", "everything", "merged", weights="pass")])
     assert blame is not None
     assert blame.link == "quantization"
+
+
+def test_a_value_that_is_no_number_is_null_in_json() -> None:
+    measure = Measure(name="x", value=math.nan)
+    assert json.loads(measure.model_dump_json())["value"] is None
+    assert measure.model_dump()["value"] is None
+    assert math.isnan(Measure.model_validate({"name": "x", "value": None}).value)
+
+
+def test_the_server_is_named_only_when_it_was_asked() -> None:
+    served = subject("medical", "everything", "served", prompts="pass", answers="pass")
+    assert verdict_of([subject("Q8_0", "everything", logits="pass"), served])[1] == "what is served is what was trained"

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.faults.files import quantize_again
-from tests.models import tiny_phi3
+from tests.models import adapter_artifact, tiny_phi3
 from tests.test_parity_exported import converted
 from toolkit.export.llama_cpp import quantize_file
 from toolkit.parity.certificate import Check
 from toolkit.parity.exported import GGUFWeights
-from toolkit.parity.requantized import source_check
+from toolkit.parity.requantized import samples_of_converted, samples_of_tuning, source_check
+from toolkit.parity.weights import Tuning
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +29,9 @@ def measures(check: Check) -> dict[str, float]:
 @pytest.mark.parametrize("kind", ["Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M", "Q4_0", "IQ4_XS", "Q3_K_M", "Q2_K"])
 def test_a_right_file_is_what_llama_cpp_makes_of_the_source(source: GGUFWeights, kind: str, tmp_path: Path) -> None:
     quantize_file(source.path, tmp_path / "made.gguf", kind)
-    check = source_check(GGUFWeights(tmp_path / "made.gguf"), source)
+    check = source_check(samples_of_converted(GGUFWeights(tmp_path / "made.gguf"), source))
     assert check.verdict == "pass", check.message
-    assert "are what llama.cpp makes of the converted file, byte for byte" in check.message
+    assert "are what llama.cpp makes of the file in 16 or 32 bits, value for value" in check.message
     assert measures(check)["rounding error beside a fresh one"] == pytest.approx(1, abs=1e-9)
     assert measures(check)["tensors equal to a fresh rounding"] >= 5
 
@@ -41,7 +42,19 @@ def test_a_right_file_is_what_llama_cpp_makes_of_the_source(source: GGUFWeights,
 def test_a_second_rounding_is_found(source: GGUFWeights, first: str, then: str, tmp_path: Path) -> None:
     quantize_file(source.path, tmp_path / "first.gguf", first)
     quantize_again(tmp_path / "first.gguf", tmp_path / "then.gguf", then)
-    check = source_check(GGUFWeights(tmp_path / "then.gguf"), source)
+    check = source_check(samples_of_converted(GGUFWeights(tmp_path / "then.gguf"), source))
     assert check.verdict == "fail"
     assert measures(check)["tensors rounded twice"] >= 1
     assert f"it was quantized from a file that was {first.removesuffix('_M')} already" in check.message
+
+
+def test_without_the_converted_file_the_tuned_weights_tell(source: GGUFWeights, tmp_path: Path) -> None:
+    base = source.path.parent.parent / "base"
+    tuning = Tuning(adapter_artifact(base, base, "full"), "as trained")
+    quantize_file(source.path, tmp_path / "made.gguf", "Q4_K_M")
+    assert source_check(samples_of_tuning(GGUFWeights(tmp_path / "made.gguf"), tuning)).verdict == "pass"
+    quantize_file(source.path, tmp_path / "first.gguf", "Q8_0")
+    quantize_again(tmp_path / "first.gguf", tmp_path / "then.gguf", "Q4_K_M")
+    check = source_check(samples_of_tuning(GGUFWeights(tmp_path / "then.gguf"), tuning))
+    assert check.verdict == "fail"
+    assert "it was quantized from a file that was Q8_0 already" in check.message

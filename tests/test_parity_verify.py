@@ -61,7 +61,7 @@ def test_a_clean_chain_passes_at_every_quantization(clean: Chain, tmp_path: Path
     console.print(certificate_table(certificate))
     shown = console.export_text()
     assert "Q8_0 *" in shown
-    assert "What is served is what was trained" in shown
+    assert "The export is what was trained" in shown
 
 
 @pytest.mark.parametrize(("factor", "least", "most"), [(0.0, -0.05, 0.1), (0.5, 0.3, 0.85)], ids=["left out", "halved"])

@@ -301,7 +301,7 @@ def _stop_unless_passed(certificate: Artifact[Any]) -> None:
     facts = certificate.facts
     if facts.verdict == "pass":
         return
-    where = certificate.folder / "certificate.json"
+    where = certificate.folder / "certificate.html"
     message = f"the certificate says {facts.verdict}: {facts.message}"
     if facts.verdict == "fail":
         raise ParityError(message, f"Nothing was published. Read {where}.")

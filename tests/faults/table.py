@@ -105,8 +105,11 @@ def _tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) ->
 
 
 def _head_lost(out: Path) -> Clean:
+    def drop(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["lm_head.weight"]
+
     def lose(merged: Path) -> None:
-        _tensors(merged, lambda tensors: tensors.pop("lm_head.weight") and None)
+        _tensors(merged, drop)
         change_json(merged / "config.json", tie_word_embeddings=True)
 
     return _remade(head_chain(), out, lose)
@@ -215,7 +218,7 @@ FAULTS = [
     Fault("merged onto 16 bits, trained on NF4", "merge", "not onto the NF4 weights", _onto_16_bit, True),
     Fault("trained head lost, tied again", "structure", "lm_head.weight is missing", _head_lost, True),
     Fault("trained head as the base's", "merge", "lm_head", _head_as_it_was, True),
-    Fault("resized vocabulary lost", "tokenizer", "the vocabulary has 49152 tokens", _vocabulary_lost(True), True),
+    Fault("resized vocabulary lost", "tokenizer", "<note>", _vocabulary_lost(True), True),
     Fault("added tokens missing", "tokenizer", "<note>", _vocabulary_lost(False), True),
     Fault("q and k in the wrong order", "conversion", "rows are in another order", _in_file(_permuted_back), True),
     Fault("q transposed", "conversion", "transposed", _in_file(_each(["blk.0.attn_q.weight"], lambda v: v.T)), True),
@@ -232,7 +235,7 @@ FAULTS = [
     Fault("default system block lost", "template", "'no system text'", _template("loop.first and", "false and"), True),
     Fault("newline after the assistant tag lost", "template", "golden 1", _template("assistant\\n<th", "assistant<th"), True),
     Fault("think tags dropped", "template", "<think>", _template("<think>\\n</think>\\n", ""), True),
-    Fault("quantized from a quantized file", "quantization", "Q8_0 already", _quantized_twice),
+    Fault("quantized from a quantized file", "quantization", "Q8_0 already", _quantized_twice, True),
     Fault("first layer never trained", "training", "training never reached layer 0", lambda _: still_chain()),
 ]  # fmt: skip
 """One at a time, each in an otherwise clean chain."""

@@ -21,9 +21,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
 
 SCHEMA = "tune2ollama.certificate/2"
 
@@ -65,11 +66,21 @@ class Measure(_Part):
 
     name: str
     value: float
+    """null in JSON, which has no other way to say that it is no number."""
     unit: str = ""
     limit: float | None = None
     floor: float | None = None
     """What an export that is known to be right was measured at."""
     verdict: Verdict | None = None
+
+    @field_validator("value", mode="before")
+    @classmethod
+    def _null_is_no_number(cls, value: Any) -> Any:
+        return math.nan if value is None else value
+
+    @field_serializer("value")
+    def _no_number_is_null(self, value: float) -> float | None:
+        return value if math.isfinite(value) else None
 
     def told(self) -> str:
         """'mean KL 0.4 nats (limit 0.1)'."""
@@ -216,7 +227,7 @@ def blame_of(subjects: list[Subject]) -> Blame | None:
     measure = next((m for m in check.measures if m.verdict == "fail"), None)
     return Blame(
         link=broken.link, where=broken.where, check=check.name, message=check.message,
-        measure=measure.name if measure else "", value=measure.value if measure else None,
+        measure=measure.name if measure else "", value=measure.value if measure and math.isfinite(measure.value) else None,
         limit=measure.limit if measure else None,
     )  # fmt: skip
 
@@ -232,7 +243,9 @@ def verdict_of(subjects: list[Subject]) -> tuple[Verdict, str, list[str]]:
     ]
     verdict = worst([link.verdict for link in chain if link.verdict != "not compared"])
     if verdict == "pass":
-        return verdict, "what is served is what was trained", warnings
+        asked = any(subject.kind == "served" for subject in subjects)
+        what = "what is served is what was trained" if asked else "the export is what was trained"
+        return verdict, what, warnings
     link = next(link for link in chain if link.verdict == verdict)
     what = "broke" if verdict == "fail" else "is not proved"
     return verdict, f"{link.link} {what}, seen in {link.where}: {link.message}", warnings

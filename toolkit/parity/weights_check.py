@@ -12,14 +12,27 @@ from toolkit.parity.limits import largest_rest
 from toolkit.parity.sums import Sums
 from toolkit.parity.weights import Comparison, TensorSums, layers_told
 
-STRENGTH_LOW, STRENGTH_HIGH = 0.97, 1.03
-"""Right exports were measured within 0.995 … 1.005 at every quantization; the smallest damage to be caught is a tenth."""
+STRENGTH_ROOM = {"Q3_K": 0.06, "IQ3_S": 0.06, "IQ3_XXS": 0.06, "Q2_K": 0.12}
+"""How far from 1 the strength may be where a matrix of the adapter is stored so; `STRENGTH_ROOM_ELSE` for others.
+
+Measured (`python -m tests.bench.faults strength`), a right export and one with a tenth of the adapter missing:
+
+                rounded as llama.cpp does     with an importance matrix
+    F16, BF16, Q8_0     1.000    0.900            1.000    0.900
+    Q6_K, Q5_*          1.000    0.900            0.998    0.897 ... 0.898
+    Q4_*, IQ4_*         1.000    0.900            0.991 ... 0.995    0.892 ... 0.895
+    Q3_K                1.000    0.900            0.971    0.872
+    Q2_K                1.000    0.900            0.934    0.839
+
+each ± 0.002 or less over a model of 1 M adapted weights, with a spread between modules of 0.008 or less.
+"""
+STRENGTH_ROOM_ELSE = 0.03
 LAYER_LOW, LAYER_HIGH = 0.9, 1.1
-"""Of a single layer, beyond twice its error: fewer weights tell less."""
+"""Of a single layer, beyond twice its error: fewer weights tell less. At Q3_K and Q2_K the band is as wide as the model's."""
 MODULE_LOW = 0.5
 """Of a single module, beyond twice its error: below, what training changed there is missing."""
-LARGEST_ORIGINAL_SHARE = 0.1
-"""0 on the weights that were trained on, 1 on the original ones."""
+LARGEST_ORIGINAL_SHARE = 0.2
+"""0 on the weights that were trained on, 1 on the original ones; a right Q2_K with an importance matrix was measured at 0.10."""
 
 
 @dataclass(frozen=True)
@@ -132,14 +145,15 @@ def _measures(found: Comparison, pooled: Sums, off: Off, damaged: int) -> list[M
         measures.append(Measure(name="strength in the weights", value=math.nan))
     else:
         low, high = strength - error, strength + error
-        outside = high < STRENGTH_LOW or low > STRENGTH_HIGH
-        inside = low >= STRENGTH_LOW and high <= STRENGTH_HIGH
+        room = max((STRENGTH_ROOM.get(t.type, STRENGTH_ROOM_ELSE) for t in found.tensors if t.touched), default=0.0)
+        outside = high < 1 - room or low > 1 + room
+        inside = low >= 1 - room and high <= 1 + room
         # Undecided is not judged here: the strength in the answers then decides alone.
         verdict: Any = "fail" if outside else "pass" if inside else None
         measures.append(
             Measure(
                 name="strength in the weights", value=strength, floor=1.0, verdict=verdict,
-                limit=STRENGTH_HIGH if strength > 1 else STRENGTH_LOW,
+                limit=1 + room if strength > 1 else 1 - room,
             )
         )  # fmt: skip
         measures.append(Measure(name="its error", value=error))
