@@ -73,7 +73,9 @@ def measure_version(version: str, which: str) -> tuple[list[Row], list[Row]]:
                 mine.append(measure(client, version, name, text, known, folder))
                 _tell(mine[-1])
             for number, one in enumerate(() if which == "quick" else known or (), 1):
-                theirs.append(measure(client, version, f"{one.name} #{number}", one.jinja, known, folder))
+                # One that puts BOS first by itself, where the template does too: as these models have it.
+                vocabulary = "llama-bpe" if "bos_token" in one.jinja else "qwen2"
+                theirs.append(measure(client, version, f"{one.name} #{number}", one.jinja, known, folder, vocabulary))
                 _tell(theirs[-1])
     return mine, theirs
 

@@ -69,16 +69,24 @@ def expected_of(template: str, vocabulary: str = "qwen2") -> tuple[list[Expected
 
 
 def measure(
-    client: Client, version: str, name: str, template: str, known: Sequence[KnownTemplate] | None, folder: Path
+    client: Client,
+    version: str,
+    name: str,
+    template: str,
+    known: Sequence[KnownTemplate] | None,
+    folder: Path,
+    vocabulary: str = "",
 ) -> Row:
     """Predict, create plainly, mend where it differs, prove.
 
     Args:
         folder: for the models; the server has its own `models` and `log` in it.
+        vocabulary: of the tree; empty: the one that goes with the template's name.
     """
-    gguf = tiny_gguf(folder, "plain", template, vocabulary_of(name))
+    vocabulary = vocabulary or vocabulary_of(name)
+    gguf = tiny_gguf(folder, "plain", template, vocabulary)
     prediction = predict(template, {"general.architecture": "llama"}, Modelfile(), version, known)
-    expected, bos = expected_of(template, vocabulary_of(name))
+    expected, bos = expected_of(template, vocabulary)
     before = (folder / "log").stat().st_size
     client.create("template", {"files": {"model.gguf": client.upload(gguf)}})
     plain = check_conversations(client, "template", expected, bos)
