@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.models import adapter_artifact, tiny_adapter, tiny_llama
-from toolkit.parity.exported import FolderWeights, dequantized
+from toolkit.parity.exported import FolderWeights, dequantized, unpermuted
 from toolkit.parity.limits import largest_rest
 from toolkit.parity.rounding import _quantize_chunk, quantized, rounded
 from toolkit.parity.sums import Sums, sums_of
@@ -110,6 +110,7 @@ def _zero_rows(tensor: torch.Tensor) -> torch.Tensor:
     ("change", "said"),
     [
         (lambda t: t.T, "transposed"),
+        (lambda t: unpermuted(t.T, 4), "transposed"),
         (lambda t: t.flip(0), "its rows are in another order"),
         (lambda t: t * 0, "all zero"),
         (_zero_rows, "16 rows are zero, the first is row 48"),

@@ -24,6 +24,17 @@ def set_value(path: Path, key: str, value: Any, index: int | None = None) -> Non
     field.parts[field.data[index or 0]][0] = value
 
 
+def add_flag(path: Path, key: str) -> None:
+    """Add a key whose value is true to a GGUF's metadata."""
+    content = path.read_bytes()
+    (count,) = struct.unpack_from("<Q", content, 16)
+    flag = struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I?", 7, True)
+    # A second key fills up to whole steps of 32 bytes: the tensors behind must stay aligned.
+    filler = -(len(flag) + 28) % 32
+    flag += struct.pack("<Q", 8) + b"test.pad" + struct.pack("<IQ", 8, filler) + b" " * filler
+    path.write_bytes(content[:16] + struct.pack("<Q", count + 2) + flag + content[24:])
+
+
 def respell(path: Path, old: str, new: str) -> None:
     """Change a text in a GGUF's metadata (a token) for another of the same length."""
     content = path.read_bytes()

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.faults.chains import ADDED, Clean, change_json, fault_chain, head_chain, still_chain, with_adapter
-from tests.faults.files import change_template, change_tensor, quantize_again, respell, set_value
+from tests.faults.files import add_flag, change_template, change_tensor, quantize_again, respell, set_value
 from tests.models import adapter_artifact, put_tokenizer
 from tests.parity_chain import damaged, export, finished
 from toolkit.export.convert import convert
@@ -228,9 +228,9 @@ FAULTS = [
     Fault("norm epsilon changed", "structure", "epsilon", _in_file(_set("llama.attention.layer_norm_rms_epsilon", 1e-3)), True),
     Fault("pre-tokenizer swapped", "tokenizer", "texts differ", _in_file(lambda path: respell(path, "smollm", "falcon")), True),
     Fault("special token split into text", "tokenizer", MARK, _in_file(_set("tokenizer.ggml.token_type", 1, 1)), True),
-    Fault("double BOS", "tokenizer", "texts differ", _in_file(_set("tokenizer.ggml.add_bos_token", True)), True),
+    Fault("double BOS", "tokenizer", "texts differ", _in_file(lambda path: add_flag(path, "tokenizer.ggml.add_bos_token")), True),
     Fault("EOS id lost", "tokenizer", "end-of-text id is 300", _in_file(_set("tokenizer.ggml.eos_token_id", 300)), True),
-    Fault("EOT id lost", "tokenizer", "<|im_end|>", _in_file(lambda path: respell(path, "<|im_end|>", "<|im_ond|>")), True),
+    Fault("EOT id lost", "tokenizer", "is '<|im_ond|>'", _in_file(lambda path: respell(path, "<|im_end|>", "<|im_ond|>")), True),
     Fault("template swapped", "template", "golden 1", _template(MARK, "<|start|>"), True),
     Fault("default system block lost", "template", "'no system text'", _template("loop.first and", "false and"), True),
     Fault("newline after the assistant tag lost", "template", "golden 1", _template("assistant\\n<th", "assistant<th"), True),

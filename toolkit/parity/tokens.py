@@ -160,11 +160,15 @@ def _spelled_differently(candidate: Candidate, tokenizer: Any) -> list[dict[str,
 
 
 def _message(different: list[dict[str, Any]], spelled: list[dict[str, Any]], count: int) -> str:
+    said = []
     if different:
         first = different[0]
-        ids = f"{first['wanted'][:8]} is {first['found'][:8]}"
-        return f"{len(different)} of {count} texts differ; first {first['text'][:40]!r}: {ids}"
+        wanted, found = first["wanted"], first["found"]
+        at = next((i for i, (a, b) in enumerate(zip(wanted, found)) if a != b), min(len(wanted), len(found)))
+        ids = f"from token {at} on, {wanted[at : at + 6]} is {found[at : at + 6]}"
+        said.append(f"{len(different)} of {count} texts differ; first {first['text'][:40]!r}: {ids}")
     if spelled:
         first = spelled[0]
-        return f"{len(spelled)} tokens are spelled differently; first {first['id']}: {first['wanted']!r} is {first['found']!r}"
-    return f"ids of {count} texts are equal"
+        told = f"first {first['id']}: {first['wanted']!r} is {first['found']!r}"
+        said.append(f"{len(spelled)} tokens are spelled differently; {told}")
+    return "; ".join(said) or f"ids of {count} texts are equal"

@@ -28,7 +28,7 @@ each ± 0.002 or less over a model of 1 M adapted weights, with a spread between
 """
 STRENGTH_ROOM_ELSE = 0.03
 LAYER_LOW, LAYER_HIGH = 0.9, 1.1
-"""Of a single layer, beyond twice its error: fewer weights tell less. At Q3_K and Q2_K the band is as wide as the model's."""
+"""Of a single layer, beyond twice its error: fewer weights tell less."""
 MODULE_LOW = 0.5
 """Of a single module, beyond twice its error: below, what training changed there is missing."""
 LARGEST_ORIGINAL_SHARE = 0.2
