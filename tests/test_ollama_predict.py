@@ -164,6 +164,10 @@ def test_real_servers_do_as_predicted_and_the_mended_file_is_served_as_trained(r
 
 @pytest.mark.ollama
 def test_an_architecture_with_a_renderer_gets_it(running: Running) -> None:
+    if running.version < "0.34":
+        pytest.skip(
+            "before 0.34, create runs llama-quantize on the file, and this one is no whole model of its architecture"
+        )
     for architecture, name in RENDERER_OF.items():
         path = running.folder / f"{architecture}.gguf"
         writer = gguf.GGUFWriter(path, architecture)
