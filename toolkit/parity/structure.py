@@ -74,11 +74,9 @@ def _rope(rope: dict[str, Any]) -> Iterator[Wanted]:
     if kind in ("linear", "yarn"):
         yield Wanted("rope.scaling.type", kind, "rope_type")
         yield Wanted("rope.scaling.factor", float(rope["factor"]), "rope factor")
-    elif kind == "longrope":
-        yield Wanted("rope.scaling.type", "longrope", "rope_type")
-    else:
+    elif kind != "longrope":  # Phi-3's converter names no type there: its two lists of factors are enough for llama.cpp
         yield Wanted("rope.scaling.type", "none", "rope_type")
-    if kind == "yarn":
+    if kind in ("yarn", "longrope"):
         original = rope.get("original_max_position_embeddings")
         yield Wanted("rope.scaling.original_context_length", original, "original_max_position_embeddings")
 

@@ -5,7 +5,7 @@ weights as training saw them, d = W_t - W_b is what the adapter changes, D_t = q
 and D_e = W_e - q(W_b) what the export W_e changed. Two numbers tell exports apart:
 
     strength = <d, D_e> / <d, D_t>                1: the adapter is there whole, 0: lost, 1/2: at half its alpha
-    rest     = |D_e - strength D_t| / |W_t|       what is neither base nor adapter: another rounding, or damage
+    rest     = |D_e - strength D_t| / max(|W_t|, |W_e|)   what is neither base nor adapter: another rounding, or damage
 
 Both weights are rounded, because rounding has a direction: NF4 weights lie on a grid, and what Q4_K makes of a small step away
 from it is, in the mean, larger than the step. Against unrounded weights a right Q4_K_M export was measured at a strength of 1.15,
@@ -32,6 +32,8 @@ class Sums:
     count: int = 0
     tuned: float = 0.0
     """|W_t| ** 2"""
+    export: float = 0.0
+    """|W_e| ** 2"""
     plain: float = 0.0
     """<d, d>"""
     along: float = 0.0
@@ -81,8 +83,8 @@ class Sums:
 
     @property
     def rest(self) -> float:
-        """Root of what is neither base nor adapter, as a share of the tuned weights."""
-        return math.sqrt(self._rest / self.tuned) if self.tuned > 0 else math.sqrt(self.changed)
+        """Root of what is neither base nor adapter, as a share of the larger of the tuned and the export's weights."""
+        return math.sqrt(self._rest / max(self.tuned, self.export)) if self.tuned > 0 else math.sqrt(self.changed)
 
     @property
     def difference(self) -> float:
@@ -125,7 +127,7 @@ def sums_of(
     base, tuned, export, direction = base.double(), tuned.double(), export.double(), direction.double()
     by_tuning, by_export = tuned - base, export - base
     found = Sums(
-        count=tuned.numel(), tuned=_dot(tuned, tuned), plain=_dot(direction, direction),
+        count=tuned.numel(), tuned=_dot(tuned, tuned), export=_dot(export, export), plain=_dot(direction, direction),
         along=_dot(direction, by_tuning), along_export=_dot(direction, by_export), alone=_dot(by_tuning, by_tuning),
         together=_dot(by_tuning, by_export), changed=_dot(by_export, by_export),
     )  # fmt: skip

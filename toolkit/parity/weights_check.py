@@ -180,14 +180,15 @@ def _good(pooled: Sums) -> str:
 def _blamed(found: Comparison, expected: Expected, damaged: list[TensorSums], off: Off) -> tuple[str, Suspect]:
     """The fault in words, and the link that makes such a fault."""
     pooled = found.of_training()
+    # First: weights of a stranger lie along the original ones too, since rounding to NF4 anew is a coin thrown again.
+    if message := _other_base(found, expected, damaged):
+        return message, "merge"
     if pooled.original > 0 and abs(pooled.original_share) > LARGEST_ORIGINAL_SHARE:
         return (
             "the adapter was merged onto the original weights, not onto the NF4 weights that it was trained on "
             f"(share of the original base {pooled.original_share:.2f})",
             "merge",
         )
-    if message := _other_base(found, expected, damaged):
-        return message, "merge"
     if damaged:
         first = max(damaged, key=_beyond)
         return (
