@@ -34,6 +34,15 @@ def test_sums_by_hand() -> None:
     assert found.difference == pytest.approx(math.sqrt(2 / 17))
 
 
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1.0, 2.0, 8**0.5])
+def test_a_wrong_scale_leaves_no_more_rest_than_rounding(factor: float) -> None:
+    base, change = matrix(256, 512), 0.2 * matrix(256, 512, 1)
+    stored = [rounded(w, "Q4_K") for w in (base, base + change, base + factor * change)]
+    assert sums_of(*stored, change).rest < largest_rest("Q4_K")
+    damaged = sums_of(*stored[:2], stored[2].flip(0), change)
+    assert damaged.rest > 2 * largest_rest("Q4_K")
+
+
 def test_sums_add_up_and_tell_nothing_where_nothing_changed() -> None:
     same = torch.ones(2, 2)
     one = sums_of(same, same, same, same - same)
