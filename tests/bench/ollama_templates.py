@@ -19,6 +19,7 @@ from tests.conftest import free_port
 from tests.ollama.served_templates import Row, counted, measure
 from tests.ollama.tiny import TEMPLATES, template_text
 from toolkit.ollama.client import Client
+from toolkit.ollama.conversations import Outcome, differing
 from toolkit.ollama.known import known_templates
 from toolkit.ollama.server import started
 from toolkit.places import cache_home
@@ -97,17 +98,20 @@ def _predicted(row: Row) -> str:
 
 
 def _plain(row: Row) -> str:
-    wrong, asked, _ = counted(row.plain)
-    return f"equal ({asked})" if not wrong else f"**{wrong} of {asked} differ**"
+    return _told(row.plain, row.version, "**", row.predicted.serves_own)
 
 
 def _mended(row: Row) -> str:
     if row.unmended:
         return "not mended"
-    wrong, asked, _ = counted(row.mended)
-    if not counted(row.plain)[0]:
-        return "not needed"
-    return f"equal ({asked})" if not wrong else f"{wrong} of {asked} differ"
+    return _told(row.mended, row.version, "", True) if differing(row.plain, row.version) else "not needed"
+
+
+def _told(outcomes: list[Outcome], version: str, mark: str, own: bool) -> str:
+    wrong = len({o.conversation for o in differing(outcomes, version)})
+    asked = counted(outcomes)[1]
+    bare = ", bare at /api/generate" if own and len(differing(outcomes)) > len(differing(outcomes, version)) else ""
+    return f"{mark}{wrong} of {asked} differ{mark}{bare}" if wrong else f"equal ({asked}){bare}"
 
 
 def _escaped(text: str) -> str:
@@ -130,10 +134,11 @@ def _first_differences(rows: list[list[Row]]) -> list[str]:
     lines = []
     for column in rows:
         for row in column:
-            wrong = counted(row.plain)
-            if wrong[0]:
+            wrong = differing(row.plain, row.version)
+            if wrong:
+                told = f"{wrong[0].conversation}: {wrong[0].detail}"
                 rest = f" Not mended: {row.unmended}" if row.unmended else ""
-                lines.append(f"- {row.version}, {row.name}: `{(wrong[2] + rest).replace('`', chr(39))}`")
+                lines.append(f"- {row.version}, {row.name}: `{(told + rest).replace('`', chr(39))}`")
     return lines
 
 
@@ -154,7 +159,7 @@ def page(mine: list[list[Row]], theirs: list[list[Row]]) -> str:
         "model from the file as it is; *mended* is the same after `toolkit.ollama.repair`. A conversation counts as different",
         "when its text differs in one byte at one of `/api/chat`, `/api/generate` and `/v1/chat/completions`. What was predicted",
         "offline (which template is served, which Go template and stop words are added) came true in",
-        f"{agreed} of {total} cases.", "",
+        f"{agreed} of {total} cases. *Bare at /api/generate*: before 0.31, Ollama gives the model the bare question there.", "",
         "## Templates of the pinned llama.cpp tree", "", *_table(mine), "",
         "### First difference of each that plain FROM serves otherwise", "", *_first_differences(mine), "",
         "### Conversations that could not be asked", "", *_not_applicable(mine[-1]), "",

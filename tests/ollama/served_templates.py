@@ -92,7 +92,7 @@ def measure(
     plain = check_conversations(client, "template", expected, bos)
     real = _real(folder / "models", (folder / "log").read_bytes()[before:].decode(errors="replace"))
     client.delete("template")
-    if not differing(plain):
+    if not differing(plain, version):
         return Row(name, version, prediction, real, plain, plain)
     try:
         repair = repaired(client, "template", gguf, folder / "mended.gguf", expected, bos)

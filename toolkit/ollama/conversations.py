@@ -14,7 +14,7 @@ from toolkit.errors import ParityError, ToolkitError
 from toolkit.ollama.asked import ENDPOINTS, TOOLS, Conversation, Endpoint, Messages, has_picture, request_fields
 from toolkit.ollama.client import Client
 from toolkit.ollama.jinja import render_trained
-from toolkit.ollama.predict import takes_tools, thinks
+from toolkit.ollama.predict import GENERATE_RENDERS, numbers, takes_tools, thinks
 from toolkit.ollama.syntax import Message
 
 Result = Literal["equal", "differs", "not applicable"]
@@ -182,13 +182,17 @@ def first_difference(wanted: str, found: str) -> str:
     return f"from character {at + 1}: trained {wanted[at : at + 40]!r}, served {found[at : at + 40]!r}"
 
 
-def differing(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Those that differ."""
-    return [outcome for outcome in outcomes if outcome.result == "differs"]
+def differing(outcomes: Sequence[Outcome], version: str = "") -> list[Outcome]:
+    """Those that differ; with a version, only what a file can do something about there."""
+    bare = bool(version) and numbers(version) < GENERATE_RENDERS
+    return [o for o in outcomes if o.result == "differs" and not (bare and o.endpoint == "/api/generate")]
 
 
-def require_equal(outcomes: Sequence[Outcome], what: str) -> int:
+def require_equal(outcomes: Sequence[Outcome], what: str, version: str = "") -> int:
     """How many were equal.
+
+    Args:
+        version: of the server, for the advice.
 
     Raises:
         ParityError: one differs; with the first, and where each is asked.
@@ -196,9 +200,14 @@ def require_equal(outcomes: Sequence[Outcome], what: str) -> int:
     wrong = differing(outcomes)
     if wrong:
         named = "\n".join(f"  {one.endpoint}, {one.conversation}: {one.detail}" for one in wrong[:4])
+        hint = (
+            "tune2ollama protects its own exports from this; a GGUF of another tool can be mended: see docs/ollama.md."
+        )
+        if not differing(outcomes, version):
+            hint = f"Ollama {version} gives the model the bare question at /api/generate. Use 0.31 or newer, or: make ollama"
         raise ParityError(
             f"Ollama renders {len(wrong)} of {sum(o.result != 'not applicable' for o in outcomes)} conversations of {what} "
             f"otherwise than the training template:\n{named}",
-            "tune2ollama protects its own exports from this; a GGUF of another tool can be mended: see docs/ollama.md.",
+            hint,
         )
     return sum(outcome.result == "equal" for outcome in outcomes)

@@ -33,6 +33,9 @@ RENDERER_OF = {
 RENDERER_STOPS = {"gemma4": ("<turn|>",)}
 _HARMONY = ("gptoss", "gpt-oss")  # server/routes.go, shouldUseHarmony
 
+GENERATE_RENDERS = (0, 31, 0)
+"""Since this version `/api/generate` uses the file's own template too; 0.30.0 gives the model the bare question there, whatever
+the file says (server/routes.go, GenerateHandler)."""
 _SAME_ABILITIES_COUNT = (0, 31, 0)
 """Since this version the file's own template also wins with the same abilities as the Go one when it alone gives tools' answers
 back (server/images.go, shouldPreferChatTemplate; 0.30.0 wants more abilities)."""
@@ -180,12 +183,13 @@ def prefers_own(template: str, go: str, version: str) -> bool:
     mine, theirs = _abilities(template), _go_abilities(go)
     if len(mine) > len(theirs):
         return not _go_round_trip(go) or _round_trip(template)
-    if _numbers(version) < _SAME_ABILITIES_COUNT or mine != theirs or "tools" not in mine:
+    if numbers(version) < _SAME_ABILITIES_COUNT or mine != theirs or "tools" not in mine:
         return False
     return _round_trip(template) and not _go_round_trip(go)
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def numbers(version: str) -> tuple[int, ...]:
+    """A version as numbers, to compare; empty when it is none."""
     return tuple(int(part) for part in re.split("[-+]", version, maxsplit=1)[0].split(".") if part.isdigit())
 
 
