@@ -98,6 +98,16 @@ def test_the_share_of_the_original_base() -> None:
     assert sums_of(base, tuned, onto, change).original_share == 0
 
 
+def test_a_tensor_that_was_quantized_but_not_tuned() -> None:
+    original = matrix(64, 64)
+    base, nothing = rounded(original, "Q4_0"), torch.zeros(64, 64)
+    other = (original, original - base)
+    right, wrong = (sums_of(base, base, export, nothing, other) for export in (base, original))
+    assert (right.strength, right.original_share, right.rest) == (None, 0.0, 0.0)
+    assert (wrong.strength, wrong.original_share) == (None, pytest.approx(1))
+    assert wrong.rest == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("factor", [0.0, 0.5, 1.0, 2.0])
 def test_a_wrong_strength_is_not_taken_for_another_base(factor: float) -> None:
     # The rounding errors of the tuned weights are in D_t and in O.

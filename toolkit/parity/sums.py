@@ -104,9 +104,14 @@ class Sums:
     @property
     def _slopes(self) -> tuple[float, float]:
         """(s, m) of D_e = s D_t + m O + rest, where the rest has no part along d and none along o."""
+        alone = self.along_export / self.along if self.along > 0 else 0.0
+        if self.original <= 0 or self.across_original <= 0:
+            return alone, 0.0
         determinant = self.along * self.across_original - self.along_original * self.across
-        if self.original <= 0 or abs(determinant) < 1e-9 * abs(self.along * self.across_original):
-            return (self.along_export / self.along if self.along > 0 else 0.0), 0.0
+        if (
+            determinant <= 1e-9 * self.along * self.across_original
+        ):  # nothing was tuned here, or both lie along one line
+            return alone, 0.0 if self.along > 0 else self.across_export / self.across_original
         strength = self.along_export * self.across_original - self.along_original * self.across_export
         share = self.along * self.across_export - self.across * self.along_export
         return strength / determinant, share / determinant
