@@ -9,6 +9,10 @@ Strength bands, measured on right exports (95 % interval) and on a tenth of the 
     Q8_0    0.998 [0.995, 1.002]     0.894 [0.888, 0.900]
     Q4_K_M  0.944 [0.925, 0.963]     0.885 [0.856, 0.909]
 
+Mean KL of right files of a trained Llama 256 wide, 178 positions, where every K-quant is real (`python -m tests.bench.faults
+types`): Q8_0 7e-5, Q6_K 7e-4, Q5_K_M 1.1e-3, Q5_0 1.8e-3, Q4_K_M 4.4e-3, Q4_K_S 5.3e-3, IQ4_XS 6.2e-3, Q4_0 8.1e-3,
+Q3_K_M 1.4e-2, Q3_K_S 2.1e-2; strength between 0.987 and 1.002. None comes near a limit.
+
 At Q8_0 the KL of that damage (9e-3) is inside a small model's limit: only the strength sees it. At 4 bits it is judged
 inconclusive, and by the converted file that the quantized one was made from.
 """
