@@ -85,10 +85,12 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see toolkit.pipeline
 
     from toolkit import pipeline
+    from toolkit.bases import resolve_base
     from toolkit.parity.probe import probe
 
     for file in asked.ggufs:
         probe(file)
+    resolve_base(recipe.base)  # a base that is not there is told before anything is estimated
     recipe = _of_an_export_where_too_large(recipe, asked)
     _tell_plan(recipe, asked)
     have = pipeline.run(recipe, upto="golden")
