@@ -18,10 +18,11 @@ from tests.conftest import Server
 from tests.test_ollama_client import broken
 from tests.test_ollama_modelfile import recipe
 from toolkit.artifacts import Artifact, CertificateFacts, Cost, GoldenFacts, OllamaFacts
+from toolkit.chat_template import render_trained
 from toolkit.errors import ExternalToolError, ParityError, UsageError
 from toolkit.ollama.own_model import OwnModel
 from toolkit.ollama.publish import check_stored, create, modelfile_of, still_published
-from toolkit.ollama.served import GREEDY, Question, Served, check_answers, render_chat
+from toolkit.ollama.served import GREEDY, Question, Served, check_answers
 from toolkit.ollama.syntax import Modelfile, parse, read_modelfile, render
 from toolkit.parity.candidate import Candidate
 from toolkit.recipe import Recipe
@@ -37,7 +38,7 @@ def _golden(folder: Path, gguf: Path, system: str = "You are a nurse.") -> Artif
         rows = []
         for question in QUESTIONS:
             messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
-            text = render_chat(template, messages, "")
+            text = render_trained(template, messages, "", "")
             rows.append({"messages": messages, "prompt_text": text, "prompt_ids": tokenize(text)})
     folder.mkdir(parents=True)
     (folder / "golden.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -144,7 +145,7 @@ def test_a_swapped_template_is_refused_and_the_old_model_stays(
     with Candidate(smollm2_gguf, vocab_only=True) as model:
         for row in rows:
             row["messages"] = row["messages"][1:]
-            row["prompt_text"] = render_chat(model.chat_template or "", row["messages"], "")
+            row["prompt_text"] = render_trained(model.chat_template or "", row["messages"], "", "")
             row["prompt_ids"] = model.tokenize(row["prompt_text"])
     (run.golden.folder / "golden.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "trained by Hugging Face" in rows[0]["prompt_text"]

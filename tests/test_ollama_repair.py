@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from tests.conftest import Server
 from tests.ollama.served_templates import expected_of
 from tests.ollama.tiny import TEMPLATES, special_texts, template_text, tiny_gguf
+from toolkit.chat_template import as_trained, render_trained
 from toolkit.errors import DataError, ParityError
 from toolkit.export.convert import PROTECTION
 from toolkit.gguf_file import read_gguf
 from toolkit.ollama.conversations import differing, expected_texts, further_conversations
-from toolkit.ollama.jinja import as_trained, render_trained
 from toolkit.ollama.repair import mended_template, repaired, rewrite_template
 
 LLAMA31 = "meta-llama-Llama-3.1-8B-Instruct"

@@ -8,7 +8,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.models import TREE, put_tokenizer
-from toolkit.parity.prompts import conversations, prompts_check, render, render_template
+from toolkit.chat_template import render_trained
+from toolkit.parity.prompts import conversations, prompts_check, render
 
 
 def test_a_gguf_template_renders_as_the_tokenizer_does(tmp_path: Path) -> None:
@@ -21,15 +22,13 @@ def test_a_gguf_template_renders_as_the_tokenizer_does(tmp_path: Path) -> None:
         for _, messages in conversations("Be kind."):
             wanted = render(tokenizer, messages)
             assert wanted is not None
-            assert render_template(protected, messages, "", tokenizer.eos_token) == wanted
+            assert render_trained(protected, messages, "", tokenizer.eos_token) == wanted
 
 
 def test_every_real_template_renders_or_refuses() -> None:
     rendered = 0
     for path in sorted((TREE / "models" / "templates").glob("*.jinja")):
-        texts = [
-            render_template(path.read_text(), messages, "<s>", "</s>") for _, messages in conversations("Be kind.")
-        ]
+        texts = [render_trained(path.read_text(), messages, "<s>", "</s>") for _, messages in conversations("Be kind.")]
         rendered += any(texts)
     assert rendered >= 20
 
@@ -54,4 +53,4 @@ def test_the_first_difference_is_named() -> None:
 
 @pytest.mark.parametrize("template", ["{{ ''.__class__.__mro__ }}", "{% if %}", "{{ messages[9].content.x.y }}"])
 def test_a_hostile_or_broken_template_is_refused_not_run(template: str) -> None:
-    assert not render_template(template, [{"role": "user", "content": "x"}], "", "")
+    assert not render_trained(template, [{"role": "user", "content": "x"}], "", "")

@@ -196,7 +196,8 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
             "train",
             host + (0 if recipe.adapter else 2 * GIB if on_gpu else peak),
             CUDA_CONTEXT_BYTES + peak if on_gpu and not recipe.adapter else 0,
-            download + trained * (4 if recipe.adapter else 4 + 24),  # the adapter, and two checkpoints with Adam's states
+            download
+            + trained * (4 if recipe.adapter else 4 + 24),  # the adapter, and two checkpoints with Adam's states
             10 if recipe.adapter else seconds,
         ),
         ("golden", host + golden, 0, 2 * answers * shape.vocab_size * 4, 15 + 2 * answers / (25 * speed)),

@@ -29,6 +29,7 @@ from toolkit.artifacts import (
     write_json,
 )
 from toolkit.bases import CONFIG_FILES, EMBEDDED, TOKENIZER_FILES, read_chat_template
+from toolkit.chat_template import as_trained
 from toolkit.errors import DataError, ExternalToolError, ResourceError
 from toolkit.export.described import description
 from toolkit.export.llama_cpp import tree
@@ -113,7 +114,7 @@ def link_view(model: Path, view: Path) -> None:
     for name in (*CONFIG_FILES, *TOKENIZER_FILES, "model.safetensors.index.json", *sorted(weights)):
         if (model / name).is_file() and not name.startswith("chat_template"):
             (view / name).symlink_to((model / name).resolve())
-    (view / "chat_template.jinja").write_text(protect_template(template), encoding="utf-8")
+    (view / "chat_template.jinja").write_text(protect_template(as_trained(template)), encoding="utf-8")
     # The converter prefers a template in tokenizer_config.json, where transformers prefers chat_template.jinja.
     settings = view / "tokenizer_config.json"
     if settings.is_file():

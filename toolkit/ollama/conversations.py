@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from toolkit.chat_template import render_trained
 from toolkit.errors import ParityError, ToolkitError
 from toolkit.ollama.asked import ENDPOINTS, TOOLS, Conversation, Endpoint, Messages, has_picture, request_fields
 from toolkit.ollama.client import Client
-from toolkit.ollama.jinja import render_trained
 from toolkit.ollama.predict import GENERATE_RENDERS, numbers, takes_tools, thinks
 from toolkit.ollama.syntax import Message
 

@@ -4,7 +4,7 @@ An explicit TEMPLATE cannot carry it: Ollama takes Go templates there, and no Ji
 own template is changed, in ways that change none of its texts:
 
 - a comment at its head takes it out of reach of the templates that Ollama knows;
-- variables that llama.cpp sets and training did not get another name, so that they stay undefined (`toolkit.ollama.jinja`).
+- variables that llama.cpp sets and training did not get another name, so that they stay undefined (`toolkit.chat_template`).
 
 What no template can mend is said: an architecture whose prompts Ollama writes in Go by itself.
 """
@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.chat_template import AS_TRAINED, THINKING, as_trained
 from toolkit.errors import DataError, ParityError
 from toolkit.export.convert import protect_template
 from toolkit.gguf_file import GGUFHeader, read_gguf
 from toolkit.ollama.client import Client
 from toolkit.ollama.conversations import Expected, Outcome, check_conversations, differing
-from toolkit.ollama.jinja import AS_TRAINED, THINKING, as_trained
 from toolkit.ollama.predict import RENDERER_OF
 
 _KEY = "tokenizer.chat_template"

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from toolkit.artifacts import read_jsonl
+from toolkit.chat_template import render_trained
 from toolkit.errors import DataError, ExternalToolError, ParityError
 from toolkit.ollama.asked import Endpoint
 from toolkit.ollama.asked import answer as ask
@@ -103,38 +101,17 @@ def with_messages(
     between = [{"role": message.role, "content": message.content} for message in messages]
     made = []
     for question in questions:
-        if render_chat(template, [*before, *question.messages], own.bos_text) != question.prompt_text:
+        if render_trained(template, [*before, *question.messages], own.bos_text, own.eos_text) != question.prompt_text:
             raise ParityError(
                 "the template in the GGUF does not make the golden prompts", "Run the convert stage again."
             )
-        text = render_chat(template, [*before, *between, *question.messages], own.bos_text)
+        text = render_trained(template, [*before, *between, *question.messages], own.bos_text, own.eos_text)
+        if text is None:
+            raise DataError(
+                "the chat template refuses the Modelfile's MESSAGE turns", "They must alternate user and assistant."
+            )
         made.append(Question(question.messages, text, own.tokenize(_without_bos(text, own))))
     return made
-
-
-def render_chat(template: str, messages: list[dict[str, str]], bos_text: str) -> str:
-    """Render a chat template as transformers does (its block trimming, its helpers), with the answer's opening.
-
-    Raises:
-        DataError: the template fails.
-    """
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = refuse
-    environment.filters["tojson"] = lambda value, **kw: json.dumps(value, ensure_ascii=False, **kw)
-    try:
-        return environment.from_string(template).render(
-            messages=messages, add_generation_prompt=True, bos_token=bos_text
-        )
-    except jinja2.TemplateError as error:
-        raise DataError(
-            f"the chat template of the GGUF fails: {error}", "MESSAGE turns must alternate user and assistant."
-        ) from error
 
 
 def _without_bos(text: str, own: OwnModel) -> str:

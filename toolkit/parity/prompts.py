@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from jinja2.exceptions import TemplateError
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from toolkit.parity.certificate import Check, lower_is_better
 
@@ -45,20 +44,6 @@ def render(tokenizer: Any, messages: Messages) -> str | None:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except (TemplateError, ValueError, TypeError):
         return None
-
-
-def render_template(template: str, messages: Messages, bos: str, eos: str) -> str | None:
-    """The prompt as a GGUF's template renders it with the GGUF's own BOS and EOS texts; None: it refuses.
-
-    In transformers' sandboxed Jinja environment: the one that the template was written for.
-    """
-    try:
-        rendered, _ = render_jinja_template(
-            conversations=[messages], chat_template=template, add_generation_prompt=True, bos_token=bos, eos_token=eos
-        )
-    except (TemplateError, ValueError, TypeError):
-        return None
-    return str(rendered[0])
 
 
 def prompts_check(expected: list[tuple[str, str | None]], found: list[str | None]) -> Check:

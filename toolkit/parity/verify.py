@@ -26,6 +26,7 @@ from toolkit.artifacts import (
     file_sha256,
     write_json,
 )
+from toolkit.chat_template import render_trained
 from toolkit.gguf_file import UNQUANTIZED, read_gguf
 from toolkit.lora import LoraAdapter
 from toolkit.parity.candidate import Candidate
@@ -38,7 +39,7 @@ from toolkit.parity.limits import fallback_share, largest_rest, limits_for
 from toolkit.parity.logits import Positions, logits_check, strength_check
 from toolkit.parity.more import Further, decide
 from toolkit.parity.moved import moved_check
-from toolkit.parity.prompts import prompts_check, render, render_template
+from toolkit.parity.prompts import prompts_check, render
 from toolkit.parity.requantized import samples_of_converted, samples_of_tuning, source_check
 from toolkit.parity.stops import Answer, begin, finish, stops_check
 from toolkit.parity.structure import folder_structure_check, gguf_structure_check
@@ -281,7 +282,7 @@ def gguf_prompts_check(goldens: Goldens, candidate: Candidate) -> Check:
     if template is None:
         return Check(name="prompts", verdict="fail", message="there is no chat template in the file")
     bos, eos = candidate.token_text(candidate.bos), candidate.token_text(candidate.eos)
-    rendered = [render_template(template, messages, bos, eos) for messages in goldens.messages()]
+    rendered = [render_trained(template, messages, bos, eos) for messages in goldens.messages()]
     return prompts_check(goldens.texts(), rendered)
 
 
