@@ -161,6 +161,8 @@ class OllamaFacts(Facts):
     remaining: list[str]
     rendered_equal: int = 0
     """Golden prompts that the server rendered byte-identical to the training template."""
+    conversations_equal: int = 0
+    """Further conversations that it rendered so, over all addresses that apps use."""
     answers_compared: int = 0
     largest_logprob_difference: float | None = None
     """Served against llama-cpp-python, over the golden answers' greedy tokens (nats)."""

@@ -128,7 +128,7 @@ def _prove(
             rendered = check_rendering(client, candidate, questions, own, tick)
         outcomes = converse(client, candidate, recipe.system, modelfile, template, own)
         write_jsonl(out / "conversations.jsonl", (asdict(outcome) for outcome in outcomes))
-        require_equal(outcomes, candidate, client.version())
+        conversations = require_equal(outcomes, candidate, client.version())
         with counting("answers of Ollama compared with llama.cpp", len(questions) + 2) as tick:
             there, limit = (
                 Served(candidate, tuple(modelfile.api_parameters().get("stop", ()))),
@@ -145,6 +145,7 @@ def _prove(
     write_json(out / "served.json", told.as_json())
     return {
         "rendered_equal": rendered,
+        "conversations_equal": conversations,
         "answers_compared": agreement.answers,
         "largest_logprob_difference": agreement.largest,
     }

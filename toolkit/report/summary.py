@@ -158,6 +158,8 @@ def _served(ollama: OllamaFacts) -> str:
     if not ollama.published:
         return ""
     told = f"Ollama {ollama.server_version} rendered {ollama.rendered_equal} prompts byte for byte as they were trained"
+    if ollama.conversations_equal:
+        told += f" (and {ollama.conversations_equal} further conversations, at the three addresses that apps use)"
     if ollama.answers_compared:
         told += f", and gave {ollama.answers_compared} golden answers as llama.cpp does"
     if ollama.largest_logprob_difference is not None:
