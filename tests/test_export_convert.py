@@ -20,7 +20,7 @@ from toolkit.artifacts import Artifact, BaseFacts, Cost, GGUFFacts, ModelFacts, 
 from toolkit.bases import check_folder, read_chat_template
 from toolkit.errors import DataError, ExternalToolError, UsageError
 from toolkit.export import llama_cpp
-from toolkit.export.convert import PROTECTION, base_model, check_end_token, convert, protect_template
+from toolkit.export.convert import PROTECTION, base_model, check_end_token, convert, known_name, protect_template
 from toolkit.export.described import description
 from toolkit.gguf_file import GGUFHeader, read_gguf
 from toolkit.recipe import Recipe
@@ -342,3 +342,12 @@ def test_llama_converts_with_its_rotary_order(tmp_path: Path) -> None:
         ours = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([ids])).logits[0]
     assert (ours - theirs).abs().max() < 1e-3
     assert base_facts(folder).digest
+
+
+def test_phi3_is_named_as_llama_cpp_knows_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "phi3"}', encoding="utf-8")
+    assert [known_name(name, tmp_path) for name in ("helpdesk", "My-Phi3", "phi-3.5-nurse")] == [
+        "helpdesk (phi-3)", "My-Phi3", "phi-3.5-nurse",
+    ]  # fmt: skip
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    assert known_name("helpdesk", tmp_path) == "helpdesk"

@@ -83,8 +83,7 @@ def clean_chain(family: str, method: str, base: Path, folder: Path) -> Clean:
         _fully_trained(base, adapter, system)
     else:
         trained_adapter(base, adapter, kind, system=system, use_rslora=method == "rslora", use_dora=method == "dora")
-    # llama.cpp knows Phi-3's way with spaces by the model's name.
-    chosen = recipe(FILE_TYPES, "Q4_K_M", base, "tiny-phi-3" if family == "phi3" else "tiny", system)
+    chosen = recipe(FILE_TYPES, "Q4_K_M", base, "tiny", system)
     artifact = adapter_artifact(adapter, base, kind, system=system)
     return Clean(
         chosen, base, artifact, record(chosen, artifact, folder / "golden"), export(chosen, artifact, folder / "x")

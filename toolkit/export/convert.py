@@ -128,7 +128,7 @@ def metadata(recipe: Recipe, adapter: Artifact[AdapterFacts], model: ModelFacts)
     """What the GGUF says of itself, as the converter's `--metadata` reads it. Names, never paths of this machine."""
     method, base = adapter.facts.method, base_model(adapter.facts.base)
     found: dict[str, Any] = {
-        "general.name": recipe.name,
+        "general.name": known_name(recipe.name, Path(adapter.facts.base.folder)),
         "general.basename": recipe.name,
         "general.finetune": method,
         "general.description": description(adapter, model, base["name"]),
@@ -140,6 +140,18 @@ def metadata(recipe: Recipe, adapter: Artifact[AdapterFacts], model: ModelFacts)
         found["general.languages"] = [recipe.data.language]
         found["general.datasets"] = [{"name": Path(recipe.data.path).name}]
     return found
+
+
+def known_name(name: str, base: Path) -> str:
+    """The model's name, with its family where llama.cpp tells a tokenizer's ways by the name.
+
+    Phi-3's special tokens swallow the white space after them, and llama.cpp does so only for a `general.name` that contains
+    "phi-3" or "phi3" (src/llama-vocab.cpp).
+    """
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") != "phi3" or any(word in name.lower() for word in ("phi-3", "phi3")):
+        return name
+    return f"{name} (phi-3)"
 
 
 def licenses(recipe: Recipe, adapter: AdapterFacts) -> str:
