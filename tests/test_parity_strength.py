@@ -70,3 +70,10 @@ def test_verdicts() -> None:
     faint = strength_check(positions(tuned, tuned - 0.02 * change, tuned + 0.5 * noise), limits)
     assert faint.verdict == "inconclusive"
     assert "would decide" in faint.message
+    # What rounding bends is no lost adapter where the weights show it whole; without them it is.
+    bent = positions(tuned, base, base + 0.8 * change)
+    assert strength_check(bent, limits).verdict == "fail"
+    whole = strength_check(bent, limits, whole_in_weights=True)
+    assert whole.verdict == "pass"
+    assert "the weights show the adapter whole" in whole.message
+    assert strength_check(positions(tuned, base, base), limits, whole_in_weights=True).verdict == "fail"
