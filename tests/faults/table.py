@@ -35,7 +35,7 @@ class Fault:
     alone: bool = False
     """It has to be named right from the quantized file alone as well."""
     only_bench: bool = False
-    """A variant of another one, left to the bench."""
+    """A variant of another one, or one that `tests/test_parity_verify.py` puts in as well: left to the bench."""
 
 
 # Faults of merging: in the merged folder, then converted and quantized for real -------------------------------------
@@ -206,7 +206,7 @@ def cut_short(out: Path) -> Clean:
 
 FAULTS = [
     Fault("adapter dropped", "merge", "the adapter is not in it", _scaled(0.0), True),
-    Fault("alpha halved", "merge", "alpha is wrong", _scaled(0.5), True),
+    Fault("alpha halved", "merge", "alpha is wrong", _scaled(0.5), True, True),
     Fault("alpha a tenth too small", "merge", "alpha is wrong", _scaled(0.9), True, True),
     Fault("rsLoRA scaled as LoRA", "merge", "scaled as LoRA", _rslora_as_lora, True),
     Fault("LoRA scaled as rsLoRA", "merge", "scaled as rsLoRA", _scaled(8**0.5), True, True),
@@ -217,21 +217,21 @@ FAULTS = [
     Fault("wrong base revision, same norms and embedding", "merge", "another base, or another revision", _other_base(True), True),
     Fault("merged onto 16 bits, trained on NF4", "merge", "not onto the NF4 weights", _onto_16_bit, True),
     Fault("trained head lost, tied again", "structure", "lm_head.weight is missing", _head_lost, True),
-    Fault("trained head as the base's", "merge", "lm_head", _head_as_it_was, True),
+    Fault("trained head as the base's", "merge", "lm_head", _head_as_it_was, True, True),
     Fault("resized vocabulary lost", "tokenizer", "<note>", _vocabulary_lost(True), True),
-    Fault("added tokens missing", "tokenizer", "<note>", _vocabulary_lost(False), True),
+    Fault("added tokens missing", "tokenizer", "<note>", _vocabulary_lost(False), True, True),
     Fault("q and k in the wrong order", "conversion", "rows are in another order", _in_file(_permuted_back), True),
     Fault("q transposed", "conversion", "transposed", _in_file(_each(["blk.0.attn_q.weight"], lambda v: v.T)), True),
     Fault("tensor truncated", "conversion", "rows are zero", _in_file(_each(["blk.1.ffn_down.weight"], _last_rows_zero)), True),
     Fault("RoPE base changed", "structure", "rope.freq_base", _in_file(_set("llama.rope.freq_base", 10_000.0)), True),
     Fault("RoPE scaling lost", "structure", "rope_freqs", _in_file(_each(["rope_freqs.weight"], lambda v: v * 0 + 1)), True),
     Fault("norm epsilon changed", "structure", "epsilon", _in_file(_set("llama.attention.layer_norm_rms_epsilon", 1e-3)), True),
-    Fault("pre-tokenizer swapped", "tokenizer", "texts differ", _in_file(lambda path: respell(path, "smollm", "falcon")), True),
+    Fault("pre-tokenizer swapped", "tokenizer", "texts differ", _in_file(lambda path: respell(path, "smollm", "falcon")), True, True),
     Fault("special token split into text", "tokenizer", MARK, _in_file(_set("tokenizer.ggml.token_type", 1, 1)), True),
     Fault("double BOS", "tokenizer", "texts differ", _in_file(lambda path: add_flag(path, "tokenizer.ggml.add_bos_token")), True),
-    Fault("EOS id lost", "tokenizer", "end-of-text id is 300", _in_file(_set("tokenizer.ggml.eos_token_id", 300)), True),
+    Fault("EOS id lost", "tokenizer", "end-of-text id is 300", _in_file(_set("tokenizer.ggml.eos_token_id", 300)), True, True),
     Fault("EOT id lost", "tokenizer", "is '<|im_ond|>'", _in_file(lambda path: respell(path, "<|im_end|>", "<|im_ond|>")), True),
-    Fault("template swapped", "template", "golden 1", _template(MARK, "<|start|>"), True),
+    Fault("template swapped", "template", "golden 1", _template(MARK, "<|start|>"), True, True),
     Fault("default system block lost", "template", "'no system text'", _template("loop.first and", "false and"), True),
     Fault("newline after the assistant tag lost", "template", "golden 1", _template("assistant\\n<th", "assistant<th"), True),
     Fault("think tags dropped", "template", "<think>", _template("<think>\\n</think>\\n", ""), True),
