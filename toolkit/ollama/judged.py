@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,8 @@ def judge_served(
         questions = read_questions(golden / "golden.jsonl", system)
         own = OwnModel(path, max(context, _longest(questions, tuned)))
         try:
-            checks = [_prompts(client, name, shown, questions, tuned, own, system)]
-            checks.append(_answers(client, name, shown, context, questions, tuned, own, system))
-            checks.append(_strength(client, name, golden, own, path, tuned))
+            asked = _Asked(client, name, shown, questions, own, tuned, system)
+            checks = [_prompts(asked), _answers(asked, context), _strength(asked, golden, path)]
         finally:
             own.close()
     return Subject(
@@ -129,40 +129,58 @@ def _longest(questions: list[Question], tuned: Tuned) -> int:
     return max(len(question.prompt_ids) for question in questions) + tuned.new_tokens
 
 
-def _turns(shown: dict[str, Any]) -> tuple[Message, ...]:
-    return tuple(Message(str(turn["role"]), str(turn["content"])) for turn in shown.get("messages") or [])
+@dataclass(frozen=True)
+class _Asked:
+    """A served model, and what it is asked."""
+
+    client: Client
+    name: str
+    shown: dict[str, Any]
+    """`/api/show`"""
+    questions: list[Question]
+    own: OwnModel
+    tuned: Tuned
+    system: str
+
+    @property
+    def template(self) -> str:
+        return str(self.tuned.tokenizer.get_chat_template())
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """MESSAGE turns of its Modelfile."""
+        return tuple(Message(str(turn["role"]), str(turn["content"])) for turn in self.shown.get("messages") or [])
+
+    @property
+    def bos(self) -> str:
+        return self.own.bos_text if self.own.adds_bos else ""
+
+    def wanted(self) -> list[Question]:
+        """The questions as the Modelfile completes them."""
+        return with_messages(self.questions, self.turns, self.system, self.template, self.own)
 
 
-def _prompts(
-    client: Client,
-    name: str,
-    shown: dict[str, Any],
-    questions: list[Question],
-    tuned: Tuned,
-    own: OwnModel,
-    system: str,
-) -> Check:
+def _prompts(asked: _Asked) -> Check:
     """Goldens without their system text, as chat apps ask; then every conversation at every address."""
-    template = str(tuned.tokenizer.get_chat_template())
-    wanted = with_messages(questions, _turns(shown), system, template, own)
+    own, shown = asked.own, asked.shown
+    wanted = asked.wanted()
     wrong = []
     for number, question in enumerate(wanted, 1):
-        found = client.rendered(name, question.messages)
-        bos = own.bos_text if own.adds_bos else ""
-        if found not in {question.prompt_text, question.prompt_text.removeprefix(bos)}:
+        found = asked.client.rendered(asked.name, question.messages)
+        if found not in {question.prompt_text, question.prompt_text.removeprefix(asked.bos)}:
             wrong.append({"conversation": f"golden {number}", "wanted": question.prompt_text, "found": found})
     expected = expected_texts(
-        further_conversations(system, own.markers), template, own.bos_text, own.eos_text, str(shown.get("system", "")),
-        _turns(shown), sees="vision" in shown.get("capabilities", []),
+        further_conversations(asked.system, own.markers), asked.template, own.bos_text, own.eos_text,
+        str(shown.get("system", "")), asked.turns, sees="vision" in shown.get("capabilities", []),
     )  # fmt: skip
-    outcomes = check_conversations(client, name, expected, own.bos_text if own.adds_bos else "")
+    outcomes = check_conversations(asked.client, asked.name, expected, asked.bos)
     told = differing(outcomes)
-    asked = len(wanted) + sum(o.result != "not applicable" for o in outcomes)
+    count = len(wanted) + sum(o.result != "not applicable" for o in outcomes)
     measures = [
         lower_is_better("golden prompts that differ", len(wrong), 0, 0),
         lower_is_better("conversations that differ", len(told), 0, 0),
     ]
-    message = f"{asked} of {asked} prompts are equal, byte for byte, at every address"
+    message = f"{count} of {count} prompts are equal, byte for byte, at every address"
     if wrong:
         message = (
             f"{len(wrong)} of {len(wanted)} golden prompts differ; the first: {wrong[0]['found'][:80]!r} instead of "
@@ -176,31 +194,31 @@ def _prompts(
     return Check.of("prompts", measures, message, details)
 
 
-def _answers(
-    client: Client, name: str, shown: dict[str, Any], context: int, questions: list[Question], tuned: Tuned, own: OwnModel,
-    system: str,
-) -> Check:  # fmt: skip
-    room = higher_is_better("num_ctx", context, _longest(questions, tuned))
+def _answers(asked: _Asked, context: int) -> Check:
+    tuned = asked.tuned
+    needed = _longest(asked.questions, tuned)
+    room = higher_is_better("num_ctx", context, needed)
     if room.verdict == "fail":
-        message = f"num_ctx is {context}, but golden prompts and answers need {_longest(questions, tuned)} tokens"
+        message = f"num_ctx is {context}, but golden prompts and answers need {needed} tokens"
         return Check.of("answers", [room], message)
-    stops = tuple(shown_parameters(str(shown.get("parameters", ""))).get("stop", ()))
-    wanted = with_messages(questions, _turns(shown), system, str(tuned.tokenizer.get_chat_template()), own)
+    stops = tuple(shown_parameters(str(asked.shown.get("parameters", ""))).get("stop", ()))
+    wanted = asked.wanted()
     try:
-        with counting(f"answers of {name}", len(wanted)) as tick:
-            agreement = check_answers(client, Served(name, stops), wanted, own, tuned.new_tokens, tick)
+        with counting(f"answers of {asked.name}", len(wanted)) as tick:
+            served = Served(asked.name, stops)
+            agreement = check_answers(asked.client, served, wanted, asked.own, tuned.new_tokens, tick)
     except ParityError as error:
         return Check(name="answers", verdict="fail", message=error.message, measures=[room])
     return _agreement_check(agreement, [room])
 
 
-def _strength(client: Client, name: str, golden: Path, own: OwnModel, file: Path, tuned: Tuned) -> Check:
+def _strength(asked: _Asked, golden: Path, file: Path) -> Check:
     try:
-        found = served_strength(client, name, golden, own, FORCED_POSITIONS)
+        found = served_strength(asked.client, asked.name, golden, asked.own, FORCED_POSITIONS)
     except ToolkitError as error:
         return Check(name="strength", verdict="inconclusive", message=error.message)
     header = read_gguf(file)
-    limits, _ = limits_for(file_type_of(header, file), tuned.parameters, 0.0)
+    limits, _ = limits_for(file_type_of(header, file), asked.tuned.parameters, 0.0)
     low, high = limits.strength_low, limits.strength_high
     if found.strength is None:
         return Check(
