@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -83,6 +84,7 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
             raise UsageError(f"there is no file {file}", "Name a GGUF file.")
     recipe = recipe or recipe_of(asked)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see toolkit.pipeline
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
     from toolkit import pipeline
     from toolkit.bases import resolve_base
