@@ -7,10 +7,13 @@ from typing import Literal
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.models import adapter_artifact, tiny_adapter, tiny_llama
+from tests.models import adapter_artifact, tiny_adapter, tiny_llama, tiny_phi3
+from toolkit.errors import UsageError
+from toolkit.recipe import Lora
 from toolkit.reference import Reference, TeacherForced
-from toolkit.train.model import load_tuned
+from toolkit.train.model import load_tuned, refuse_missing_targets
 from toolkit.weights import TORCH_DTYPES, TrainedWeights
 
 
@@ -31,3 +34,14 @@ def test_goldens_and_merge_see_the_same_weights(
     (expected,) = Reference(weights, adapter.folder, whole=True).logits([TeacherForced(ids, 1)])
     assert (tuned - expected).abs().max() < 1e-4
     assert (tuned - base_only).abs().max() > 0.1
+
+
+def test_projections_that_a_base_does_not_have_are_refused(tmp_path: Path) -> None:
+    phi3 = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_phi3(tmp_path / "phi3")))
+    with pytest.raises(
+        UsageError, match="names q_proj, k_proj, v_proj, gate_proj, up_proj, which this base does not have"
+    ) as caught:
+        refuse_missing_targets(phi3, Lora())
+    assert "It has down_proj, gate_up_proj, o_proj, qkv_proj." in caught.value.hint
+    refuse_missing_targets(phi3, Lora(target_modules="all-linear"))
+    refuse_missing_targets(phi3, Lora(target_modules=["qkv_proj"]))

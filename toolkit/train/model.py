@@ -14,9 +14,9 @@ import torch
 from rich.console import Console
 
 from toolkit.artifacts import AdapterFacts, Artifact, BaseFacts, Quantization
-from toolkit.errors import DataError
+from toolkit.errors import DataError, UsageError
 from toolkit.places import cache_home
-from toolkit.recipe import Recipe
+from toolkit.recipe import Lora, Recipe
 
 stderr = Console(stderr=True)
 
@@ -77,6 +77,7 @@ def _through_unsloth(recipe: Recipe, base: BaseFacts, dtype: torch.dtype, quanti
         local_files_only=True,
     )
     if not full:
+        refuse_missing_targets(model, recipe.lora)
         model = FastLanguageModel.get_peft_model(
             model,
             **recipe.lora.model_dump(),
@@ -103,8 +104,31 @@ def _through_transformers(
     if quantization is not None and torch.cuda.is_available():
         model = prepare_model_for_kbit_training(model, recipe.train.gradient_checkpointing)
     model.config.use_cache = False
+    refuse_missing_targets(model, recipe.lora)
     config = LoraConfig(task_type="CAUSAL_LM", bias="none", **recipe.lora.model_dump())
     return Loaded(get_peft_model(model, config), tokenizer, name, quantization)
+
+
+def refuse_missing_targets(model: Any, lora: Lora) -> None:
+    """PEFT trains what it finds of `target_modules` and says nothing of the rest: of Phi-3, whose projections are fused, two of
+    the usual seven.
+
+    Raises:
+        UsageError: a name that fits no linear layer; with the names that do.
+    """
+    if isinstance(lora.target_modules, str):
+        return
+    head = model.get_output_embeddings()
+    named = model.named_modules()
+    linear = {
+        name.rpartition(".")[2] for name, module in named if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    missing = [name for name in lora.target_modules if name.rpartition(".")[2] not in linear]
+    if missing:
+        raise UsageError(
+            f"lora.target_modules names {', '.join(missing)}, which this base does not have",
+            f"It has {', '.join(sorted(linear))}. All of them: --set lora.target_modules=all-linear",
+        )
 
 
 def _load_base(folder: Path, dtype: torch.dtype, quantization: Quantization | None, compute: torch.dtype) -> Any:
