@@ -59,6 +59,7 @@ def test_a_right_file_passes_and_says_its_plan_first(place: Path, clean: Chain) 
     assert [s["kind"] for s in certificate["subjects"]] == ["adapter", "quantized"]
     assert done.stderr.index("About") < done.stderr.index("▶ train")
     assert certificate["reference"]["prompts"] == 6
+    assert "own Jinja" in " ".join(done.stderr.split())  # what Ollama would serve is said too
 
 
 def test_two_exports_side_by_side_and_the_wrong_one_is_named(place: Path, clean: Chain) -> None:

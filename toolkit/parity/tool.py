@@ -97,6 +97,8 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
     _tell_plan(recipe, asked)
     have = pipeline.run(recipe, upto="golden")
     certificate = _judge(recipe, have, asked)
+    for file in asked.ggufs:
+        _tell_ollama(file)
     folder = out or pipeline.run_folder(recipe) / "checked"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "certificate.json", certificate)
@@ -160,6 +162,23 @@ def _tell_plan(recipe: Recipe, asked: Asked) -> None:
     stderr.print(
         f"Comparing {', '.join(names) or 'nothing'} with {asked.adapter or asked.hf or recipe.name}. About {golden:.0f} s to "
         f"record what the tuned model says (kept for the next time), then about {each:.0f} s for each file."
+    )
+
+
+def _tell_ollama(file: Path) -> None:
+    """What a plain `FROM` would make of a file's chat template."""
+    from toolkit.ollama.build import VERSION
+    from toolkit.ollama.known import known_templates
+    from toolkit.ollama.predict import predict
+    from toolkit.ollama.server import find_ollama
+    from toolkit.ollama.syntax import Modelfile
+
+    metadata = read_gguf(file).metadata
+    template = metadata.get("tokenizer.chat_template")
+    found = predict(template, metadata, Modelfile(), VERSION, known_templates(find_ollama(), VERSION))
+    stderr.print(
+        f"Ollama {VERSION} would serve a plain FROM {file.name} with: {found.how} {found.name}".rstrip()
+        + f" ({found.reason})"
     )
 
 
