@@ -14,7 +14,7 @@ from tests.parity_chain import SYSTEM
 from toolkit.artifacts import read_jsonl
 from toolkit.ollama.judged import judge_served
 from toolkit.parity.certificate import Subject, blame_of, link_of
-from toolkit.parity.verify import Tuned
+from toolkit.parity.subjects import Tuned
 
 pytestmark = [pytest.mark.slow, pytest.mark.ollama]
 NAME = "faulty"

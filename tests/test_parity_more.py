@@ -13,8 +13,8 @@ from toolkit.parity.goldens import Goldens
 from toolkit.parity.limits import limits_for
 from toolkit.parity.logits import strength_check
 from toolkit.parity.more import ROUNDS, Further, decide, further_texts
+from toolkit.parity.subjects import evaluate
 from toolkit.parity.tokens import encode
-from toolkit.parity.verify import evaluate
 
 NARROW = replace(limits_for("Q4_K_M", 10**10, 0.0)[0], strength_low=0.9, strength_high=1.1)
 

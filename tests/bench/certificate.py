@@ -25,7 +25,8 @@ from toolkit.export.quantize import quantize
 from toolkit.parity.certificate import Subject
 from toolkit.parity.goldens import Goldens
 from toolkit.parity.limits import limits_for
-from toolkit.parity.verify import GGUFUnderTest, Tuned, judge
+from toolkit.parity.subjects import GGUFUnderTest, Tuned
+from toolkit.parity.verify import judge
 from toolkit.recipe import CONVERTED_FILE_TYPES, QUANTIZED_FILE_TYPES, Recipe
 
 GOLDENS = 16

@@ -28,8 +28,9 @@ from toolkit.export.llama_cpp import quantize_file
 from toolkit.parity.exported import dequantized
 from toolkit.parity.limits import largest_rest
 from toolkit.parity.rounding import _quantize_chunk, quantized, rounded
+from toolkit.parity.subjects import GGUFUnderTest, Tuned
 from toolkit.parity.sums import Sums, sums_of
-from toolkit.parity.verify import GGUFUnderTest, Tuned, certificate_of, judge
+from toolkit.parity.verify import certificate_of, judge
 from toolkit.parity.weights import Tuning
 from toolkit.recipe import QUANTIZED_FILE_TYPES
 

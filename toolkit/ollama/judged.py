@@ -35,7 +35,7 @@ from toolkit.ollama.strength import served_strength
 from toolkit.ollama.syntax import Message
 from toolkit.parity.certificate import Check, Measure, Subject, Verdict, higher_is_better, lower_is_better
 from toolkit.parity.limits import file_type_of, limits_for
-from toolkit.parity.verify import Tuned
+from toolkit.parity.subjects import Tuned
 
 _FROM = re.compile(r"^FROM (/.+)$", re.MULTILINE)
 FORCED_POSITIONS = 60

@@ -185,7 +185,8 @@ def _tell_ollama(file: Path) -> None:
 def _judge(recipe: Recipe, have: dict[str, Artifact[Any]], asked: Asked) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
-    from toolkit.parity.verify import GGUFUnderTest, Tuned, certificate_of, hashes, judge
+    from toolkit.parity.subjects import GGUFUnderTest, Tuned
+    from toolkit.parity.verify import certificate_of, hashes, judge
 
     adapter, golden = have["train"], have["golden"]
     merged = asked.hf if asked.adapter is not None or recipe.data is not None else None

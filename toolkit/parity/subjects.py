@@ -1,0 +1,214 @@
+"""What is judged, and how: the adapter, a merged folder, a GGUF file, each against the tuned model."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import AutoTokenizer
+
+from toolkit.artifacts import (
+    AdapterFacts,
+    Artifact,
+    GoldenFacts,
+)
+from toolkit.chat_template import render_trained
+from toolkit.gguf_file import UNQUANTIZED, read_gguf
+from toolkit.lora import LoraAdapter
+from toolkit.parity.candidate import Candidate
+from toolkit.parity.certificate import Check, Subject
+from toolkit.parity.exported import GGUFWeights
+from toolkit.parity.golden import as_merged
+from toolkit.parity.goldens import Goldens
+from toolkit.parity.heat import heat
+from toolkit.parity.limits import fallback_share, limits_for
+from toolkit.parity.logits import Positions, logits_check, strength_check
+from toolkit.parity.more import Further, decide
+from toolkit.parity.moved import moved_check
+from toolkit.parity.prompts import prompts_check, render
+from toolkit.parity.requantized import samples_of_converted, samples_of_tuning, source_check
+from toolkit.parity.stops import Answer, begin, finish, stops_check
+from toolkit.parity.structure import folder_structure_check, gguf_structure_check
+from toolkit.parity.tokens import recorded_tokens_check, tokens_check
+from toolkit.parity.weights import Comparison, Tuning
+from toolkit.parity.weights_check import Expected, weights_check
+from toolkit.recipe import Recipe
+
+EVALUATED_TOGETHER = 16
+"""Goldens whose caches are held at once."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The tuned model, as everything is compared with it."""
+
+    goldens: Goldens
+    tuning: Tuning
+    adapter: LoraAdapter | None
+    """None: a whole model was trained."""
+    tokenizer: Any
+    """As it was trained with."""
+    new_tokens: int
+    """Tokens of an answer at most."""
+    further: Further
+    """More positions, where the goldens do not decide."""
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(self.tuning.shape(name)) for name in self.tuning.names())
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, adapter: Artifact[AdapterFacts], golden: Artifact[GoldenFacts], tokenizer: Any
+    ) -> Tuned:
+        """Read what the golden stage and the training left.
+
+        Raises:
+            DataError: goldens or adapter are damaged, or do not fit each other.
+        """
+        lora = None if adapter.facts.method == "full" else LoraAdapter(adapter.folder)
+        tuning = Tuning(adapter, recipe.merge.onto)
+        goldens = Goldens.read(golden)
+        further = Further(as_merged(adapter, recipe.merge.onto), goldens, tokenizer)
+        return cls(goldens, tuning, lora, tokenizer, recipe.golden.max_new_tokens, further)
+
+
+@dataclass(frozen=True)
+class GGUFUnderTest:
+    """A GGUF file to be judged."""
+
+    path: Path
+    name: str
+    """As the certificate calls it."""
+    file_type: str
+    counts: Literal["everything", "ancestor", "text only"] = "everything"
+    served: bool = False
+    made_from: Path | None = None
+    """The converted file that it was quantized from, where that is known."""
+
+    @property
+    def converted(self) -> bool:
+        return self.file_type in UNQUANTIZED
+
+
+def adapter_subject(adapter: LoraAdapter) -> Subject:
+    started = time.monotonic()
+    checks = [moved_check(adapter)]
+    return Subject(
+        name="adapter", kind="adapter", file=adapter.folder.name, file_type="LoRA", counts="everything", checks=checks,
+        seconds=_since(started),
+    )  # fmt: skip
+
+
+def merged_subject(tuned: Tuned, merged: Path, compared: Comparison) -> Subject:
+    started = time.monotonic()
+    own = AutoTokenizer.from_pretrained(merged, trust_remote_code=False)
+    rendered = [render(own, messages) for messages in tuned.goldens.messages()]
+    checks = [
+        prompts_check(tuned.goldens.texts(), rendered),
+        recorded_tokens_check(own, tuned.tokenizer, tuned.goldens.recorded(), tuned.goldens.facts.end_tokens),
+        folder_structure_check(tuned.tuning, merged, compared),
+        weights_check(compared, Expected.of(tuned.adapter)),
+    ]
+    kinds = {tensor.type for tensor in compared.tensors}
+    return Subject(
+        name="merged", kind="merged", file=merged.name, file_type="/".join(sorted(kinds)), counts="everything", checks=checks,
+        seconds=_since(started),
+    )  # fmt: skip
+
+
+def file_checks(tuned: Tuned, file: GGUFUnderTest, weights: GGUFWeights, compared: Comparison | None) -> list[Check]:
+    """What the file alone tells, without running it."""
+    checks = [gguf_structure_check(tuned.tuning, weights, compared)]
+    if compared is not None:
+        checks.append(weights_check(compared, Expected.of(tuned.adapter)))
+    if file.converted:
+        return checks
+    if file.made_from is not None:
+        checks.append(source_check(samples_of_converted(weights, GGUFWeights(file.made_from))))
+    elif compared is not None and checks[-1].verdict == "pass":
+        # Of weights that are not the tuned ones, it could not be told how they were rounded.
+        checks.append(source_check(samples_of_tuning(weights, tuned.tuning)))
+    return checks
+
+
+def gguf_subject(tuned: Tuned, file: GGUFUnderTest, checks: list[Check], tick: Callable[[int], None]) -> Subject:
+    started = time.monotonic()
+    limits, relaxed = limits_for(file.file_type, tuned.parameters, fallback_share(read_gguf(file.path), file.file_type))
+    goldens = tuned.goldens
+    with Candidate(file.path) as candidate:
+        checks = [
+            gguf_prompts_check(goldens, candidate),
+            tokens_check(
+                candidate, tuned.tokenizer, goldens.recorded(), goldens.facts.vocabulary, goldens.facts.end_tokens
+            ),
+            *checks,
+        ]
+        if candidate.vocabulary == goldens.facts.vocabulary:
+            positions, answers = evaluate(goldens, candidate, tuned.new_tokens, tick)
+            markers = [t.content for t in tuned.tokenizer.added_tokens_decoder.values() if t.special]
+            # Strength before the rest: a lost adapter is to be called so, not a lost end token.
+            strength = strength_check(positions, limits, whole_in_weights(checks))
+            if strength.verdict == "inconclusive":
+                strength = decide(tuned.further, candidate, positions, limits)
+            checks += [
+                strength,
+                logits_check(positions, limits, heat(positions, goldens.rows, candidate.piece)),
+                stops_check(candidate, answers, positions, limits, goldens.facts.end_tokens, markers),
+            ]
+        else:
+            message = f"not compared: the vocabulary has {candidate.vocabulary} tokens, not {goldens.facts.vocabulary}"
+            checks.append(Check(name="logits", verdict="fail", message=message))
+    return Subject(
+        name=file.name, kind="converted" if file.converted else "quantized", file=file.path.name,
+        file_type=file.file_type, counts=file.counts, served=file.served, relaxed=relaxed, checks=checks,
+        seconds=_since(started),
+    )  # fmt: skip
+
+
+def whole_in_weights(checks: list[Check]) -> bool:
+    """Whether the weights alone show that the adapter is there, whole, once."""
+    measures = [m for check in checks if check.name == "weights" and check.verdict == "pass" for m in check.measures]
+    return any(m.name == "strength in the weights" and m.verdict == "pass" for m in measures)
+
+
+def _since(started: float) -> float:
+    return round(time.monotonic() - started, 2)
+
+
+def gguf_prompts_check(goldens: Goldens, candidate: Candidate) -> Check:
+    """The GGUF's own template, with its own BOS and EOS texts, against the training template."""
+    template = candidate.chat_template
+    if template is None:
+        return Check(name="prompts", verdict="fail", message="there is no chat template in the file")
+    bos, eos = candidate.token_text(candidate.bos), candidate.token_text(candidate.eos)
+    rendered = [render_trained(template, messages, bos, eos) for messages in goldens.messages()]
+    return prompts_check(goldens.texts(), rendered)
+
+
+def evaluate(
+    goldens: Goldens, candidate: Candidate, new_tokens: int, tick: Callable[[int], None] = lambda _: None
+) -> tuple[Positions, list[Answer]]:
+    """Teacher-force every golden through an export and let it finish its own answers: each prompt is evaluated once."""
+    positions = Positions()
+    answers: list[Answer] = []
+    longest = max(len(row["prompt_ids"]) + max(len(row["completion_ids"]), new_tokens) for row in goldens.rows)
+    groups = [goldens.rows[i : i + EVALUATED_TOGETHER] for i in range(0, len(goldens.rows), EVALUATED_TOGETHER)]
+    with candidate.slots(len(groups[0]), longest) as slots:
+        for group in groups:
+            begun = []
+            for slot, row in enumerate(group):
+                wanted = row["completion_ids"]
+                export = slots.logits(slot, row["prompt_ids"] + wanted, len(row["prompt_ids"]))
+                part = slice(row["first_row"], row["first_row"] + len(wanted))
+                number = len(answers) + slot
+                best = positions.add(number, wanted, goldens.tuned[part], goldens.base[part], export)
+                begun.append(begin(row, best))
+            finish(slots, candidate, begun, new_tokens)
+            answers += begun
+            tick(len(group))
+    return positions, answers
