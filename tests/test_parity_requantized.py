@@ -45,7 +45,11 @@ def test_a_second_rounding_is_found(source: GGUFWeights, first: str, then: str, 
     check = source_check(samples_of_converted(GGUFWeights(tmp_path / "then.gguf"), source))
     assert check.verdict == "fail"
     assert measures(check)["tensors rounded twice"] >= 1
-    assert f"it was quantized from a file that was {first.removesuffix('_M')} already" in check.message
+    # A Q4_K_M file holds some of its tensors as Q6_K.
+    sources = {first.removesuffix("_M"), "Q6_K"} if first.endswith("_M") else {first}
+    assert any(f"it was quantized from a file that was {kind} already" in check.message for kind in sources), (
+        check.message
+    )
 
 
 def test_without_the_converted_file_the_tuned_weights_tell(source: GGUFWeights, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 from toolkit.gguf_file import UNQUANTIZED
 from toolkit.parity.certificate import Check, Measure, lower_is_better
 from toolkit.parity.exported import GGUFWeights, dequantized
-from toolkit.parity.rounding import can_round, quantized, rounded
+from toolkit.parity.rounding import can_round, quantized
 from toolkit.parity.weights import Tuning
 
 ROWS = 32
@@ -54,9 +54,9 @@ def samples_of_tuning(export: GGUFWeights, tuning: Tuning) -> Iterator[Sample]:
     for name in _spread([n for n in names if export.shape(n) == tuning.shape(n)]):
         rows = torch.arange(min(ROWS, tuning.shape(name)[0]))
         kind, tuned, found = export.type(name), tuning.load(name)[1][rows], export.load(name, rows)
-        vias = [tuned.to(dtype).float() for dtype in (torch.float16, torch.bfloat16, torch.float32)]
-        before = next((v for v in vias if torch.equal(rounded(v, kind), found)), vias[0])
-        yield Sample(kind, before.numpy(), found.numpy())
+        vias = [tuned.to(dtype).float().numpy() for dtype in (torch.float16, torch.bfloat16, torch.float32)]
+        samples = [Sample(kind, via, found.numpy()) for via in vias]
+        yield next((one for one in samples if _source(one, _rounded(one.before, kind)) != "other"), samples[0])
 
 
 def _spread(found: list[Any]) -> list[Any]:
