@@ -116,7 +116,7 @@ def test_metadata(converted: tuple[Path, GGUFFacts], model: Path) -> None:
     sums = (check_folder(model), text_sha256(read_chat_template(model) or ""))
     assert metadata["general.description"] == (
         f"Fine-tuned: full fine-tuning. base base sha256 {sums[0]}; chat template sha256 {sums[1]}. Whether this file is that "
-        "model is not said here, but by the certificate that names this file's own SHA-256."
+        "model is not said here, but by its certificate."
     )
 
 

@@ -81,7 +81,7 @@ def test_system_text_and_turns_of_the_model_come_where_each_address_puts_them(
     assert by_name["no system text"].text == (
         "[system]Be kind.[user]Is it raining?[assistant]Yes.[user]What helps against a cold?[assistant]"
     )
-    assert by_name["system text"].text != by_name["system text"].generate
+    assert by_name["system text"].text != by_name["system text"].elsewhere["/api/generate"]
     assert named(outcomes, "system text") == dict.fromkeys(ENDPOINTS, "equal")
 
 

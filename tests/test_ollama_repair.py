@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tests.conftest import Server
 from tests.ollama.served_templates import expected_of
 from tests.ollama.tiny import TEMPLATES, special_texts, template_text, tiny_gguf
+from tests.test_gguf_metadata import small
 from toolkit.chat_template import as_trained, render_trained
 from toolkit.errors import DataError, ParityError
 from toolkit.export.convert import PROTECTION
@@ -23,43 +20,9 @@ from toolkit.ollama.repair import mended_template, repaired, rewrite_template
 LLAMA31 = "meta-llama-Llama-3.1-8B-Instruct"
 
 
-def small(path: Path, template: str | None, alignment: int = 32) -> Path:
-    """A file with two tensors, and metadata before and after the template."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_custom_alignment(alignment)
-    writer.add_name("a name")
-    if template is not None:
-        writer.add_chat_template(template)
-    writer.add_token_list(["a", "tokenizer.chat_template", "中"])
-    writer.add_tensor("first.weight", np.arange(7, dtype=np.float32))
-    writer.add_tensor("second.weight", np.zeros((3, 5), dtype=np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(old=st.text(max_size=90), new=st.text(max_size=90), alignment=st.sampled_from([8, 32, 64]))
-def test_only_the_template_changes(old: str, new: str, alignment: int, tmp_path: Path) -> None:
-    before = small(tmp_path / "before.gguf", old, alignment)
-    if not old:
-        return  # gguf-py leaves an empty text out
-    after = rewrite_template(before, tmp_path / "after.gguf", new)
-    first, second = read_gguf(before), read_gguf(after)
-    assert second.metadata == {**first.metadata, "tokenizer.chat_template": new}
-    assert second.tensors == first.tensors
-    assert before.read_bytes()[first.data_begin :] == after.read_bytes()[second.data_begin :]
-    assert [t.data.tolist() for t in gguf.GGUFReader(after).tensors] == [
-        t.data.tolist() for t in gguf.GGUFReader(before).tensors
-    ]
-    assert rewrite_template(after, tmp_path / "back.gguf", old).read_bytes() == before.read_bytes()
-
-
 def test_a_file_without_a_template_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no chat template to replace"):
-        rewrite_template(small(tmp_path / "none.gguf", None), tmp_path / "out.gguf", "x")
+        rewrite_template(small(tmp_path / "none.gguf"), tmp_path / "out.gguf", "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["none.gguf"]
 
 

@@ -20,7 +20,7 @@ def test_a_gguf_template_renders_as_the_tokenizer_does(tmp_path: Path) -> None:
         # What `convert` puts before a template so that Ollama does not take it for another.
         protected = "{#- " + "protected " * 12 + "-#}" + template
         for _, messages in conversations("Be kind."):
-            wanted = render(tokenizer, messages)
+            wanted = render(tokenizer, messages, "")
             assert wanted is not None
             assert render_trained(protected, messages, "", tokenizer.eos_token) == wanted
 

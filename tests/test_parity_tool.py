@@ -13,10 +13,13 @@ import pytest
 
 from tests.models import TREE
 from tests.parity_chain import GOLDEN, SYSTEM, Chain, chain
-from toolkit.artifacts import ARTIFACT_FILE
+from toolkit.artifacts import ARTIFACT_FILE, file_sha256
 from toolkit.errors import DataError, UsageError
+from toolkit.gguf_metadata import copy_with_texts
 from toolkit.parity.certificate import SCHEMA
 from toolkit.parity.probe import probe
+from toolkit.parity.summary_in_file import FOUND, JUDGED, VERDICT
+from toolkit.parity.summary_in_file import SCHEMA as SCHEMA_KEY
 from toolkit.parity.tool import Asked, recipe_of
 
 
@@ -51,9 +54,17 @@ def served(clean: Chain, index: int) -> Path:
     return clean.export.quantized.folder / file.name
 
 
+def with_summary(file: Path, out: Path, of: Path) -> Path:
+    """A copy of a file that claims to have passed; the sum is that of the file `of`."""
+    claimed = {VERDICT: "pass", SCHEMA_KEY: SCHEMA, JUDGED: file_sha256(of), FOUND: "all is well [bold]"}
+    return copy_with_texts(file, out, claimed)
+
+
 def test_a_right_file_passes_and_says_its_plan_first(place: Path, clean: Chain) -> None:
-    done = verify(place, clean, "--gguf", served(clean, 0), "--json")
+    right = with_summary(served(clean, 0), place / served(clean, 0).name, served(clean, 0))
+    done = verify(place, clean, "--gguf", right, "--json")
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "That was written for this very file." in " ".join(done.stderr.split())
     certificate: dict[str, Any] = json.loads(done.stdout)
     assert (certificate["schema"], certificate["verdict"], certificate["blame"]) == (SCHEMA, "pass", None)
     assert [s["kind"] for s in certificate["subjects"]] == ["adapter", "quantized"]
@@ -63,8 +74,10 @@ def test_a_right_file_passes_and_says_its_plan_first(place: Path, clean: Chain) 
 
 
 def test_two_exports_side_by_side_and_the_wrong_one_is_named(place: Path, clean: Chain) -> None:
-    done = verify(place, clean, "--gguf", served(clean, 0), "--against", clean.without_adapter)
+    forged = with_summary(clean.without_adapter, place / clean.without_adapter.name, served(clean, 0))
+    done = verify(place, clean, "--gguf", served(clean, 0), "--against", forged)
     assert done.returncode == 6, done.stderr[-2000:]
+    assert "That was written for another file." in " ".join(done.stderr.split())
     assert "✓ golden   current" in done.stderr  # recorded by the test before, or kept from it
     assert "merge broke" in done.stdout + done.stderr
     assert "the adapter is not in it" in done.stdout + done.stderr

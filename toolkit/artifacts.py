@@ -98,6 +98,8 @@ class GoldenFacts(Facts):
     forward: Literal["whole", "layer by layer"]
     stopped_by_themselves: int
     """How many greedy completions of the tuned model ended with an end token."""
+    day: str = ""
+    """Date on which the prompts were rendered (ISO 8601): some templates write it."""
 
 
 class ModelFacts(Facts):
@@ -138,7 +140,7 @@ class GGUFFacts(Facts):
 
 
 class CertificateFacts(Facts):
-    """Files: certificate.json, certificate.html."""
+    """Files: certificate.json, certificate.html, and where it passes the served GGUF with the summary in its metadata."""
 
     verdict: Literal["pass", "fail", "inconclusive"]
     checks: Mapping[str, str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Any
 
 from jinja2 import Environment, meta
@@ -50,6 +51,20 @@ def renamed(template: str, names: tuple[str, ...]) -> str:
     except TemplateError:
         return template
     return template if left & set(names) else made
+
+
+def asks_for_the_day(template: str) -> bool:
+    """Whether a template may write today's date (`strftime_now`, which transformers and llama.cpp both have)."""
+    return "strftime_now" in template
+
+
+def on_day(day: str) -> dict[str, Any]:
+    """Field for rendering that puts another day in today's place.
+
+    Args:
+        day: as ISO 8601 writes it; empty: today.
+    """
+    return {"strftime_now": date.fromisoformat(day).strftime} if day else {}
 
 
 def render_trained(

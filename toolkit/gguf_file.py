@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError
 
-_STRING, _ARRAY = 8, 9
+STRING, _ARRAY = 8, 9
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 UNQUANTIZED = ("F32", "F16", "BF16", "F64")
 
@@ -39,6 +39,10 @@ class GGUFHeader:
     metadata: dict[str, Any]
     tensors: list[GGUFTensor]
     data_begin: int
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Key → where its entry in the metadata (key, type and value) begins and ends, in bytes from the file's start."""
+    list_end: int = 0
+    """Where the list of tensors ends: from there to `data_begin` there is only padding."""
 
     @property
     def architecture(self) -> str:
@@ -89,7 +93,7 @@ class _Reader:
         return self.data[self.place - length : self.place].decode("utf-8")
 
     def value(self, kind: int) -> Any:
-        if kind == _STRING:
+        if kind == STRING:
             return self.string()
         if kind != _ARRAY:
             return self.number(_NUMBERS[kind])
@@ -110,9 +114,12 @@ class _Reader:
             raise ValueError(f"version {version}")
         tensor_count, value_count = self.number("Q"), self.number("Q")
         metadata: dict[str, Any] = {}
+        places: dict[str, tuple[int, int]] = {}
         for _ in range(value_count):
+            begin = self.place
             key = self.string()
             metadata[key] = self.value(self.number("I"))
+            places[key] = (begin, self.place)
         tensors = []
         for _ in range(tensor_count):
             name = self.string()
@@ -123,4 +130,4 @@ class _Reader:
             tensors.append(GGUFTensor(name, shape, kind.name, self.number("Q"), size))
         alignment = metadata.get("general.alignment", 32)
         begin = -(-self.place // alignment) * alignment if tensors else self.place  # a vocabulary alone is not padded
-        return GGUFHeader(metadata, tensors, begin)
+        return GGUFHeader(metadata, tensors, begin, places, self.place)

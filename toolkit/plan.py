@@ -214,7 +214,7 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
             "verify",
             host + converted + scores,
             0,
-            0,
+            size[export.serve],  # once more, with the summary in its metadata
             15 + len(size) * (answers + prompts * rows.tokens) / (150 * speed),
         ),
         ("create", 0.3 * GIB + size[export.serve], 0, size[export.serve], 15 + answers / (40 * speed)),

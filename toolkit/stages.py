@@ -65,12 +65,12 @@ STAGES = (
         ("train", "golden", "merge", "convert", "quantize"),
         ("export", "system", "merge", "golden.max_new_tokens"),
         ("llama-cpp-python", "transformers"),
-        version=2,
+        version=3,
     ),
     Stage(
         "create",
         OllamaFacts,
-        ("golden", "convert", "quantize", "verify"),
+        ("golden", "verify"),
         ("ollama", "system", "export.serve", "license", "golden.max_new_tokens"),
     ),
     Stage(
@@ -133,7 +133,8 @@ def call_stage(name: str, recipe: Recipe, have: Mapping[str, Artifact[Any]], out
         case "create":
             from toolkit.ollama.publish import create
 
-            return create(recipe, have["golden"], served_file(recipe, have), have["verify"], out)
+            certificate = have["verify"]
+            return create(recipe, have["golden"], certificate.folder / certificate.facts.served_file, certificate, out)
         case "report":
             from toolkit.report.report import write_report
 
@@ -142,7 +143,7 @@ def call_stage(name: str, recipe: Recipe, have: Mapping[str, Artifact[Any]], out
 
 
 def served_file(recipe: Recipe, have: Mapping[str, Artifact[Any]]) -> Path:
-    """The GGUF that Ollama gets."""
+    """The GGUF that is judged for Ollama; what Ollama gets is the verify stage's copy, with the certificate's summary."""
     for stage in ("convert", "quantize"):
         for file in have[stage].facts.files:
             if file.file_type == recipe.export.serve:

@@ -90,7 +90,7 @@ def floors(run: Path) -> Table:
         for file_type in CONVERTED_FILE_TYPES:
             folder = Path(scratch) / file_type
             folder.mkdir()
-            chosen = _of(recipe, [file_type], file_type)
+            chosen = of_types(recipe, [file_type], file_type)
             made = convert(chosen, adapter, model, folder)
             path = folder / made.files[0].name
             table.add_row(*_row(judge(tuned, None, [GGUFUnderTest(path, file_type, file_type)])[-1], tuned))
@@ -103,13 +103,14 @@ def floors(run: Path) -> Table:
 def _quantized_rows(table: Table, recipe: Recipe, tuned: Tuned, source: Artifact[GGUFFacts]) -> None:
     for file_type in QUANTIZED_FILE_TYPES:
         with tempfile.TemporaryDirectory() as scratch:
-            made = quantize(_of(recipe, ["F16", file_type], file_type), source, Path(scratch))
+            made = quantize(of_types(recipe, ["F16", file_type], file_type), source, Path(scratch))
             path = Path(scratch) / made.files[0].name
             file = GGUFUnderTest(path, file_type, file_type, made_from=source.folder / source.facts.files[0].name)
             table.add_row(*_row(judge(tuned, None, [file])[-1], tuned))
 
 
-def _of(recipe: Recipe, file_types: list[str], serve: str) -> Recipe:
+def of_types(recipe: Recipe, file_types: list[str], serve: str) -> Recipe:
+    """The recipe with other files to make."""
     return recipe.model_copy(
         update={"export": recipe.export.model_copy(update={"file_types": file_types, "serve": serve})}
     )

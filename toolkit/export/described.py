@@ -1,9 +1,7 @@
-"""What a GGUF file says of where it came from: a summary of what is known before it is judged.
+"""What a GGUF file says of where it came from: which base, which adapter, which template, how it was merged.
 
-A certificate names the file by its SHA-256, so nothing that it finds can be written into the file afterwards: that would make
-it another file. What is known at conversion can, and `llama-quantize` carries it on: which base, which adapter, which
-template, how it was merged. It is told in `general.description`, a key of the format itself, because llama.cpp's converter
-writes no keys but its own.
+It is told in `general.description`, a key of the format itself, because llama.cpp's converter writes no keys but its own;
+`llama-quantize` carries it on. What a certificate finds comes later: see `toolkit.parity.summary_in_file`.
 """
 
 from __future__ import annotations
@@ -32,10 +30,7 @@ def description(adapter: Artifact[AdapterFacts], model: ModelFacts, base_name: s
             f" Held-out loss {model.loss_as_trained:.4f} as trained, {model.loss_merged:.4f} merged (nats a token)."
         )
     sums = [_base(facts.base, base_name), *_adapter(adapter), f"chat template sha256 {facts.chat_template_sha256}"]
-    return (
-        f"Fine-tuned: {how}.{losses} {'; '.join(sums)}. Whether this file is that model is not said here, but by the "
-        "certificate that names this file's own SHA-256."
-    )
+    return f"Fine-tuned: {how}.{losses} {'; '.join(sums)}. Whether this file is that model is not said here, but by its certificate."
 
 
 def _base(base: BaseFacts, name: str) -> str:

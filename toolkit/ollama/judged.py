@@ -26,9 +26,9 @@ from toolkit.ollama.served import (
     Agreement,
     Question,
     Served,
+    as_asked_today,
     check_answers,
     read_questions,
-    with_messages,
 )
 from toolkit.ollama.server import serving
 from toolkit.ollama.strength import served_strength
@@ -97,10 +97,9 @@ def created_subject(
         rendered: golden prompts that were equal, byte for byte.
     """
     equal = sum(outcome.result == "equal" for outcome in outcomes)
-    asked = sum(outcome.result != "not applicable" for outcome in outcomes)
     measures = [
         lower_is_better("golden prompts that differ", 0, 0, 0),
-        lower_is_better("conversations that differ", asked - equal, 0, 0),
+        lower_is_better("conversations that differ", len(differing(outcomes)), 0, 0),
     ]
     told = f"{rendered} golden prompts and {equal} conversations at three addresses are equal, byte for byte"
     details = {"conversations": [vars(outcome) for outcome in outcomes]}
@@ -156,8 +155,9 @@ class _Asked:
         return self.own.bos_text if self.own.adds_bos else ""
 
     def wanted(self) -> list[Question]:
-        """The questions as the Modelfile completes them."""
-        return with_messages(self.questions, self.turns, self.system, self.template, self.own)
+        """The questions as the server must make them today."""
+        day = self.tuned.goldens.facts.day
+        return as_asked_today(self.questions, self.turns, self.system, self.template, self.own, day)
 
 
 def _prompts(asked: _Asked) -> Check:
@@ -175,7 +175,7 @@ def _prompts(asked: _Asked) -> Check:
     )  # fmt: skip
     outcomes = check_conversations(asked.client, asked.name, expected, asked.bos)
     told = differing(outcomes)
-    count = len(wanted) + sum(o.result != "not applicable" for o in outcomes)
+    count = len(wanted) + sum(o.result in ("equal", "differs") for o in outcomes)
     measures = [
         lower_is_better("golden prompts that differ", len(wrong), 0, 0),
         lower_is_better("conversations that differ", len(told), 0, 0),

@@ -113,7 +113,7 @@ def _prove(
     from toolkit.ollama.conversations import require_equal
     from toolkit.ollama.judged import created_subject
     from toolkit.ollama.own_model import OwnModel
-    from toolkit.ollama.served import Served, check_answers, check_rendering, read_questions, with_messages
+    from toolkit.ollama.served import Served, as_asked_today, check_answers, check_rendering, read_questions
     from toolkit.parity.candidate import Candidate
 
     questions = read_questions(golden.folder / "golden.jsonl", recipe.system)
@@ -123,7 +123,8 @@ def _prove(
         template = file.chat_template or ""
     own = OwnModel(served, int(modelfile.parameter("num_ctx") or 0))
     try:
-        questions = with_messages(questions, modelfile.messages, recipe.system, template, own)
+        day = golden.facts.day
+        questions = as_asked_today(questions, modelfile.messages, recipe.system, template, own, day)
         with counting("prompts rendered by Ollama", len(questions)) as tick:
             rendered = check_rendering(client, candidate, questions, own, tick)
         outcomes = converse(client, candidate, recipe.system, modelfile, template, own)

@@ -11,9 +11,6 @@ What no template can mend is said: an architecture whose prompts Ollama writes i
 
 from __future__ import annotations
 
-import mmap
-import os
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +19,12 @@ from toolkit.chat_template import AS_TRAINED, THINKING, as_trained
 from toolkit.errors import DataError, ParityError
 from toolkit.export.convert import protect_template
 from toolkit.gguf_file import GGUFHeader, read_gguf
+from toolkit.gguf_metadata import copy_with_texts
 from toolkit.ollama.client import Client
 from toolkit.ollama.conversations import Expected, Outcome, check_conversations, differing
 from toolkit.ollama.predict import RENDERER_OF
 
 _KEY = "tokenizer.chat_template"
-_STRING = 8
-_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -46,59 +42,15 @@ def mended_template(template: str) -> str:
 
 
 def rewrite_template(gguf: Path, out: Path, template: str, header: GGUFHeader | None = None) -> Path:
-    """Copy a GGUF with another chat template; tensors and all other metadata stay byte for byte.
-
-    Args:
-        out: the new file; written whole, or not at all.
-        header: of `gguf`, where it was read before: that takes a second for a large vocabulary.
+    """Copy a GGUF with another chat template; see `toolkit.gguf_metadata.copy_with_texts`.
 
     Raises:
         DataError: no GGUF, damaged, or without a chat template to replace.
     """
     header = header or read_gguf(gguf)
-    old = header.metadata.get(_KEY)
-    if not isinstance(old, str):
+    if not isinstance(header.metadata.get(_KEY), str):
         raise DataError(f"{gguf} has no chat template to replace", "Convert the model again, with its chat template.")
-    partial = out.with_name(out.name + ".partial")
-    try:
-        with gguf.open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            begin, end = _value(data, old.encode(), header.data_begin, gguf)
-            new = template.encode()
-            head = data[:begin] + struct.pack("<Q", len(new)) + new + data[end : _end_of_list(data, header)]
-            alignment = int(header.metadata.get("general.alignment", 32))
-            with partial.open("wb") as sink:
-                sink.write(head + b"\0" * (-len(head) % alignment))
-                source.seek(header.data_begin)
-                while chunk := source.read(_CHUNK):
-                    sink.write(chunk)
-                sink.flush()
-                os.fsync(sink.fileno())
-        partial.rename(out)
-    finally:
-        partial.unlink(missing_ok=True)
-    return out
-
-
-def _value(data: mmap.mmap, old: bytes, limit: int, gguf: Path) -> tuple[int, int]:
-    """Where the template's length and text begin and end."""
-    key = _KEY.encode()
-    value = struct.pack("<Q", len(old)) + old
-    at = data.find(struct.pack("<Q", len(key)) + key + struct.pack("<I", _STRING) + value, 0, limit)
-    if at < 0:
-        raise DataError(f"{gguf}: its chat template is not where its header says", "Convert the model again.")
-    begin = at + 8 + len(key) + 4
-    return begin, begin + len(value)
-
-
-def _end_of_list(data: mmap.mmap, header: GGUFHeader) -> int:
-    """Where the list of tensors ends: from there to the tensors there is only padding."""
-    if not header.tensors:
-        return header.data_begin
-    size = sum(8 + len(tensor.name.encode()) + 4 + 8 * len(tensor.shape) + 4 + 8 for tensor in header.tensors)
-    first = header.tensors[0].name.encode()
-    opening = struct.pack("<Q", len(first)) + first
-    ends = range(header.data_begin, header.data_begin - int(header.metadata.get("general.alignment", 32)), -1)
-    return next(end for end in ends if data[end - size : end - size + len(opening)] == opening)
+    return copy_with_texts(gguf, out, {_KEY: template}, header)
 
 
 def repaired(

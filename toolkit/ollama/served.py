@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.artifacts import read_jsonl
-from toolkit.chat_template import render_trained
+from toolkit.chat_template import asks_for_the_day, on_day, render_trained
 from toolkit.errors import DataError, ExternalToolError, ParityError
 from toolkit.ollama.asked import Endpoint
 from toolkit.ollama.asked import answer as ask
@@ -87,25 +87,33 @@ def read_questions(golden: Path, system: str) -> list[Question]:
     return questions
 
 
-def with_messages(
-    questions: list[Question], messages: Sequence[Message], system: str, template: str, own: OwnModel
+def as_asked_today(
+    questions: list[Question], messages: Sequence[Message], system: str, template: str, own: OwnModel, day: str
 ) -> list[Question]:
-    """The questions as they must look when the Modelfile puts turns (MESSAGE) before each.
+    """The questions as the server must make them: with the Modelfile's turns (MESSAGE), and today's date where the template writes it.
+
+    Args:
+        template: of the GGUF; it has to make the golden prompts as they were recorded.
+        day: on which they were recorded; see `toolkit.chat_template.on_day`.
 
     Raises:
         ParityError: the GGUF's template does not even make the golden prompts.
     """
-    if not messages:
+    if not messages and not asks_for_the_day(template):
         return questions
     before = [{"role": "system", "content": system}] if system else []
     between = [{"role": message.role, "content": message.content} for message in messages]
+
+    def rendered(turns: list[dict[str, str]], **fields: Any) -> str | None:
+        return render_trained(template, turns, own.bos_text, own.eos_text, **fields)
+
     made = []
     for question in questions:
-        if render_trained(template, [*before, *question.messages], own.bos_text, own.eos_text) != question.prompt_text:
+        if rendered([*before, *question.messages], **on_day(day)) != question.prompt_text:
             raise ParityError(
                 "the template in the GGUF does not make the golden prompts", "Run the convert stage again."
             )
-        text = render_trained(template, [*before, *between, *question.messages], own.bos_text, own.eos_text)
+        text = rendered([*before, *between, *question.messages])
         if text is None:
             raise DataError(
                 "the chat template refuses the Modelfile's MESSAGE turns", "They must alternate user and assistant."

@@ -17,6 +17,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +70,8 @@ def record_golden(
     weights = _weights(adapter)
     ends = end_tokens(adapter)
     tokenizer = AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False)
-    prompts = [_rendered(tokenizer, messages) for messages in wanted]
+    day = date.today().isoformat()
+    prompts = [_rendered(tokenizer, messages, day) for messages in wanted]
     vocabulary = int(meta_model(weights.folder).get_output_embeddings().weight.shape[0])
     whole = fits_whole(parameter_count(weights))
     if recipe.golden.answers_from is not None:
@@ -98,10 +100,10 @@ def record_golden(
 
     rows = _rows(tokenizer, prompts, answers, before, ends)
     write_jsonl(out / "golden.jsonl", rows)
-    write_jsonl(out / "conversations.jsonl", _conversations(tokenizer, recipe.system))
+    write_jsonl(out / "conversations.jsonl", _conversations(tokenizer, recipe.system, day))
     return GoldenFacts(
         prompts=len(prompts), positions=shape[0], vocabulary=vocabulary, end_tokens=ends,
-        forward="whole" if whole else "layer by layer", stopped_by_themselves=sum(row["stopped"] for row in rows),
+        forward="whole" if whole else "layer by layer", stopped_by_themselves=sum(row["stopped"] for row in rows), day=day,
     )  # fmt: skip
 
 
@@ -161,8 +163,8 @@ def _refuse_trained_on(texts: list[str], train: Path) -> None:
         )
 
 
-def _rendered(tokenizer: Any, messages: Messages) -> Prompt:
-    text = render(tokenizer, messages)
+def _rendered(tokenizer: Any, messages: Messages, day: str) -> Prompt:
+    text = render(tokenizer, messages, day)
     if text is None:
         roles = ", ".join(m["role"] for m in messages)
         raise DataError(
@@ -283,10 +285,10 @@ def _text(tokenizer: Any, tokens: list[int], ends: list[int]) -> str:
     return str(tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def _conversations(tokenizer: Any, system: str) -> list[dict[str, Any]]:
+def _conversations(tokenizer: Any, system: str, day: str) -> list[dict[str, Any]]:
     rows = []
     for name, messages in conversations(system):
-        text = render(tokenizer, messages)
+        text = render(tokenizer, messages, day)
         ids = None if text is None else encode(tokenizer, text)
         rows.append({"name": name, "messages": messages, "text": text, "ids": ids})
     return rows

@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from toolkit.chat_template import on_day
 from toolkit.parity.certificate import Check, lower_is_better
 
 Messages = list[dict[str, str]]
@@ -38,10 +39,10 @@ def conversations(system: str) -> list[tuple[str, Messages]]:
     ]
 
 
-def render(tokenizer: Any, messages: Messages) -> str | None:
-    """The prompt as the tokenizer's own chat template renders it, up to where the answer begins; None: it refuses."""
+def render(tokenizer: Any, messages: Messages, day: str) -> str | None:
+    """The prompt as the tokenizer's own chat template renders it on a day, up to where the answer begins; None: it refuses."""
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **on_day(day)))
     except (TemplateError, ValueError, TypeError):
         return None
 

@@ -16,7 +16,7 @@ from toolkit.artifacts import (
     Artifact,
     GoldenFacts,
 )
-from toolkit.chat_template import render_trained
+from toolkit.chat_template import on_day, render_trained
 from toolkit.gguf_file import UNQUANTIZED, read_gguf
 from toolkit.lora import LoraAdapter
 from toolkit.parity.candidate import Candidate
@@ -107,7 +107,7 @@ def adapter_subject(adapter: LoraAdapter) -> Subject:
 def merged_subject(tuned: Tuned, merged: Path, compared: Comparison) -> Subject:
     started = time.monotonic()
     own = AutoTokenizer.from_pretrained(merged, trust_remote_code=False)
-    rendered = [render(own, messages) for messages in tuned.goldens.messages()]
+    rendered = [render(own, messages, tuned.goldens.facts.day) for messages in tuned.goldens.messages()]
     checks = [
         prompts_check(tuned.goldens.texts(), rendered),
         recorded_tokens_check(own, tuned.tokenizer, tuned.goldens.recorded(), tuned.goldens.facts.end_tokens),
@@ -186,7 +186,8 @@ def gguf_prompts_check(goldens: Goldens, candidate: Candidate) -> Check:
     if template is None:
         return Check(name="prompts", verdict="fail", message="there is no chat template in the file")
     bos, eos = candidate.token_text(candidate.bos), candidate.token_text(candidate.eos)
-    rendered = [render_trained(template, messages, bos, eos) for messages in goldens.messages()]
+    day = on_day(goldens.facts.day)
+    rendered = [render_trained(template, messages, bos, eos, **day) for messages in goldens.messages()]
     return prompts_check(goldens.texts(), rendered)
 
 

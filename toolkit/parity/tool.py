@@ -99,6 +99,7 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
     certificate = _judge(recipe, have, asked)
     for file in asked.ggufs:
         _tell_ollama(file)
+        _tell_summary(file)
     folder = out or pipeline.run_folder(recipe) / "checked"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "certificate.json", certificate)
@@ -180,6 +181,18 @@ def _tell_ollama(file: Path) -> None:
         f"Ollama {VERSION} would serve a plain FROM {file.name} with: {found.how} {found.name}".rstrip()
         + f" ({found.reason})"
     )
+
+
+def _tell_summary(file: Path) -> None:
+    """What the file itself claims, and whether that was said of this very file."""
+    from rich.markup import escape
+
+    from toolkit.parity.summary_in_file import read_summary
+
+    claimed = read_summary(file)
+    if claimed is not None:
+        told = "was written for this very file" if claimed.fits else "[yellow]was written for another file[/]"
+        stderr.print(f"{escape(f'{file.name} says of itself: {claimed.verdict}: {claimed.found}')}. That {told}.")
 
 
 def _judge(recipe: Recipe, have: dict[str, Artifact[Any]], asked: Asked) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from toolkit.parity.certificate import SCHEMA, Subject, blame_of, chain_of, verd
 from toolkit.parity.exported import Exported, FolderWeights, GGUFWeights
 from toolkit.parity.limits import largest_rest
 from toolkit.parity.subjects import GGUFUnderTest, Tuned, adapter_subject, file_checks, gguf_subject, merged_subject
+from toolkit.parity.summary_in_file import write_summary
 from toolkit.parity.weights import compare_weights
 from toolkit.recipe import Recipe
 from toolkit.report.page import write_page
@@ -44,7 +45,8 @@ def verify(
 ) -> CertificateFacts:
     """Compare the adapter, the merged folder and every GGUF with the tuned model, and write the certificate into `out`.
 
-    A failing verdict is written, not raised. See `toolkit.parity.certificate` for the schema and for what counts.
+    Where it passes, the file that goes to Ollama is copied there with the certificate's summary in its metadata. A failing
+    verdict is written, not raised. See `toolkit.parity.certificate` for the schema and for what counts.
 
     Raises:
         DataError: a file that cannot be read.
@@ -62,6 +64,8 @@ def verify(
     certificate = certificate_of(
         tuned, subjects, hashes(adapter.folder, golden.folder, model.folder, *(f.path for f in files))
     )
+    if certificate["verdict"] == "pass":
+        certificate["certified"] = _certified(next(file.path for file in files if file.served), out, certificate)
     write_json(out / "certificate.json", certificate)
     write_page(certificate, out)
     checks = {f"{s.name}: {check.name}": check.verdict for s in subjects for check in s.checks}
@@ -71,6 +75,12 @@ def verify(
         served_file=certificate["served_file"],
         message=certificate["message"],
     )
+
+
+def _certified(judged: Path, out: Path, certificate: dict[str, Any]) -> dict[str, Any]:
+    with _progress() as progress:
+        task = progress.add_task("the summary, into the file", total=judged.stat().st_size)
+        return write_summary(judged, out / judged.name, certificate, lambda size: progress.advance(task, size))
 
 
 def judge(tuned: Tuned, merged: Path | None, files: list[GGUFUnderTest]) -> list[Subject]:
@@ -104,6 +114,7 @@ def certificate_of(tuned: Tuned, subjects: list[Subject], files: dict[str, dict[
         "blame": blame.model_dump() if blame else None,
         "chain": [link.model_dump() for link in chain_of(subjects)],
         "served_file": next((s.file for s in subjects if s.served), ""),
+        "certified": None,
         "warnings": warnings,
         "reference": _reference(tuned),
         "subjects": [subject.as_json() for subject in subjects],

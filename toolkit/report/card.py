@@ -8,13 +8,10 @@ from typing import Any
 import yaml
 
 from toolkit.artifacts import AdapterFacts
-from toolkit.parity.certificate import Measure
+from toolkit.parity.summary_in_file import served_measures
 from toolkit.recipe import Recipe
 from toolkit.report.page import PAGE
 from toolkit.report.summary import Summary, size
-
-SUMMARIZED = ("strength in the weights", "strength", "mean KL", "top-1 agreement but for near ties", "perplexity ratio")
-"""Measures of the served file that the card tells."""
 
 
 def card_text(recipe: Recipe, adapter: AdapterFacts, summary: Summary) -> str:
@@ -64,17 +61,11 @@ def _certificate(summary: Summary) -> str:
 
 def _served_file(certificate: dict[str, Any]) -> str:
     """The served file's sum and its numbers, each with its limit."""
-    subject = next((s for s in certificate["subjects"] if s["served"] and s["kind"] != "served"), None)
-    if subject is None:
-        return ""
-    told = []
-    known = next((f for path, f in certificate.get("files", {}).items() if Path(path).name == subject["file"]), None)
-    if known is not None:
-        told.append(f"SHA-256 of {subject['file']}: `{known['sha256']}`")
-    measures = [Measure.model_validate(m) for check in subject["checks"] for m in check["measures"]]
-    for measure in measures:
-        if measure.name in SUMMARIZED:
-            told.append(measure.told())
+    told = served_measures(certificate)
+    certified = certificate.get("certified")
+    if certified is not None:
+        name = Path(certified["file"]).name
+        told.insert(0, f"SHA-256 of {name}: `{certified['sha256']}`; its metadata holds this summary too")
     return "".join(f"\n- {line}" for line in told)
 
 

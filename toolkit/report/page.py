@@ -120,6 +120,7 @@ def certificate_page(certificate: dict[str, Any]) -> str:
         chain = [ChainLink.model_validate(link) for link in certificate["chain"]]
         blame = Blame.model_validate(certificate["blame"]) if certificate["blame"] else None
         known = {k: certificate[k] for k in ("message", "reference", "files", "versions", "warnings", "served_file")}
+        known["certified"] = certificate.get("certified")
         made = str(certificate["made"])
     except (KeyError, ValidationError) as error:
         raise _damaged(error) from error
