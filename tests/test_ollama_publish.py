@@ -19,7 +19,9 @@ from tests.test_ollama_client import broken
 from tests.test_ollama_modelfile import recipe
 from toolkit.artifacts import Artifact, CertificateFacts, Cost, GoldenFacts, OllamaFacts
 from toolkit.chat_template import render_trained
-from toolkit.errors import ExternalToolError, ParityError, UsageError
+from toolkit.errors import ExternalToolError, ParityError, ResourceError, UsageError
+from toolkit.ollama import publish
+from toolkit.ollama.client import server_address
 from toolkit.ollama.own_model import OwnModel
 from toolkit.ollama.publish import check_stored, create, modelfile_of, still_published
 from toolkit.ollama.served import GREEDY, Question, Served, check_answers
@@ -214,6 +216,31 @@ def test_answers_of_another_model_are_refused(run: Run, ollama_server: Server, t
     own.close()
 
 
+@pytest.mark.ollama
+def test_what_replaced_the_candidate_during_the_proof_gets_no_name(
+    run: Run, ollama_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = ollama_server.client
+
+    def replaced_after_the_last_check(path: Path, value: Any) -> None:
+        client.create("medical:candidate", {"files": {"m.gguf": client.upload(run.gguf)}, "system": "Unproved."})
+
+    monkeypatch.setattr(publish, "write_json", replaced_after_the_last_check)
+    with pytest.raises(ParityError, match="medical:candidate was replaced while it was being proved"):
+        run.create(_recipe())
+    assert "medical:latest" not in client.models()
+
+
+def test_two_runs_cannot_publish_one_model_at_once(smollm2_gguf: Path, tmp_path: Path) -> None:
+    # Another name of the run, the same model: the folder's lock does not keep them apart.
+    with publish.publishing("medical"), pytest.raises(ResourceError) as caught:
+        Run(tmp_path / "run", smollm2_gguf, None).create(_recipe(model="medical:latest"))
+    assert caught.value.message == f"another run is publishing medical:latest at {server_address()}"
+    assert "--set name=… --set ollama.model=…" in caught.value.hint
+    with publish.publishing("medical"), publish.publishing("medical:v2"):
+        pass
+
+
 @pytest.mark.parametrize("verdict", ["fail", "inconclusive"])
 def test_without_a_passing_certificate_nothing_happens(
     verdict: str, smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -256,7 +283,7 @@ def test_a_name_that_ollama_refuses_is_refused_first(smollm2_gguf: Path, tmp_pat
         ),
         ({"/api/create": [{"status": "parsing GGUF"}]}, "went away while creating medical:candidate"),
         (
-            {"/api/create": (200, {"status": "success"}), "/api/show": (500, "oh no")},
+            {"/api/create": (200, {"status": "success"}), "/api/tags": (200, {}), "/api/show": (500, "oh no")},
             "answered 500 while showing .*: oh no",
         ),
     ],

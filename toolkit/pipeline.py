@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import filelock
 from rich.console import Console
 
 from toolkit.artifacts import (
@@ -28,6 +27,7 @@ from toolkit.artifacts import (
     write_json,
 )
 from toolkit.errors import DataError, InconclusiveError, ParityError, ResourceError, StageFailed, ToolkitError
+from toolkit.locks import NAMES_OF_ITS_OWN, only_run
 from toolkit.preflight import preflight
 from toolkit.recipe import Recipe
 from toolkit.stages import Stage, call_stage, stages_of
@@ -67,16 +67,8 @@ def run(recipe: Recipe, upto: str = "report", force: str = "") -> dict[str, Arti
         StageFailed: another stage failed; its process has printed why.
     """
     folder = run_folder(recipe)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
-    try:
-        with lock:
-            return _run(recipe, folder, upto, force)
-    except filelock.Timeout as error:
-        raise ResourceError(
-            f"another run is working in {folder}",
-            "Wait for it to end, or give this one a name of its own: --set name=…",
-        ) from error
+    with only_run(folder, NAMES_OF_ITS_OWN):
+        return _run(recipe, folder, upto, force)
 
 
 def _run(recipe: Recipe, folder: Path, upto: str, force: str) -> dict[str, Artifact[Any]]:

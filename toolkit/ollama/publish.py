@@ -19,13 +19,23 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from toolkit.artifacts import Artifact, CertificateFacts, GoldenFacts, OllamaFacts, write_json, write_jsonl, write_text
+from toolkit.artifacts import (
+    Artifact,
+    CertificateFacts,
+    GoldenFacts,
+    OllamaFacts,
+    text_sha256,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from toolkit.errors import ExternalToolError, ParityError, ToolkitError, UsageError
+from toolkit.locks import NAMES_OF_ITS_OWN, locked
 from toolkit.ollama.client import Client, server_address
 from toolkit.ollama.modelfile import candidate_name, check_name, complete, full_name
 from toolkit.ollama.server import find_ollama, serving
 from toolkit.ollama.syntax import Modelfile, read_modelfile, render_for_people
-from toolkit.places import own_command
+from toolkit.places import cache_home, own_command
 from toolkit.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -67,6 +77,7 @@ def create(
 
     Raises:
         ParityError: the certificate does not pass, or the server renders or answers otherwise; nothing was published.
+        ResourceError: another run is publishing this model.
         UsageError: the name, OLLAMA_HOST or the partial Modelfile cannot be.
         ExternalToolError: Ollama failed or went away; nothing was published.
     """
@@ -82,15 +93,22 @@ def create(
     candidate = candidate_name(model)
     modelfile = completed_modelfile(recipe, served, Path(os.path.relpath(served, out)).as_posix())
     write_text(out / "Modelfile", render_for_people(modelfile))
-    with serving(out.parent / "ollama-server.log") as client:
+    with publishing(model), serving(out.parent / "ollama-server.log") as client:
         if client is None:
             remaining = [INSTALL, f"{own_command()} create recipes/{recipe.name}.yaml"]
             return OllamaFacts(model=model, digest="", server_version="", published=False, remaining=remaining)
         version = client.version()
         try:
+            send(client, candidate, modelfile, served)
+            sent = _digest(client, candidate)
             facts_of_checks = _prove(client, candidate, modelfile, served, golden, recipe, out)
+            if _digest(client, candidate) != sent:
+                raise ParityError(
+                    f"{candidate} was replaced while it was being proved: what has the name now is not what was proved",
+                    "Nothing was published. See to it that nothing else makes this model, then run again.",
+                )
             client.copy(candidate, model)
-            digest = client.models().get(full_name(model), "")
+            digest = _digest(client, model)
         finally:
             # Also after Ctrl-C; when the server is gone, the first error is the one to show, and the next run replaces it.
             with contextlib.suppress(ToolkitError):
@@ -98,6 +116,24 @@ def create(
     return OllamaFacts(
         model=model, digest=digest, server_version=version, published=True, remaining=to_run(), **facts_of_checks
     )
+
+
+def publishing(model: str) -> contextlib.AbstractContextManager[None]:
+    """Be the only one who makes this model on this server: the candidate's name is the model's, whatever the run is called.
+
+    Raises:
+        ResourceError: another run is at it.
+    """
+    name = text_sha256(f"{server_address()}/{full_name(model)}")[:32]
+    return locked(
+        cache_home() / "publishing" / f"{name}.lock",
+        f"another run is publishing {model} at {server_address()}",
+        NAMES_OF_ITS_OWN,
+    )
+
+
+def _digest(client: Client, model: str) -> str:
+    return client.models().get(full_name(model), "")
 
 
 def _prove(
@@ -117,7 +153,6 @@ def _prove(
     from toolkit.parity.candidate import Candidate
 
     questions = read_questions(golden.folder / "golden.jsonl", recipe.system)
-    send(client, candidate, modelfile, served)
     check_stored(client.show(candidate), modelfile)
     with Candidate(served, vocab_only=True) as file:
         template = file.chat_template or ""
