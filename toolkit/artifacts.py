@@ -70,7 +70,7 @@ class AdapterFacts(Facts):
     method: Literal["qlora", "lora", "full"]
     base: BaseFacts
     base_dtype: Literal["float32", "bfloat16", "float16"]
-    """Type that the base's weights were loaded in, before any quantization."""
+    """Type that the base's weights were loaded in, before any quantization; for method "full" the folder's own type too."""
     quantization: Quantization | None
     chat_template_sha256: str
     system: str

@@ -51,8 +51,10 @@ def load_for_training(recipe: Recipe, base: BaseFacts) -> Loaded:
 
 
 def training_dtype(recipe: Recipe, base_folder: Path) -> torch.dtype:
-    """The type that the base's weights are loaded in: 16 bits on a card; on a CPU float32 unless the recipe says bf16
-    and the base is stored in 16 bits (a float32 base is never rounded silently)."""
+    """The type that the base's weights are loaded in: float32 where all of them are trained; else 16 bits on a card, and on a
+    CPU float32 unless the recipe says bf16 and the base is stored in 16 bits (a float32 base is never rounded silently)."""
+    if recipe.train.method == "full":
+        return torch.float32  # small steps would be lost in 16 bits, and the optimizer gets float32 in any case
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     from transformers import AutoConfig
