@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.disk import largest_file
 from tests.models import tiny_llama
 from toolkit.artifacts import Artifact, Cost, DatasetFacts
 from toolkit.bases import resolve_base
@@ -23,9 +24,9 @@ from toolkit.errors import DataError, ResourceError
 from toolkit.recipe import Recipe
 from toolkit.train.memory import memory_advice, settings_to_lower
 from toolkit.train.model import load_for_training
-from toolkit.train.progress import COMPLETE
+from toolkit.train.progress import COMPLETE, cut_metrics
 from toolkit.train.rows import answer_loss, leave_out_long, tokenize
-from toolkit.train.sft import train
+from toolkit.train.sft import _loss_before, train
 
 SYSTEM = "You are a careful assistant."
 
@@ -211,6 +212,23 @@ def test_out_of_memory_lists_settings_cheapest_first(base: Path) -> None:
     assert "per_device_train_batch_size=2" in caught.value.hint
     with pytest.raises(RuntimeError, match=r"size mismatch|shapes cannot"), memory_advice(recipe):
         torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+def test_what_a_resumed_run_reads_is_written_whole_or_not_at_all(base: Path, out: Path) -> None:
+    model, tokenizer, *_ = load_for_training(make_recipe(base, method="lora"), resolve_base(str(base)))
+    with pytest.raises(OSError, match="File too large"), largest_file(4):
+        _loss_before(out, model, tokenizer, make_rows(2))
+    assert not (out / "loss_before.json").exists()
+    loss = _loss_before(out, model, tokenizer, make_rows(2))
+    assert _loss_before(out, model, tokenizer, []) == loss
+    lines = [f'{{"step": {step}}}\n' for step in range(1, 5)]
+    (out / "metrics.jsonl").write_text("".join(lines) + '{"st', encoding="utf-8")
+    with pytest.raises(OSError, match="File too large"), largest_file(4):
+        cut_metrics(out / "metrics.jsonl", 2)
+    assert (out / "metrics.jsonl").read_text() == "".join(lines) + '{"st'
+    cut_metrics(out / "metrics.jsonl", 2)
+    assert (out / "metrics.jsonl").read_text() == "".join(lines[:2])
+    assert sorted(p.name for p in out.iterdir()) == ["loss_before.json", "metrics.jsonl"]
 
 
 CHILD = """\

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from toolkit.artifacts import write_text
 from toolkit.errors import DataError
 
 COMPLETE = "complete"
@@ -122,4 +123,4 @@ def cut_metrics(metrics: Path, step: int) -> None:
                 kept.append(line + "\n")
         except ValueError:  # the line that was being written when the run was killed
             continue
-    metrics.write_text("".join(kept), encoding="utf-8")
+    write_text(metrics, "".join(kept))

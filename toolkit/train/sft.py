@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from toolkit.artifacts import AdapterFacts, Artifact, BaseFacts, DatasetFacts, read_jsonl, text_sha256, write_text
+from toolkit.artifacts import (
+    AdapterFacts,
+    Artifact,
+    BaseFacts,
+    DatasetFacts,
+    read_jsonl,
+    text_sha256,
+    write_json,
+    write_text,
+)
 from toolkit.bases import resolve_base
 from toolkit.errors import DataError
 from toolkit.recipe import Recipe
@@ -118,7 +127,7 @@ def _name_base(out: Path, base: BaseFacts) -> None:
         config["base_model_name_or_path"] = base.id
         if isinstance(config["target_modules"], list):
             config["target_modules"].sort()  # a set in PEFT, in another order every time
-        path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+        write_text(path, json.dumps(config, indent=2, sort_keys=True))
 
 
 def _step(checkpoint: Path) -> int:
@@ -134,7 +143,7 @@ def _loss_before(out: Path, model: Any, tokenizer: Any, held_out: list[dict[str,
         return None
     # A fresh adapter changes nothing (B = 0), so this is the base, quantized as it will be trained on.
     loss = answer_loss(model, tokenizer, held_out)
-    path.write_text(json.dumps(loss), encoding="utf-8")
+    write_json(path, loss)
     return loss
 
 
