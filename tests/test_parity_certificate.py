@@ -61,6 +61,13 @@ def test_the_ancestor_fails_what_is_made_from_it_but_its_doubt_is_a_warning() ->
     assert (verdict, len(warnings)) == ("pass", 1)
 
 
+def test_without_an_export_nothing_was_compared() -> None:
+    wanted = ("inconclusive", "nothing was compared with what was trained", [])
+    assert verdict_of([]) == wanted
+    assert verdict_of([subject("adapter", "everything", "adapter", moved="pass")]) == wanted
+    assert verdict_of([subject("adapter", "everything", "adapter", moved="fail")])[0] == "fail"
+
+
 def test_inconclusive_never_passes() -> None:
     doubtful = subject("Q8_0", "everything", strength="inconclusive", logits="pass")
     verdict, message, _ = verdict_of([doubtful])

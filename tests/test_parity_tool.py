@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from tests.models import TREE
 from tests.parity_chain import GOLDEN, SYSTEM, Chain, chain
 from toolkit.artifacts import ARTIFACT_FILE, file_sha256
-from toolkit.errors import DataError, UsageError
+from toolkit.cli import cli
+from toolkit.errors import DataError, ParityError, ToolkitError, UsageError
 from toolkit.gguf_metadata import copy_with_texts
-from toolkit.parity.certificate import SCHEMA
+from toolkit.parity.certificate import SCHEMA, Check, Subject
 from toolkit.parity.probe import probe
 from toolkit.parity.summary_in_file import FOUND, JUDGED, VERDICT
 from toolkit.parity.summary_in_file import SCHEMA as SCHEMA_KEY
@@ -144,6 +146,64 @@ def test_what_cannot_be_asked(tmp_path: Path) -> None:
         recipe_of(Asked(ggufs=(tmp_path / "a.gguf",)))
     with pytest.raises(UsageError, match="nothing to compare with the adapter"):
         recipe_of(Asked(adapter=tmp_path))
+    with pytest.raises(UsageError, match=r"nothing to compare .* with: alone, a merged folder"):
+        recipe_of(Asked(hf=tmp_path))
+
+
+def run_here(*arguments: object) -> tuple[int, str]:
+    """The command in this process: (exit code, what it said)."""
+    done = CliRunner().invoke(cli, ["verify", *map(str, arguments)])
+    error = done.exception
+    if isinstance(error, ToolkitError):
+        return error.exit_code, f"{error.message} {error.hint}"
+    return done.exit_code, done.output
+
+
+def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
+    found = run_here("recipe.yaml", "--prompts", "p.txt", "--system", "Be brief.", "--no-load-in-4bit", "--base", "b")
+    assert found[0] == 2
+    assert found[1].startswith("--base, --system, --prompts, --load-in-4bit: beside a recipe this changes nothing")
+    found = run_here("recipe.yaml", "--force", "--adapter", tmp_path, "--gguf", "x.gguf")
+    assert found[1].startswith("--adapter, --force: beside a recipe this changes nothing")
+    found = run_here("--adapter", tmp_path, "--gguf", "x.gguf", "--set", "a=b", "--force")
+    assert found[1].startswith("--set, --force: there is no recipe to change")
+
+
+def test_a_merged_folder_alone_proves_nothing(clean: Chain) -> None:
+    code, said = run_here("--hf", clean.export.model.folder)
+    assert code == 2
+    assert "there is nothing to compare" in said
+
+
+def test_a_recipe_with_out_is_its_own_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from toolkit import pipeline
+    from toolkit.parity import tool
+
+    broken = Check(name="logits", verdict="fail", message="mean KL 1 nats")
+    file = Subject(name="Q8_0", kind="quantized", file="m.gguf", file_type="Q8_0", counts="everything", checks=[broken])
+    certificate = {
+        "schema": SCHEMA, "verdict": "fail", "message": "quantization broke", "blame": None, "chain": [], "served_file": "",
+        "certified": None, "warnings": [], "reference": {"what": "", "prompts": 1, "positions": 1, "conversations": 0,
+        "forward": "whole", "parameters": 1, "engine": ""}, "subjects": [file.as_json()], "files": {}, "versions": {},
+        "made": "2026-11-22T20:43:07+00:00",
+    }  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+
+    def run(recipe: Any, upto: str, force: str) -> None:
+        folder = pipeline.run_folder(recipe) / upto
+        folder.mkdir(parents=True)
+        (folder / "certificate.json").write_text(json.dumps(certificate), encoding="utf-8")
+        raise ParityError("quantization broke")
+
+    def never(*_: Any) -> None:
+        raise AssertionError("judged as if it were somebody else's")
+
+    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(tool, "check", never)
+    code, said = run_here(Path(__file__).parent.parent / "recipes" / "medical.yaml", "--out", "copy")
+    assert (code, said.strip()) == (6, "quantization broke")
+    assert json.loads((tmp_path / "copy" / "certificate.json").read_text(encoding="utf-8")) == certificate
+    assert (tmp_path / "copy" / "certificate.html").is_file()
 
 
 def test_an_empty_prompts_file_is_named(place: Path, clean: Chain) -> None:

@@ -162,8 +162,9 @@ _PATH = click.Path(path_type=Path)
 @click.option("--out", type=_PATH, help="Folder for the certificate; by default runs/<name>/checked.")
 @_as_json
 def verify(
-    recipe: Path | None, profile: str | None, settings: tuple[str, ...], force: bool, as_json: bool, **asked: Any
-) -> None:
+    recipe: Path | None, profile: str | None, settings: tuple[str, ...], force: bool, out: Path | None, as_json: bool,
+    **asked: Any,
+) -> None:  # fmt: skip
     """Say whether what runs is what was trained, and which link broke: a recipe's own files, or anybody's.
 
     Exit code 0: pass, 6: fail, 7: inconclusive.
@@ -174,13 +175,15 @@ def verify(
     Example:  tune2ollama verify --adapter outputs/checkpoint-60 --ollama mymodel:latest --json
     Example:  tune2ollama verify --adapter outputs/checkpoint-60 --gguf ours.gguf --against theirs.gguf
     """
-    from toolkit.parity.tool import raise_unless_passed, verify_recipe, verify_these
+    from toolkit.parity.tool import Asked, check, raise_unless_passed, refuse_ignored, verify_recipe
 
+    these = Asked.of(**asked)
+    refuse_ignored(these, recipe is not None, {"--profile": profile, "--set": settings, "--force": force})
     resolved = _load(recipe, profile, settings) if recipe else None
-    if resolved is not None and not any(value for value in asked.values()):
-        certificate = verify_recipe(resolved, force)
+    if resolved is not None and not these.exports:
+        certificate = verify_recipe(resolved, force, out)
     else:
-        certificate = verify_these(resolved, **asked)
+        certificate = check(resolved, these, out)
     if as_json:
         _print_json(certificate)
     else:

@@ -30,6 +30,8 @@ SCHEMA = "tune2ollama.certificate/2"
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 Kind = Literal["adapter", "merged", "converted", "quantized", "served"]
+EXPORTS: tuple[Kind, ...] = ("merged", "converted", "quantized", "served")
+"""What an adapter became. Without one of these nothing was compared: an adapter alone is only looked at."""
 LinkName = Literal[
     "training",
     "template",
@@ -242,6 +244,8 @@ def verdict_of(subjects: list[Subject]) -> tuple[Verdict, str, list[str]]:
         if check.verdict != "pass" and not counts(subject, check)
     ]
     verdict = worst([link.verdict for link in chain if link.verdict != "not compared"])
+    if verdict == "pass" and not any(subject.kind in EXPORTS for subject in subjects):
+        return "inconclusive", "nothing was compared with what was trained", warnings
     if verdict == "pass":
         asked = any(subject.kind == "served" for subject in subjects)
         what = "what is served is what was trained" if asked else "the export is what was trained"

@@ -24,6 +24,8 @@ from toolkit.recipe import Recipe
 from toolkit.report.page import PAGE, write_page
 
 stderr = Console(stderr=True, highlight=False)
+_NOTHING = "there is nothing to compare: no export is named"
+_NAME_ONE = "Name --gguf FILE, --hf FOLDER or --ollama NAME."
 
 
 @dataclass(frozen=True)
@@ -42,26 +44,67 @@ class Asked:
     load_in_4bit: bool | None = None
     """Whether the adapter was trained on the base in NF4; None: told from its files."""
 
+    @property
+    def exports(self) -> bool:
+        """Whether anything is named that could be compared with what was trained."""
+        return bool(self.hf or self.ggufs or self.ollama)
 
-def verify_recipe(recipe: Recipe, force: bool = False) -> dict[str, Any]:
-    """The certificate of a recipe's own files, brought up to date; whatever its verdict."""
+    @classmethod
+    def of(cls, ggufs: tuple[Path, ...] = (), others: tuple[Path, ...] = (), **options: Any) -> Asked:
+        """From the command's options as they come."""
+        return cls(ggufs=(*ggufs, *others), **options)
+
+
+def refuse_ignored(asked: Asked, with_recipe: bool, of_recipe: dict[str, Any]) -> None:
+    """Refuse options that would change nothing.
+
+    Args:
+        of_recipe: options that only a recipe can follow (--profile, --set, --force), by name.
+
+    Raises:
+        UsageError: naming all of them.
+    """
+    if not with_recipe:
+        ignored = [name for name, value in of_recipe.items() if value]
+        if ignored:
+            raise UsageError(
+                f"{', '.join(ignored)}: there is no recipe to change", "Name the recipe first, or leave it out."
+            )
+        return
+    of_others = {
+        "--adapter": asked.adapter, "--base": asked.base, "--system": asked.system, "--prompts": asked.prompts,
+        "--load-in-4bit": asked.load_in_4bit is not None, "--force": asked.exports and of_recipe.get("--force"),
+    }  # fmt: skip
+    ignored = [name for name, value in of_others.items() if value]
+    if ignored:
+        raise UsageError(
+            f"{', '.join(ignored)}: beside a recipe this changes nothing",
+            "The recipe names all that: leave it out, or change the recipe with --set (golden.prompts, system, base).",
+        )
+
+
+def verify_recipe(recipe: Recipe, force: bool = False, out: Path | None = None) -> dict[str, Any]:
+    """The certificate of a recipe's own files, brought up to date; whatever its verdict.
+
+    Args:
+        out: a folder that gets a copy of certificate.json and certificate.html.
+    """
     from toolkit import pipeline
 
     with contextlib.suppress(ParityError, InconclusiveError):  # the verdict is in the certificate
         pipeline.run(recipe, upto="verify", force="verify" if force else "")
     path = pipeline.run_folder(recipe) / "verify" / "certificate.json"
-    return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+    certificate = cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+    if out is not None:
+        _write(certificate, out)
+    return certificate
 
 
-def verify_these(
-    recipe: Recipe | None,
-    ggufs: tuple[Path, ...] = (),
-    others: tuple[Path, ...] = (),
-    out: Path | None = None,
-    **asked: Any,
-) -> dict[str, Any]:
-    """`check`, with the command's options as they come."""
-    return check(recipe, Asked(ggufs=(*ggufs, *others), **asked), out)
+def _write(certificate: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "certificate.json", certificate)
+    write_page(certificate, folder)
+    stderr.print(f"Certificate: {folder / 'certificate.json'}, for a browser: {folder / PAGE}")
 
 
 def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[str, Any]:
@@ -82,7 +125,9 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
     for file in asked.ggufs:
         if not file.is_file():
             raise UsageError(f"there is no file {file}", "Name a GGUF file.")
-    recipe = recipe or recipe_of(asked)
+    given, recipe = recipe is not None, recipe or recipe_of(asked)
+    if given and not asked.exports:
+        raise UsageError(_NOTHING, _NAME_ONE)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see toolkit.pipeline
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
@@ -96,15 +141,11 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
     recipe = _of_an_export_where_too_large(recipe, asked)
     _tell_plan(recipe, asked)
     have = pipeline.run(recipe, upto="golden")
-    certificate = _judge(recipe, have, asked)
+    certificate = _judge(recipe, have, asked, merged=asked.hf if given or asked.adapter is not None else None)
     for file in asked.ggufs:
         _tell_ollama(file)
         _tell_summary(file)
-    folder = out or pipeline.run_folder(recipe) / "checked"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "certificate.json", certificate)
-    write_page(certificate, folder)
-    stderr.print(f"Certificate: {folder / 'certificate.json'}, for a browser: {folder / PAGE}")
+    _write(certificate, out or pipeline.run_folder(recipe) / "checked")
     return certificate
 
 
@@ -123,9 +164,12 @@ def recipe_of(asked: Asked) -> Recipe:
             "--adapter FOLDER (a PEFT adapter), --hf FOLDER (a merged model), or a recipe. Two exports alone cannot tell "
             "which of them is right.",
         )
-    if asked.adapter is not None and not asked.ggufs and asked.hf is None and not asked.ollama:
+    if asked.adapter is not None and not asked.exports:
+        raise UsageError("there is nothing to compare with the adapter", _NAME_ONE)
+    if asked.adapter is None and not (asked.ggufs or asked.ollama):
         raise UsageError(
-            "there is nothing to compare with the adapter", "Name --gguf FILE, --hf FOLDER or --ollama NAME."
+            f"there is nothing to compare {asked.hf} with: alone, a merged folder is what others are compared with",
+            "Name what was trained (--adapter FOLDER) to judge it, or what was made of it: --gguf FILE or --ollama NAME.",
         )
     told = json.dumps([str(tuned.resolve()), asked.base, asked.system, str(asked.prompts), asked.load_in_4bit])
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", tuned.resolve().name).strip("-._") or "model"
@@ -195,14 +239,13 @@ def _tell_summary(file: Path) -> None:
         stderr.print(f"{escape(f'{file.name} says of itself: {claimed.verdict}: {claimed.found}')}. That {told}.")
 
 
-def _judge(recipe: Recipe, have: dict[str, Artifact[Any]], asked: Asked) -> dict[str, Any]:
+def _judge(recipe: Recipe, have: dict[str, Artifact[Any]], asked: Asked, merged: Path | None) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     from toolkit.parity.subjects import GGUFUnderTest, Tuned
     from toolkit.parity.verify import certificate_of, hashes, judge
 
     adapter, golden = have["train"], have["golden"]
-    merged = asked.hf if asked.adapter is not None or recipe.data is not None else None
     tokenizer = AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False)
     tuned = Tuned.of(recipe, adapter, golden, tokenizer)
     names = _names(asked.ggufs)
