@@ -13,7 +13,6 @@ from tests.test_gguf_metadata import small
 from toolkit.chat_template import as_trained, render_trained
 from toolkit.errors import DataError, ParityError
 from toolkit.export.convert import PROTECTION
-from toolkit.gguf_file import read_gguf
 from toolkit.ollama.conversations import differing, expected_texts, further_conversations
 from toolkit.ollama.repair import mended_template, repaired, rewrite_template
 

@@ -2,9 +2,9 @@
 
     python -m tests.bench.served_answers [runs/medical] [--version 0.34.1]
 
-Needs a finished run (`make medical`). Every golden question is asked at /api/chat, and the first five at the other addresses, greedily
-and with the 20 log-probabilities that a server tells; llama.cpp follows each answer token by token with the server's settings
-(F16 cache, flash attention). Numbers are differences of log-probabilities in nats; nothing is timed.
+Needs a finished run (`make medical`). Every golden question is asked at /api/chat, and the first five at the other addresses,
+greedily and with the 20 log-probabilities that a server tells; llama.cpp follows each answer token by token with the server's
+settings (F16 cache, flash attention). Numbers are differences of log-probabilities in nats; nothing is timed.
 """
 
 from __future__ import annotations

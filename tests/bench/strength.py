@@ -1,8 +1,9 @@
 """How far can the adapter's strength in the answers be trusted? `python -m tests.bench.strength [runs/medical]`.
 
-Needs a finished run (`make medical`). Its adapter is scaled to a tenth less, to half and to nothing, and each is merged, converted and
-quantized as the run's own was. Right exports tell the bias at 1, a base that is quantized the same way the bias at 0. The last column
-is how many positions bring the 95 % interval of the right export to ± 0.03, as the interval narrows with their square root.
+Needs a finished run (`make medical`). Its adapter is scaled to a tenth less, to half and to nothing, and each is merged,
+converted and quantized as the run's own was. Right exports tell the bias at 1, a base that is quantized the same way the bias
+at 0. The last column is how many positions bring the 95 % interval of the right export to ± 0.03, as the interval narrows with
+their square root.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A tiny model that sees: the shape of Qwen2.5-VL with random weights, as a text GGUF and a projector, by the pinned converter."""
+"""A tiny model that sees: Qwen2.5-VL's shape with random weights, as a text GGUF and a projector, by the pinned converter."""
 
 from __future__ import annotations
 

@@ -30,7 +30,10 @@ def description(adapter: Artifact[AdapterFacts], model: ModelFacts, base_name: s
             f" Held-out loss {model.loss_as_trained:.4f} as trained, {model.loss_merged:.4f} merged (nats a token)."
         )
     sums = [_base(facts.base, base_name), *_adapter(adapter), f"chat template sha256 {facts.chat_template_sha256}"]
-    return f"Fine-tuned: {how}.{losses} {'; '.join(sums)}. Whether this file is that model is not said here, but by its certificate."
+    return (
+        f"Fine-tuned: {how}.{losses} {'; '.join(sums)}. Whether this file is that model is not said here, but by its "
+        "certificate."
+    )
 
 
 def _base(base: BaseFacts, name: str) -> str:

@@ -33,8 +33,8 @@ class Summary(NamedTuple):
 
 def served_measures(certificate: dict[str, Any]) -> list[str]:
     """The served file's main numbers, each with its limit; none when no file is served."""
-    subject = next((s for s in certificate["subjects"] if s["served"] and s["kind"] != "served"), {"checks": []})
-    measures = [Measure.model_validate(m) for check in subject["checks"] for m in check["measures"]]
+    subjects = [s for s in certificate["subjects"] if s["served"] and s["kind"] != "served"]
+    measures = [Measure.model_validate(m) for s in subjects[:1] for check in s["checks"] for m in check["measures"]]
     return [measure.told() for measure in measures if measure.name in SUMMARIZED]
 
 
