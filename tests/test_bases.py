@@ -10,14 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.models import EMBEDDED, tiny_llama
-from toolkit import bases, embedded
-from toolkit.bases import cached_sha256, check_folder, read_chat_template, resolve_base
+from toolkit import bases, embedded, hub
+from toolkit.bases import cached_sha256, check_base, check_folder, is_here, read_chat_template, resolve_base
 from toolkit.errors import DataError, ExternalToolError, UsageError
 from toolkit.safetensors_file import Entry, model_files, read_header, write_model
 
@@ -315,6 +316,9 @@ def test_header_reads_what_safetensors_writes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["embedded:smollm2", "./no/such/folder", "nonsense", "/nowhere", ""])
 def test_unknown_base(name: str) -> None:
+    assert not is_here(name)
+    with pytest.raises(UsageError):
+        check_base(name)
     with pytest.raises(UsageError) as fault:
         resolve_base(name)
     assert fault.value.exit_code == 2
@@ -326,7 +330,7 @@ def test_nearest_folder_is_offered(tiny: Path) -> None:
         resolve_base(str(tiny) + "x")
 
 
-def hub(tiny: Path, cache: Path) -> str:
+def hub_cache(tiny: Path, cache: Path) -> str:
     """A hub cache as the hub's client lays it out, with one model at one commit."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     place = cache / "models--tiny--llama"
@@ -337,9 +341,11 @@ def hub(tiny: Path, cache: Path) -> str:
 
 
 def test_hub_id_in_the_cache(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit = hub(tiny, tmp_path)
+    commit = hub_cache(tiny, tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(bases, "_download", None)  # nothing is asked from the network
+    monkeypatch.setattr(hub, "fetch", None)  # nothing is asked from the network
+    assert is_here("tiny/llama") and not is_here("tiny/llama@v2") and not is_here("tiny/other")
+    check_base("tiny/llama")
     pinned = resolve_base(f"tiny/llama@{commit}")
     assert pinned.revision == commit
     assert Path(pinned.folder).name == commit
@@ -354,6 +360,70 @@ def test_hub_does_not_answer(tmp_path: Path) -> None:
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "no_proxy": "127.0.0.1"}
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert "toolkit.errors.ExternalToolError: tiny/llama could not be fetched from the hub" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("names", "words", "hint"),
+    [
+        (["config.json", "pytorch_model.bin"], r"tiny/x@main has its weights only as pickle \(pytorch_model\.bin\)", "save_pr"),
+        (["README.md", "model.gguf"], r"tiny/x@main has no config\.json on the hub: it is no model", "form of transformers"),
+        (["adapter_config.json", "adapter_model.safetensors"], "it is an adapter", "Name its base model"),
+        (["config.json", "tf_model.h5"], r"has no model\.safetensors on the hub", "as safetensors"),
+    ],
+)  # fmt: skip
+def test_a_model_of_the_hub_is_judged_by_its_files_before_any_is_fetched(
+    names: list[str], words: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "file_names", lambda *_: names)
+    monkeypatch.setattr(hub, "fetch", lambda *_: pytest.fail("it was fetched"))
+    with pytest.raises(DataError, match=words) as fault:
+        check_base("tiny/x@main")
+    assert hint in fault.value.hint
+
+
+def test_a_model_of_the_hub_is_judged_by_its_configuration_before_its_weights_are_fetched(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[str] = []
+    (copy / "model.safetensors").unlink()  # as it is in the cache then
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "file_names", lambda *_: ["config.json", "model.safetensors"])
+    monkeypatch.setattr(hub, "fetch", lambda _name, _revision, names: wanted.extend(names) or copy)
+    check_base("tiny/x@main")
+    assert "config.json" in wanted and not any("safetensors" in name for name in wanted)
+    (copy / "chat_template.jinja").unlink()
+    with pytest.raises(DataError, match="has no chat template"):
+        check_base("tiny/x@main")
+
+
+def test_what_is_not_on_the_hub_is_told_apart_from_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    answer = httpx.Response(404, request=httpx.Request("GET", "https://hub"))
+
+    def refuse(error: Exception) -> None:
+        def model_info(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(HfApi, "model_info", model_info)
+
+    refuse(RepositoryNotFoundError("none", response=answer))
+    with pytest.raises(UsageError, match="the hub has no model tiny/x@v1 that it shows you"):
+        hub.file_names("tiny/x", "v1")
+    refuse(ConnectionError("no route"))
+    with pytest.raises(ExternalToolError, match="tiny/x could not be fetched from the hub: no route"):
+        hub.file_names("tiny/x", None)
+
+
+def test_an_embedded_base_is_checked_by_its_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNE2OLLAMA_HOME", str(tmp_path))
+    monkeypatch.setattr(embedded, "rebuild", lambda *_: pytest.fail("it was rebuilt"))
+    check_base(EMBEDDED)
+    assert not is_here(EMBEDDED)
+    with pytest.raises(UsageError, match="did you mean embedded:smollm2-135m-instruct"):
+        check_base("embedded:smollm2")
 
 
 def test_sums_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

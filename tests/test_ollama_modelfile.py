@@ -67,7 +67,9 @@ def test_everything_that_is_the_tools_own_is_refused_at_once(tmp_path: Path) -> 
     path.write_text(
         "FROM x\nADAPTER ./a\nTEMPLATE {{ .Prompt }}\nSYSTEM You are a doctor.\nPARAMETER num_ctx 64\nMESSAGE system hi\n"
     )
-    faults = check_modelfile(recipe(path))
+    found = check_modelfile(recipe(path))
+    assert {fault.hint for fault in found} == {f"Mend {path} and run again."}
+    faults = [fault.message for fault in found]
     assert [fault.removeprefix(f"{path}: ").split(":")[0] for fault in faults] == [
         "remove FROM",
         "remove ADAPTER",
@@ -112,6 +114,11 @@ def test_names_are_judged_as_the_real_server_judges_them(name: str, ollama_serve
         assert "blob" in str(error) or "no such file" in str(error)
     assert refused == (name in BAD)
     assert bool(check_name(name)) == refused
+
+
+def test_a_name_that_is_refused_says_where_to_change_it() -> None:
+    (fault,) = check_modelfile(recipe(model="me.you/medical"))
+    assert fault.hint == "Change ollama.model in the recipe."
 
 
 def test_candidates_keep_the_tag_and_fit() -> None:

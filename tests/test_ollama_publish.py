@@ -263,7 +263,7 @@ def test_without_ollama_everything_else_is_finished(
     facts = Run(tmp_path / "run", smollm2_gguf, None).create(_recipe())
     assert not facts.published
     assert facts.remaining[0].startswith("install Ollama: curl ")
-    assert facts.remaining[1].endswith("tune2ollama create recipes/medical.yaml")
+    assert facts.remaining[1].endswith(f"tune2ollama create {tmp_path}/run/recipe.yaml")
     assert parse((tmp_path / "run" / "create" / "Modelfile").read_text()).system == "You are a nurse."
     assert still_published(facts) == ""
 

@@ -8,7 +8,8 @@ import pytest
 
 from toolkit.errors import UsageError
 from toolkit.hardware import Hardware
-from toolkit.recipe_file import load_recipe, pick_profile
+from toolkit.recipe import Recipe
+from toolkit.recipe_file import load_recipe, pick_profile, write_resolved
 
 GB = 2**30
 CPU = Hardware(2, 24 * GB, 20 * GB, "", 0)
@@ -101,6 +102,45 @@ def test_paths_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = _write(tmp_path, MINIMAL.replace("rows.csv", "${SMALL_OTHER}"))
     with pytest.raises(UsageError, match="the environment has no SMALL_OTHER"):
         load_recipe(path, hardware=CPU)
+
+
+HOSTILE = [
+    "${HOME} and ${NOBODY:-x}",
+    "2e-4",
+    "null",
+    " : # ",
+    "你好\n\n\tthere\u2028\x85 ",
+    "'\"👩\u200d⚕️\x07",
+    "no",
+    "",
+]
+
+
+@pytest.mark.parametrize("system", HOSTILE)
+def test_a_resolved_recipe_is_read_back_as_it_was(tmp_path: Path, system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMALL_DATA", "here")
+    text = (
+        MINIMAL.replace("rows.csv", "${SMALL_DATA}/${SMALL_DATA}.csv")
+        + "profiles:\n  gpu-8gb:\n    lora: {r: 8}\n  cpu: {}\n"
+    )
+    settings = ["train.learning_rate=1e-5", "golden.prompts=[1e5x, '${HOME}']", "merge.onto=16-bit"]
+    recipe = load_recipe(_write(tmp_path, text), "gpu-8gb", settings, CPU).model_copy(update={"system": system})
+    monkeypatch.delenv("SMALL_DATA")
+    written = write_resolved(recipe, tmp_path / "run")
+    assert load_recipe(written, hardware=CPU) == recipe
+    assert load_recipe(written, "gpu-8gb", hardware=CPU) == recipe
+    assert (recipe.profile, recipe.lora.r, recipe.train.learning_rate) == ("gpu-8gb", 8, 1e-5)
+    assert load_recipe(written, settings=["lora.r=4"], hardware=CPU).lora.r == 4
+    with pytest.raises(UsageError, match=r"recipe\.yaml was written by a run with profile gpu-8gb"):
+        load_recipe(written, "cpu", hardware=CPU)
+
+
+def test_an_export_s_recipe_is_read_back_as_it_was(tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(
+        {"name": "x", "profile": "export", "base": "me/base@main", "adapter": "some/where", "load_in_4bit": True,
+         "golden": {"prompts": ["你好"], "from_test": 0}, "ollama": {"model": "x"}}
+    )  # fmt: skip
+    assert load_recipe(write_resolved(recipe, tmp_path), hardware=CPU) == recipe
 
 
 def test_profile_by_memory() -> None:

@@ -7,18 +7,18 @@ for the base too.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from toolkit import embedded
+from toolkit import embedded, hub
 from toolkit.artifacts import BaseFacts, file_sha256, write_json
-from toolkit.errors import DataError, ExternalToolError, ResourceError, ToolkitError, UsageError
+from toolkit.errors import DataError, ResourceError, ToolkitError, UsageError
 from toolkit.places import cache_home
 from toolkit.recipe import nearest
 from toolkit.safetensors_file import model_files
@@ -29,9 +29,10 @@ TOKENIZER_FILES = (
     "tokenizer.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 CONFIG_FILES = ("config.json", "generation_config.json")
+_SETTINGS = (*CONFIG_FILES, *TOKENIZER_FILES)
+_WEIGHTS = "model*.safetensors*"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HASH_ANEW_BELOW = 1 << 20
 
 
@@ -49,18 +50,66 @@ def resolve_base(base: str) -> BaseFacts:
     """
     if base.startswith(EMBEDDED):
         folder, revision = _embedded_folder(base)
-    elif base and Path(base).expanduser().is_dir():
-        folder, revision = Path(base).expanduser().resolve(), ""
-    elif (match := _HUB_ID.fullmatch(base)) and not base.startswith((".", "~", "/")):
-        folder, revision = _hub_folder(match[1], match[2])
+    elif (local := _local_folder(base)) is not None:
+        folder, revision = local, ""
     else:
+        name = _hub_name(base)
+        wanted = [*_SETTINGS, "*.safetensors", "*.safetensors.index.json", "README.md", "LICENSE*"]
+        folder = _complete_snapshot(*name) or hub.fetch(*name, wanted)
+        revision = folder.name
+    digest = check_folder(folder)
+    licence = embedded.LICENSE if base.startswith(EMBEDDED) else _license(folder)
+    return BaseFacts(id=base, folder=str(folder), revision=revision, license=licence, digest=digest)
+
+
+def is_here(base: str) -> bool:
+    """Whether a base can be read as it is, with nothing to be downloaded or rebuilt."""
+    try:
+        if base.startswith(EMBEDDED):
+            return _embedded_place(base).is_dir()
+        return _local_folder(base) is not None or _complete_snapshot(*_hub_name(base)) is not None
+    except ToolkitError:
+        return False
+
+
+def check_base(base: str) -> None:
+    """Find what is wrong with a base before anything large is downloaded, rebuilt or hashed: of a model of the hub that is
+    not here, only the names of its files and its configuration and tokenizer are fetched.
+
+    Raises:
+        as `resolve_base`.
+    """
+    if base.startswith(EMBEDDED):
+        _embedded_place(base)
+    elif (local := _local_folder(base)) is not None:
+        _checked_files(local)
+    elif _complete_snapshot(*(name := _hub_name(base))) is None:
+        _check_names(base, hub.file_names(*name))
+        _check_settings(hub.fetch(*name, [*_SETTINGS]))
+
+
+def _local_folder(base: str) -> Path | None:
+    folder = Path(base).expanduser()
+    return folder.resolve() if base and folder.is_dir() else None
+
+
+def _hub_name(base: str) -> tuple[str, str | None]:
+    match = _HUB_ID.fullmatch(base)
+    if match is None or base.startswith((".", "~", "/")):
         raise UsageError(
             f"there is no base model {base}{_near_folder(base)}",
             f"Name {EMBEDDED}{embedded.NAME}, a folder, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct@<commit>.",
         )
-    digest = check_folder(folder)
-    licence = embedded.LICENSE if base.startswith(EMBEDDED) else _license(folder)
-    return BaseFacts(id=base, folder=str(folder), revision=revision, license=licence, digest=digest)
+    return match[1], match[2]
+
+
+def _complete_snapshot(repository: str, revision: str | None) -> Path | None:
+    folder = hub.snapshot(repository, revision)
+    if folder is not None:
+        with contextlib.suppress(ToolkitError):  # a download that was interrupted, and is to go on
+            _checked_files(folder)
+            return folder
+    return None
 
 
 def _near_folder(base: str) -> str:
@@ -71,16 +120,19 @@ def _near_folder(base: str) -> str:
         return ""
 
 
-def _embedded_folder(base: str) -> tuple[Path, str]:
+def _embedded_place(base: str) -> Path:
     if base != EMBEDDED + embedded.NAME:
         raise UsageError(
             f"there is no {base}{nearest(base, [EMBEDDED + embedded.NAME])}", f"Write {EMBEDDED}{embedded.NAME}"
         )
+    revision = cached_sha256(embedded.find_gguf())
+    return cache_home() / "bases" / f"{embedded.NAME}-{revision[:12]}-{embedded.BUILD}"
+
+
+def _embedded_folder(base: str) -> tuple[Path, str]:
     from filelock import FileLock, Timeout
 
-    source = embedded.find_gguf()
-    revision = cached_sha256(source)
-    folder = cache_home() / "bases" / f"{embedded.NAME}-{revision[:12]}-{embedded.BUILD}"
+    folder, source = _embedded_place(base), embedded.find_gguf()
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -91,45 +143,7 @@ def _embedded_folder(base: str) -> tuple[Path, str]:
             raise ResourceError(
                 f"another run has been building {folder} for ten minutes", "Stop it, run again."
             ) from error
-    return folder, revision
-
-
-def _hub_folder(repository: str, revision: str | None) -> tuple[Path, str]:
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    place = cache / f"models--{repository.replace('/', '--')}"
-    pinned = place / "refs" / (revision or "main")
-    commit = revision if revision and _COMMIT.fullmatch(revision) else None
-    if commit is None and pinned.is_file():
-        commit = pinned.read_text(encoding="utf-8").strip()
-    if commit and (place / "snapshots" / commit).is_dir():
-        with contextlib.suppress(ToolkitError):  # a download that was interrupted goes on below
-            check_folder(place / "snapshots" / commit)
-            return place / "snapshots" / commit, commit
-    return _download(repository, revision)
-
-
-def _download(repository: str, revision: str | None) -> tuple[Path, str]:
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-    except ImportError as error:
-        raise ExternalToolError(f"the hub's client is needed to get {repository}", "Run: make setup") from error
-    wanted = [*CONFIG_FILES, *TOKENIZER_FILES, "*.safetensors", "*.safetensors.index.json", "README.md", "LICENSE*"]
-    try:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise UsageError(
-            f"the hub has no model {repository}{f'@{revision}' if revision else ''} that it shows you",
-            "Check the spelling; a model with a licence to accept needs: hf auth login",
-        ) from error
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ExternalToolError(
-            f"{repository} could not be fetched from the hub: {reason}",
-            "Check the network and run again: the download goes on where it stopped. Or name a local folder as base.",
-        ) from error
-    return folder, folder.name
+    return folder, cached_sha256(source)
 
 
 def check_folder(folder: Path) -> str:
@@ -139,6 +153,19 @@ def check_folder(folder: Path) -> str:
     Raises:
         DataError: naming the file and how to mend it.
     """
+    sums = {name: cached_sha256(folder / name) for name in _checked_files(folder)}
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
+def _checked_files(folder: Path) -> list[str]:
+    """Names of the files that make the model, sorted, once they are found to be complete and readable."""
+    _check_settings(folder)
+    files = {path.name for path in _weights(folder).values()}
+    names = [n for n in (*_SETTINGS, "model.safetensors.index.json") if (folder / n).is_file()]
+    return sorted([*names, *files])
+
+
+def _check_settings(folder: Path) -> None:
     config = _json(folder / "config.json", folder)
     for name in ("config.json", "tokenizer_config.json"):
         if (folder / name).is_file() and "auto_map" in _json(folder / name, folder):
@@ -152,22 +179,35 @@ def check_folder(folder: Path) -> str:
             "Name the 16-bit original as base: it is quantized to NF4 for training here.",
         )
     _check_tokenizer(folder)
-    files = sorted({path.name for path in _weights(folder).values()})
-    names = [n for n in (*CONFIG_FILES, *TOKENIZER_FILES, "model.safetensors.index.json") if (folder / n).is_file()]
-    sums = {name: cached_sha256(folder / name) for name in sorted([*names, *files])}
-    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
 def _weights(folder: Path) -> dict[str, Path]:
-    if not any(folder.glob("model*.safetensors*")):
-        pickles = sorted(p.name for pattern in _PICKLES for p in folder.glob(pattern))
-        if pickles:
-            raise DataError(
-                f"{folder} has its weights only as pickle ({pickles[0]}), and reading a pickle can run anything",
-                "Where you trust its source, load the model there with transformers and write it with "
-                "model.save_pretrained(folder): that gives safetensors.",
-            )
+    _check_no_pickle(str(folder), [path.name for path in folder.iterdir()])
     return model_files(folder)
+
+
+def _check_names(base: str, names: list[str]) -> None:
+    """Of a model of the hub: whether there is one, in a form that is read here."""
+    _check_no_pickle(base, names)
+    for needed in ("config.json", _WEIGHTS):
+        if not fnmatch.filter(names, needed):
+            adapter = "adapter_config.json" in names
+            raise DataError(
+                f"{base} has no {needed.replace('*', '')} on the hub: it is {'an adapter' if adapter else 'no model that is read here'}",
+                "Name its base model; an adapter that you downloaded goes through: tune2ollama export FOLDER"
+                if adapter
+                else "Name a model in the form of transformers, with its weights as safetensors.",
+            )
+
+
+def _check_no_pickle(where: str, names: list[str]) -> None:
+    pickles = sorted(name for pattern in _PICKLES for name in fnmatch.filter(names, pattern))
+    if pickles and not fnmatch.filter(names, _WEIGHTS):
+        raise DataError(
+            f"{where} has its weights only as pickle ({pickles[0]}), and reading a pickle can run anything",
+            "Where you trust its source, load the model there with transformers and write it with "
+            "model.save_pretrained(folder): that gives safetensors.",
+        )
 
 
 def _check_tokenizer(folder: Path) -> None:

@@ -109,7 +109,8 @@ def _stage_command(stage: str, text: str, following: str) -> None:
     def command(recipe: Path, profile: str | None, settings: tuple[str, ...], force: bool, as_json: bool) -> None:
         from toolkit import pipeline
 
-        artifacts = pipeline.run(_load(recipe, profile, settings), upto=stage, force=stage if force else "")
+        resolved = _load(recipe, profile, settings)
+        artifacts = pipeline.run(resolved, upto=stage, force=stage if force else "")
         artifact = artifacts[stage]
         if as_json:
             _print_json(
@@ -119,8 +120,10 @@ def _stage_command(stage: str, text: str, following: str) -> None:
         click.echo(artifact.folder)
         if following:
             from toolkit.places import own_command
+            from toolkit.recipe_file import RESOLVED_FILE
 
-            click.echo(f"Next: {own_command()} {following} {recipe}", err=True)
+            as_it_ran = pipeline.run_folder(resolved) / RESOLVED_FILE
+            click.echo(f"Next: {own_command()} {following} {as_it_ran}", err=True)
 
     command.__doc__ = f"{text}\n\n    \b\n    Example:  tune2ollama {stage} recipes/medical.yaml\n    "
     cli.command(name=stage)(command)
@@ -416,10 +419,11 @@ def _translate(error: Exception) -> ToolkitError:
     import errno
 
     from toolkit.errors import ResourceError
+    from toolkit.safetensors_file import no_space
 
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if reason := no_space(error):
         return ResourceError(
-            f"the disk is full: {error.filename or 'while writing'}",
+            f"the disk is full: {getattr(error, 'filename', None) or 'while writing'} ({reason})",
             "Make room (tune2ollama clean, tune2ollama plan), then run the same command again.",
         )
     if isinstance(error, OSError) and error.errno in {errno.EACCES, errno.EROFS}:

@@ -26,10 +26,12 @@ from toolkit.artifacts import (
     read_artifact,
     write_json,
 )
+from toolkit.bases import is_here, resolve_base
 from toolkit.errors import DataError, InconclusiveError, ParityError, ResourceError, StageFailed, ToolkitError
 from toolkit.locks import NAMES_OF_ITS_OWN, only_run
 from toolkit.preflight import preflight
 from toolkit.recipe import Recipe
+from toolkit.recipe_file import write_resolved
 from toolkit.stages import Stage, call_stage, stages_of
 
 stderr = Console(stderr=True, highlight=False)
@@ -72,19 +74,21 @@ def run(recipe: Recipe, upto: str = "report", force: str = "") -> dict[str, Arti
 
 
 def _run(recipe: Recipe, folder: Path, upto: str, force: str) -> dict[str, Artifact[Any]]:
+    write_resolved(recipe, folder)
     have: dict[str, Artifact[Any]] = {}
     checked = False
     for stage in stages_of(recipe):
         finish_publishing(_partial(folder, stage), folder / stage.name)
+        if not checked and _fetches(stage, recipe):
+            preflight(recipe, folder, _spared(recipe, folder))
+            checked = True
         key = make_key(stage, recipe, have)
         artifact, reason = find_current(stage, folder, key)
         if artifact is not None and stage.name == force:
             artifact, reason = None, "asked for"
-        if artifact is not None and stage.name == "create":
-            artifact, reason = _still_published(artifact)
         if artifact is None:
             if not checked:
-                preflight(recipe, folder)
+                preflight(recipe, folder, _spared(recipe, folder) - {stage.name})
                 checked = True
             artifact = _run_stage(stage, recipe, folder, key, reason)
         else:
@@ -98,23 +102,41 @@ def _run(recipe: Recipe, folder: Path, upto: str, force: str) -> dict[str, Artif
 
 
 def plan_of_stages(recipe: Recipe) -> list[tuple[str, str]]:
-    """For `--dry-run`: every stage with "current" or the reason why it would run."""
-    folder = run_folder(recipe)
+    """For `--dry-run`: every stage with "current" or the reason why it would run. Fetches nothing."""
+    return _states(recipe, run_folder(recipe))
+
+
+def _states(recipe: Recipe, folder: Path, believed: str = "") -> list[tuple[str, str]]:
+    """Every stage with "current" or the reason why it would run.
+
+    Args:
+        believed: a stage whose old result stands for the new one, in what is said of later stages.
+    """
     have: dict[str, Artifact[Any]] = {}
     rows: list[tuple[str, str]] = []
-    stale = ""
     for stage in stages_of(recipe):
-        if stale in stage.inputs or any(i not in have for i in stage.inputs):
-            rows.append((stage.name, "runs: an earlier stage runs"))
-            continue
-        artifact, reason = find_current(stage, folder, make_key(stage, recipe, have))
-        if artifact is None:
-            rows.append((stage.name, f"runs: {reason}"))
-            stale = stage.name
-        else:
+        artifact, reason = None, "an earlier stage runs"
+        if _fetches(stage, recipe):
+            reason = "the base is not here yet"
+        elif all(name in have for name in stage.inputs):
+            artifact, reason = find_current(stage, folder, make_key(stage, recipe, have))
+        rows.append((stage.name, "current" if artifact is not None else f"runs: {reason}"))
+        if artifact is None and stage.name == believed:
+            with contextlib.suppress(DataError):
+                artifact = read_artifact(folder / stage.name, stage.facts)
+        if artifact is not None:
             have[stage.name] = artifact
-            rows.append((stage.name, "current"))
     return rows
+
+
+def _spared(recipe: Recipe, folder: Path) -> set[str]:
+    """Stages that need nothing, as far as can be told: prepare takes seconds, and often gives the same rows again."""
+    return {name for name, state in _states(recipe, folder, believed="prepare") if state == "current"}
+
+
+def _fetches(stage: Stage, recipe: Recipe) -> bool:
+    """Whether even the question what a stage is made from downloads or rebuilds the base."""
+    return stage.name == "train" and not is_here(recipe.base)
 
 
 def make_key(stage: Stage, recipe: Recipe, have: dict[str, Artifact[Any]]) -> dict[str, Any]:
@@ -124,7 +146,7 @@ def make_key(stage: Stage, recipe: Recipe, have: dict[str, Artifact[Any]]) -> di
         "version": stage.version,
         "inputs": {name: have[name].digest for name in stage.inputs},
         "recipe": sliced,
-        "files": _outside_files(stage, recipe),
+        "files": _outside_files(stage, recipe, have),
         "libraries": {name: _version(name) for name in stage.libraries},
     }
 
@@ -136,29 +158,27 @@ def _slice(recipe: Recipe, dotted: str) -> Any:
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
 
 
-def _outside_files(stage: Stage, recipe: Recipe) -> dict[str, str]:
+def _outside_files(stage: Stage, recipe: Recipe, have: dict[str, Artifact[Any]]) -> dict[str, str]:
+    golden = recipe.golden
     match stage.name:
-        case "prepare" if recipe.data is not None:
-            return _hashes(Path(recipe.data.path))
-        case "train" if recipe.adapter is not None:
-            return _hashes(Path(recipe.adapter))
+        case "prepare":
+            return _hashes(recipe.data.path if recipe.data else None, golden.prompts)
         case "train":
-            from toolkit.bases import resolve_base
-
-            return {"base": resolve_base(recipe.base).digest}
+            return {**_hashes(recipe.adapter), "base": resolve_base(recipe.base).digest}
         case "golden":
-            named = (recipe.golden.prompts, recipe.golden.answers_from)
-            return {
-                name: digest for path in named if isinstance(path, str) for name, digest in _hashes(Path(path)).items()
-            }
-        case "create" if recipe.ollama.modelfile is not None:
-            return _hashes(Path(recipe.ollama.modelfile))
+            return {**_hashes(golden.prompts, golden.answers_from), "base": have["train"].facts.base.digest}
+        case "merge":  # an adapter that was adopted is the same files, whatever became of its base
+            return {"base": have["train"].facts.base.digest}
+        case "create":
+            return _hashes(recipe.ollama.modelfile)
     return {}
 
 
-def _hashes(path: Path) -> dict[str, str]:
-    paths = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return {p.as_posix(): file_sha256(p) for p in paths if p.is_file()}
+def _hashes(*paths: str | list[str] | None) -> dict[str, str]:
+    """SHA-256 of every file that a key of the recipe names, alone or in a folder; prompts may stand in the recipe itself."""
+    named = [Path(path) for path in paths if isinstance(path, str)]
+    files = [p for path in named for p in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    return {p.as_posix(): file_sha256(p) for p in files if p.is_file()}
 
 
 def _version(library: str) -> str:
@@ -171,12 +191,16 @@ def _version(library: str) -> str:
 def find_current(stage: Stage, folder: Path, key: dict[str, Any]) -> tuple[Artifact[Any] | None, str]:
     """The stage's artifact when it is current, else None and the reason in words."""
     try:
-        artifact = read_artifact(folder / stage.name, stage.facts)
+        artifact: Artifact[Any] | None = read_artifact(folder / stage.name, stage.facts)
     except DataError as error:
         return None, error.message
     if artifact is None:
         return None, "going on where it was cut short" if _partial(folder, stage).is_dir() else "not done yet"
     reason = _difference(artifact.key, key)
+    if not reason and stage.name == "create":
+        from toolkit.ollama.publish import still_published
+
+        reason = still_published(artifact.facts)
     return (None, reason) if reason else (artifact, "")
 
 
@@ -298,10 +322,3 @@ def _stop_unless_passed(certificate: Artifact[Any]) -> None:
     if facts.verdict == "fail":
         raise ParityError(message, f"Nothing was published. Read {where}.")
     raise InconclusiveError(message, f"Nothing was published. Read {where}; more golden prompts may decide.")
-
-
-def _still_published(artifact: Artifact[Any]) -> tuple[Artifact[Any] | None, str]:
-    from toolkit.ollama.publish import still_published
-
-    reason = still_published(artifact.facts)
-    return (None, reason) if reason else (artifact, "")

@@ -7,11 +7,12 @@ Estimates, not promises: formulas and the measured rates behind them are in the 
 from __future__ import annotations
 
 import math
-import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from toolkit.bases import is_here
 from toolkit.errors import ResourceError, ToolkitError
 from toolkit.estimates import CUDA_CONTEXT_BYTES, GIB, PROCESS_BYTES, tokens_per_second, training_memory
 from toolkit.hardware import Hardware, free_disk_bytes
@@ -100,14 +101,15 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
     )
 
 
-def check_plan(plan: Plan, hardware: Hardware, folder: Path) -> list[ToolkitError]:
+def check_plan(plan: Plan, hardware: Hardware, folder: Path, current: Collection[str]) -> list[ToolkitError]:
     """What this machine lacks for `plan`: memory, GPU memory, disk; empty when it fits.
 
     Args:
-        folder: runs/<name>; a stage that left its result there already needs no more disk.
+        folder: runs/<name>.
+        current: stages that will not run, and so need nothing.
     """
     faults: list[ToolkitError] = []
-    left = [s for s in plan.stages if not (folder / s.name / "artifact.json").is_file()]
+    left = [stage for stage in plan.stages if stage.name not in current]
     hint = "Lower one of these, best first:\n  " + "\n  ".join(plan.lower)
     for stage in left:
         advice = hint if stage.name == "train" else "Close other programs, or take a smaller base: --set base=…"
@@ -187,7 +189,7 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
     whole, streamed = total * 4, 2 * (largest + 4 * shape.linear_parameters() / shape.num_hidden_layers)
     golden = whole if whole < 0.6 * hardware.available_memory_bytes else streamed
     scores = (rows.longest + recipe.golden.max_new_tokens) * shape.vocab_size * 8
-    download = 0 if _is_here(recipe.base) else total * 2
+    download = 0 if recipe.base.startswith("embedded:") or is_here(recipe.base) else total * 2
     host = PROCESS_BYTES
     seconds = 10 + steps * batch * rows.tokens / rate + 2 * rows.held_out * rows.tokens / (3 * rate)
     table: list[tuple[str, float, float, float, float]] = [
@@ -243,14 +245,6 @@ def _lines(path: str) -> int:
         return len([line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()])
     except (OSError, UnicodeDecodeError):
         return 16
-
-
-def _is_here(base: str) -> bool:
-    if base.startswith("embedded:") or Path(base).expanduser().is_dir():
-        return True
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    return (hub / f"models--{base.partition('@')[0].replace('/', '--')}" / "snapshots").is_dir()
 
 
 def print_plan(plan: Plan) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from toolkit.errors import ToolkitError, UsageError
+from toolkit.errors import ToolkitError
 from toolkit.hardware import read_hardware
 from toolkit.recipe import Recipe
 
 
-def preflight(recipe: Recipe, folder: Path) -> None:
+def preflight(recipe: Recipe, folder: Path, current: Collection[str]) -> None:
     """Check data, base, golden prompts, Modelfile, memory and disk.
+
+    Args:
+        folder: runs/<name>.
+        current: stages that will not run.
 
     Raises:
         ToolkitError: every fault in one message; the exit code is that of the first.
@@ -21,24 +25,35 @@ def preflight(recipe: Recipe, folder: Path) -> None:
         from toolkit.data.prepare import check_data
 
         faults += _collect(lambda: check_data(recipe))
-    if isinstance(recipe.golden.prompts, str) and not Path(recipe.golden.prompts).is_file():
-        faults.append(UsageError(f"golden.prompts: there is no file {recipe.golden.prompts}"))
+    from toolkit.bases import check_base
+
+    faults += _raised(lambda: check_base(recipe.base))
+    from toolkit.prompts_file import golden_turns
+
+    faults += _raised(lambda: golden_turns(recipe))
     from toolkit.ollama.modelfile import check_modelfile
 
     faults += _collect(lambda: check_modelfile(recipe))
     from toolkit.plan import check_plan, make_plan
 
     hardware = read_hardware()
-    faults += _collect(lambda: check_plan(make_plan(recipe, hardware), hardware, folder))
+    faults += _collect(lambda: check_plan(make_plan(recipe, hardware), hardware, folder, current))
     if faults:
         hints = "\n".join(dict.fromkeys(f.hint for f in faults if f.hint))
         error = type(faults[0])("\n".join(f.message for f in faults), hints)
         raise error
 
 
-def _collect(check: Callable[[], Sequence[str | ToolkitError]]) -> list[ToolkitError]:
+def _collect(check: Callable[[], Sequence[ToolkitError]]) -> list[ToolkitError]:
     try:
-        found = check()
+        return list(check())
     except ToolkitError as error:
         return [error]
-    return [UsageError(fault) if isinstance(fault, str) else fault for fault in found]
+
+
+def _raised(check: Callable[[], object]) -> list[ToolkitError]:
+    try:
+        check()
+    except ToolkitError as error:
+        return [error]
+    return []

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import DataError
+from toolkit.errors import DataError, UsageError
 from toolkit.recipe import Recipe
 
 Turns = list[dict[str, str]]
@@ -16,7 +16,8 @@ def golden_turns(recipe: Recipe) -> list[Turns]:
     """The turns of every golden prompt, without the recipe's system text; each once.
 
     Raises:
-        DataError: a file that is missing, empty, not UTF-8, or has a line that is no prompt; an empty prompt.
+        UsageError: there is no such file.
+        DataError: a file that cannot be read, is empty, not UTF-8, or has a line that is no prompt; an empty prompt.
     """
     chosen = recipe.golden.prompts
     found = _read(Path(chosen)) if isinstance(chosen, str) else [_user(text.strip()) for text in chosen or []]
@@ -38,6 +39,10 @@ def _read(path: Path) -> list[Turns]:
     try:
         # Not splitlines: a prompt may hold U+2028.
         lines = path.read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n")
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"golden.prompts: there is no file {path}", "Name a text file with a prompt a line."
+        ) from error
     except OSError as error:
         raise DataError(
             f"golden.prompts: {path} cannot be read: {error.strerror}", "Give a text file with a prompt a line."

@@ -11,10 +11,14 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from toolkit.artifacts import write_text
 from toolkit.errors import UsageError
 from toolkit.hardware import Hardware, read_hardware
 from toolkit.recipe import Recipe, nearest
 
+RESOLVED = "resolved"
+"""Key of a file that `write_resolved` wrote."""
+RESOLVED_FILE = "recipe.yaml"
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 _GPU_PROFILE = re.compile(r"gpu-(\d+)gb")
 
@@ -33,19 +37,16 @@ def load_recipe(
         UsageError: with every fault of the file in one message.
     """
     tree, lines = _read_yaml(path)
-    profiles = tree.pop("profiles", None) or {}
-    if not isinstance(profiles, dict):
-        raise UsageError(f"{path}:{lines.get('profiles', 1)}: profiles must map names to settings")
-    name = profile or pick_profile(profiles, hardware or read_hardware())
-    if name not in profiles and (profile or profiles):
+    name, resolved = str(tree.get("profile")), tree.pop(RESOLVED, False)
+    if resolved and profile not in {None, name}:
         raise UsageError(
-            f"{path} has no profile {name}{nearest(name, list(profiles))}; it has: {', '.join(profiles) or 'none'}",
-            f"Choose one: tune2ollama run {path} --profile …",
+            f"{path} was written by a run with profile {name}", "Choose a profile for the recipe that the run was of."
         )
-    _overlay(tree, profiles.get(name) or {})
-    tree["profile"] = name
+    if not resolved:
+        name = _take_profile(tree, path, lines, profile, hardware)
     faults = _apply_settings(tree, settings)
-    faults += _expand(tree, "")
+    if not resolved:
+        faults += _expand(tree, "")
     shown = {**{_without_profile(k, name): v for k, v in lines.items()}, **_top_level(lines)}
     try:
         recipe = Recipe.model_validate(tree)
@@ -54,6 +55,39 @@ def load_recipe(
     if faults:
         raise UsageError("\n".join(faults), f"Mend {path}, then look at it with: tune2ollama run {path} --dry-run")
     return recipe
+
+
+def write_resolved(recipe: Recipe, folder: Path) -> Path:
+    """Keep a recipe as it runs, profile, `--set` and environment resolved: `load_recipe` gives the very same one, anywhere.
+
+    It is what a run's next command names: the file that the run was started from may say something else by then.
+    """
+    tree = {RESOLVED: True, **recipe.model_dump(mode="json")}
+    head = "# Written by the last run here: the recipe as it ran, with nothing left to be filled in.\n"
+    path = folder / RESOLVED_FILE
+    write_text(path, head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    return path
+
+
+def _take_profile(
+    tree: dict[str, Any], path: Path, lines: dict[str, int], profile: str | None, hardware: Hardware | None
+) -> str:
+    """Lay the profile's keys over the recipe's, and give its name."""
+    profiles = tree.pop("profiles", None) or {}
+    if not isinstance(profiles, dict):
+        raise UsageError(
+            f"{path}:{lines.get('profiles', 1)}: profiles must map names to settings",
+            "Write them like those of recipes/medical.yaml.",
+        )
+    name = profile or pick_profile(profiles, hardware or read_hardware())
+    if name not in profiles and (profile or profiles):
+        raise UsageError(
+            f"{path} has no profile {name}{nearest(name, list(profiles))}; it has: {', '.join(profiles) or 'none'}",
+            f"Choose one: tune2ollama run {path} --profile …",
+        )
+    _overlay(tree, profiles.get(name) or {})
+    tree["profile"] = name
+    return name
 
 
 def pick_profile(profiles: Mapping[str, Any], hardware: Hardware) -> str:
@@ -76,7 +110,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8: {error}", "Save it as UTF-8.") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {error}") from error
+        raise UsageError(f"{path} is not YAML: {error}", "Mend the line that it names.") from error
     if not isinstance(tree, dict):
         raise UsageError(f"{path} is empty or holds no keys", "Start from one of: tune2ollama list")
     return tree, lines

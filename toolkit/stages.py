@@ -40,7 +40,13 @@ class Stage:
 _MODEL_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 STAGES = (
-    Stage("prepare", DatasetFacts, (), ("data", "system"), ("charset-normalizer",)),
+    Stage(
+        "prepare",
+        DatasetFacts,
+        (),
+        ("data", "system", "golden.prompts", "golden.from_test"),  # golden prompts are kept from the training split
+        ("charset-normalizer",),
+    ),
     Stage(
         "train",
         AdapterFacts,

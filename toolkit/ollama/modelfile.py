@@ -61,16 +61,18 @@ def has_tag(model: str) -> bool:
     return ":" in model.rpartition("/")[2]
 
 
-def check_modelfile(recipe: Recipe) -> list[str]:
+def check_modelfile(recipe: Recipe) -> list[UsageError]:
     """Faults of the model's name and of the recipe's partial Modelfile, all at once; empty when they can be used.
 
     Raises:
         UsageError: it cannot be read or parsed; names file and line.
     """
-    names = check_name(recipe.ollama.model)
-    if recipe.ollama.modelfile is None:
+    source = recipe.ollama.modelfile
+    names = [UsageError(fault, "Change ollama.model in the recipe.") for fault in check_name(recipe.ollama.model)]
+    if source is None:
         return names
-    return names + _faults(read_modelfile(Path(recipe.ollama.modelfile), partial=True), recipe)
+    faults = _faults(read_modelfile(Path(source), partial=True), recipe)
+    return names + [UsageError(fault, f"Mend {source} and run again.") for fault in faults]
 
 
 def _faults(partial: Modelfile, recipe: Recipe) -> list[str]:

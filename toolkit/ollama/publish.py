@@ -37,11 +37,13 @@ from toolkit.ollama.server import find_ollama, serving
 from toolkit.ollama.syntax import Modelfile, read_modelfile, render_for_people
 from toolkit.places import cache_home, own_command
 from toolkit.recipe import Recipe
+from toolkit.recipe_file import RESOLVED_FILE
 
 if TYPE_CHECKING:
-    from toolkit.ollama.conversations import Outcome
-    from toolkit.ollama.own_model import OwnModel
+    from toolkit.ollama.judged import ServedModel
 
+REFUSED = "refused"
+"""Folder of a run, for the certificate of a model that a server showed to be another than the trained one."""
 INSTALL = "install Ollama: curl -fsSL https://ollama.com/install.sh | sh   (or, with Go and CMake here: make ollama)"
 
 
@@ -73,7 +75,8 @@ def create(
     Args:
         served: the GGUF file that the certificate lets go to Ollama.
         out: gets `Modelfile`, for people: `ollama create` with it gives the same model; `conversations.jsonl`, what each
-            address rendered; and `served.json`, the server's links of the certificate.
+            address rendered; and `served.json`, the server's links of the certificate. Where these break, the whole
+            certificate is written into `refused` beside it.
 
     Raises:
         ParityError: the certificate does not pass, or the server renders or answers otherwise; nothing was published.
@@ -93,15 +96,20 @@ def create(
     candidate = candidate_name(model)
     modelfile = completed_modelfile(recipe, served, Path(os.path.relpath(served, out)).as_posix())
     write_text(out / "Modelfile", render_for_people(modelfile))
+    shutil.rmtree(out.parent / REFUSED, ignore_errors=True)
     with publishing(model), serving(out.parent / "ollama-server.log") as client:
         if client is None:
-            remaining = [INSTALL, f"{own_command()} create recipes/{recipe.name}.yaml"]
+            remaining = [INSTALL, f"{own_command()} create {out.parent / RESOLVED_FILE}"]
             return OllamaFacts(model=model, digest="", server_version="", published=False, remaining=remaining)
+        from toolkit.ollama.judged import ServedModel
+
         version = client.version()
         try:
             send(client, candidate, modelfile, served)
             sent = _digest(client, candidate)
-            facts_of_checks = _prove(client, candidate, modelfile, served, golden, recipe, out)
+            found = ServedModel(client, candidate, client.show(candidate), served)
+            check_stored(found.shown, modelfile)
+            facts_of_checks = _prove(found, recipe, golden, certificate.folder, out)
             if _digest(client, candidate) != sent:
                 raise ParityError(
                     f"{candidate} was replaced while it was being proved: what has the name now is not what was proved",
@@ -137,67 +145,38 @@ def _digest(client: Client, model: str) -> str:
 
 
 def _prove(
-    client: Client,
-    candidate: str,
-    modelfile: Modelfile,
-    served: Path,
-    golden: Artifact[GoldenFacts],
-    recipe: Recipe,
-    out: Path,
+    model: ServedModel, recipe: Recipe, golden: Artifact[GoldenFacts], certified: Path, out: Path
 ) -> dict[str, Any]:
-    from toolkit.ollama.asked import ENDPOINTS
-    from toolkit.ollama.conversations import require_equal
-    from toolkit.ollama.judged import created_subject
-    from toolkit.ollama.own_model import OwnModel
-    from toolkit.ollama.served import Served, as_asked_today, check_answers, check_rendering, read_questions
-    from toolkit.parity.candidate import Candidate
+    """Compare what the server renders and answers with what was trained.
 
-    questions = read_questions(golden.folder / "golden.jsonl", recipe.system)
-    check_stored(client.show(candidate), modelfile)
-    with Candidate(served, vocab_only=True) as file:
-        template = file.chat_template or ""
-    own = OwnModel(served, int(modelfile.parameter("num_ctx") or 0))
-    try:
-        day = golden.facts.day
-        questions = as_asked_today(questions, modelfile.messages, recipe.system, template, own, day)
-        with counting("prompts rendered by Ollama", len(questions)) as tick:
-            rendered = check_rendering(client, candidate, questions, own, tick)
-        outcomes = converse(client, candidate, recipe.system, modelfile, template, own)
-        write_jsonl(out / "conversations.jsonl", (asdict(outcome) for outcome in outcomes))
-        conversations = require_equal(outcomes, candidate, client.version())
-        with counting("answers of Ollama compared with llama.cpp", len(questions) + 2) as tick:
-            there, limit = (
-                Served(candidate, tuple(modelfile.api_parameters().get("stop", ()))),
-                recipe.golden.max_new_tokens,
-            )
-            agreement = check_answers(client, there, questions, own, limit, tick)
-            # The other addresses have proved to render alike; one answer shows that they also answer alike.
-            for endpoint in ENDPOINTS[1:]:
-                single = [q for q in questions if endpoint != "/api/generate" or len(q.messages) == 1][:1]
-                check_answers(client, there, single, own, limit, tick, endpoint)
-    finally:
-        own.close()
-    told = created_subject(recipe.ollama.model, served, f"Ollama {client.version()}", rendered, outcomes, agreement)
-    write_json(out / "served.json", told.as_json())
+    Args:
+        certified: folder of the file's own certificate.
+
+    Raises:
+        ParityError: it is another; the certificate with the server's part is in `refused`, beside the stages.
+    """
+    from toolkit.gguf_file import read_gguf
+    from toolkit.ollama.judged import Trained, subject_of, what_is_shown
+    from toolkit.report.page import with_served, write_page
+
+    template = str(read_gguf(model.file).metadata.get("tokenizer.chat_template", ""))
+    limit = recipe.golden.max_new_tokens
+    shown = what_is_shown(model, Trained(golden.folder, recipe.system, template, golden.facts.day, limit))
+    write_jsonl(out / "conversations.jsonl", (asdict(outcome) for outcome in shown.outcomes))
+    subject = subject_of(model, shown, recipe.ollama.model).as_json()
+    write_json(out / "served.json", subject)
+    if subject["verdict"] != "pass":
+        refused = out.parent / REFUSED  # what is in `out` goes with the next try
+        certificate = json.loads((certified / "certificate.json").read_text(encoding="utf-8"))
+        whole = with_served(certificate, subject)
+        write_json(refused / "certificate.json", whole)
+        raise ParityError(str(whole["message"]), f"Nothing was published. Read {write_page(whole, refused)}")
     return {
-        "rendered_equal": rendered,
-        "conversations_equal": conversations,
-        "answers_compared": agreement.answers,
-        "largest_logprob_difference": agreement.largest,
+        "rendered_equal": shown.rendered,
+        "conversations_equal": sum(outcome.result == "equal" for outcome in shown.outcomes),
+        "answers_compared": shown.agreement.answers,
+        "largest_logprob_difference": shown.agreement.largest,
     }
-
-
-def converse(
-    client: Client, candidate: str, system: str, modelfile: Modelfile, template: str, own: OwnModel
-) -> list[Outcome]:
-    """Have the candidate render every conversation at every address."""
-    from toolkit.ollama.conversations import check_conversations, expected_texts, further_conversations
-
-    expected = expected_texts(
-        further_conversations(system, own.markers), template, own.bos_text, own.eos_text, modelfile.system or "",
-        modelfile.messages, sees="vision" in client.show(candidate).get("capabilities", []),
-    )  # fmt: skip
-    return check_conversations(client, candidate, expected, own.bos_text if own.adds_bos else "")
 
 
 def send(client: Client, name: str, modelfile: Modelfile, gguf: Path) -> None:
