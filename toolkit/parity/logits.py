@@ -49,6 +49,8 @@ class Positions:
     margin: list[float] = field(default_factory=list)
     loss_tuned: list[float] = field(default_factory=list)
     loss_export: list[float] = field(default_factory=list)
+    text: list[int] = field(default_factory=list)
+    """The golden, or the further text, that each position belongs to."""
     together: list[float] = field(default_factory=list)
     alone: list[float] = field(default_factory=list)
     largest_difference: float = 0.0
@@ -66,6 +68,7 @@ class Positions:
         """Take in one golden's positions; returns the export's most probable token at each.
 
         Args:
+            golden: its number, or a number of its own for a further text.
             tokens: the completion's token ids.
             tuned, base, export: logits [len(tokens), vocabulary].
         """
@@ -87,11 +90,14 @@ class Positions:
         kl = (p * difference).sum(-1)
         self.kl += kl.clamp_min(0).tolist()
         self.kl_base += (p * (log_tuned - base.log_softmax(-1))).sum(-1).clamp_min(0).tolist()
-        self.largest_difference = max(self.largest_difference, (difference - kl[:, None]).abs().max().item())
+        # Python's `max` would drop a NaN.
+        largest = (difference - kl[:, None]).abs().max().item()
+        self.largest_difference = float(np.maximum(self.largest_difference, largest))
         chosen = torch.tensor(tokens)[:, None]
         self.loss_tuned += (-log_tuned.gather(-1, chosen)[:, 0]).tolist()
         self.loss_export += (-log_export.gather(-1, chosen)[:, 0]).tolist()
         together, alone = moments(tuned, base, export)
+        self.text += [golden] * len(tokens)
         self.together += together.tolist()
         self.alone += alone.tolist()
         top = p.topk(2, dim=-1)
@@ -104,6 +110,11 @@ class Positions:
         return [int(token) for token in found]
 
     @property
+    def broken(self) -> int:
+        """Positions where a logit is no number."""
+        return int((~np.isfinite([self.kl, self.together, self.alone])).any(0).sum())
+
+    @property
     def top1(self) -> float:
         return 1 - len(self.flips) / len(self.kl)
 
@@ -113,7 +124,7 @@ class Positions:
 
     @property
     def strength(self) -> Strength | None:
-        return strength(np.array(self.together), np.array(self.alone))
+        return strength(np.array(self.together), np.array(self.alone), np.array(self.text))
 
 
 def _double(rows: npt.NDArray[np.float32]) -> torch.Tensor:
@@ -150,6 +161,8 @@ def logits_check(positions: Positions, limits: Limits, heat: list[dict[str, Any]
     }
     broken = [m.told() for m in measures if m.verdict == "fail"]
     message = "; ".join(broken) if broken else f"mean KL {kl.mean():.1e}, top-1 {positions.top1:.1%}"
+    if positions.broken:
+        message = _no_numbers(positions)
     return Check.of("logits", measures, message, details)
 
 
@@ -163,8 +176,10 @@ def strength_check(positions: Positions, limits: Limits, whole_in_weights: bool 
     """
     effect, distance = float(np.mean(positions.kl_base)), float(np.mean(positions.kl))
     power = effect / max(distance, 1e-12)
-    found = positions.strength
     details = {"positions": len(positions.kl), "effect_kl": effect, "band": [limits.strength_low, limits.strength_high]}
+    if positions.broken:
+        return Check(name="strength", verdict="fail", message=_no_numbers(positions), details=details)
+    found = positions.strength
     if found is None:
         return Check(
             name="strength",
@@ -190,6 +205,10 @@ def strength_check(positions: Positions, limits: Limits, whole_in_weights: bool 
         Measure(name="effect / distance", value=power, limit=POWER),
     ]
     return Check(name="strength", verdict=verdict, message=said, measures=measures, details=details)
+
+
+def _no_numbers(positions: Positions) -> str:
+    return f"at {positions.broken} of {len(positions.kl)} positions the probabilities are no numbers"
 
 
 def _needed(found: Strength, limits: Limits, positions: int) -> str:
