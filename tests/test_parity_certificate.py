@@ -15,6 +15,7 @@ from toolkit.parity.certificate import (
     Subject,
     Verdict,
     blame_of,
+    certificate_text,
     chain_of,
     higher_is_better,
     lower_is_better,
@@ -110,6 +111,15 @@ def test_a_value_that_is_no_number_is_null_in_json() -> None:
     assert json.loads(measure.model_dump_json())["value"] is None
     assert measure.model_dump()["value"] is None
     assert math.isnan(Measure.model_validate({"name": "x", "value": None}).value)
+
+
+def test_no_certificate_holds_what_json_does_not_have() -> None:
+    details = {"kl": [0.5, math.nan], "layers": {"0": {"strength": math.inf, "error": -math.inf}}, "shape": (2, 3)}
+    check = Check(name="logits", verdict="fail", message="why", details=details)
+    wanted = {"kl": [0.5, None], "layers": {"0": {"strength": None, "error": None}}, "shape": [2, 3]}
+    assert check.model_dump()["details"] == json.loads(check.model_dump_json())["details"] == wanted
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        certificate_text({"value": math.nan})
 
 
 def test_the_server_is_named_only_when_it_was_asked() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from toolkit.parity.certificate import Check
 from toolkit.parity.limits import Limits, limits_for
-from toolkit.parity.logits import Flip, Positions, logits_check
+from toolkit.parity.logits import Flip, Positions, logits_check, strength_check
 
 
 def rows(*probabilities: list[float]) -> np.ndarray:
@@ -57,6 +58,23 @@ def test_gates() -> None:
     check = logits_check(turned, limits)
     assert measure(check, "confident flips") > 100
     assert check.details["flips"][0]["margin"] >= check.details["flips"][-1]["margin"]
+
+
+def test_logits_that_are_no_numbers_fail() -> None:
+    tuned = np.tile(rows([0.6, 0.3, 0.1]), (40, 1))
+    base, export = tuned[:, ::-1].copy(), tuned.copy()
+    export[3, 1] = math.nan
+    limits = limits_for("Q2_K", 10**10, 0.0)[0]
+    of_export, of_tuned = Positions(), Positions()
+    of_export.add(0, [0] * 40, tuned, base, export)
+    of_tuned.add(0, [0] * 40, export, base, tuned)
+    for found in (of_export, of_tuned):
+        assert (found.broken, len(found.kl)) == (1, 40)
+        assert math.isnan(found.largest_difference)
+        for check in (logits_check(found, limits), strength_check(found, limits, whole_in_weights=True)):
+            assert check.verdict == "fail"
+            assert check.message == "at 1 of 40 positions the probabilities are no numbers"
+            assert json.loads(check.model_dump_json())
 
 
 def test_one_near_tie_is_no_failure_among_few_positions() -> None:

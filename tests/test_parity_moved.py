@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,22 @@ def test_a_layer_that_hardly_moved(adapter: Path, tmp_path: Path) -> None:
     assert check.message == "training hardly reached layer 3: less than a thousandth of the others' change"
     small = checked(adapter, tmp_path / "b", lambda n, t: t * 1e-2 if ".layers.3." in n else t)
     assert small.verdict == "pass"
+
+
+def test_values_that_are_no_numbers(adapter: Path, tmp_path: Path) -> None:
+    def lose(name: str, tensor: Any) -> Any:
+        if "layers.2.mlp.up_proj" in name:
+            tensor = tensor.clone()
+            tensor[5, 3] = float("nan")
+        return tensor
+
+    check = checked(adapter, tmp_path / "a", lose)
+    assert check.verdict == "fail"
+    assert check.message == (
+        "training left values that are no numbers in 1 modules, the first is model.layers.2.mlp.up_proj"
+    )
+    assert measures(check)["modules that hold no numbers"] == 1
+    assert all(math.isfinite(size) for size in check.details["layers"].values())
 
 
 def test_nothing_moved(adapter: Path, tmp_path: Path) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
+from transformers import AutoTokenizer
 
+from tests.faults.files import change_tensor
 from tests.parity_chain import Chain, Export, blend, chain, damaged, replace_bytes
 from toolkit.artifacts import CertificateFacts
-from toolkit.parity.certificate import SCHEMA
+from toolkit.parity.certificate import SCHEMA, certificate_text
+from toolkit.parity.subjects import GGUFUnderTest, Tuned
 from toolkit.parity.table import certificate_table
-from toolkit.parity.verify import verify
+from toolkit.parity.verify import certificate_of, judge, verify
+from toolkit.report.page import certificate_page
 
 TYPES = ["F16", "Q8_0", "Q4_K_M"]
 
@@ -125,6 +131,31 @@ def test_a_lost_end_token_fails_the_tokens_check(clean: Chain, tmp_path: Path) -
     assert facts.verdict == "fail"
     assert all(facts.checks[f"{link}: tokens"] == "fail" for link in TYPES)
     assert value(certificate, "Q8_0", "tokens", "end-of-text id wrong") == 1
+
+
+def test_one_value_that_is_no_number_fails_and_is_named(clean: Chain, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    shutil.copy(clean.export.gguf.folder / clean.export.gguf.facts.files[0].name, broken)
+
+    def lose(values: Any) -> Any:
+        values[7, 9] = np.nan
+        return values
+
+    change_tensor(broken, "blk.0.ffn_up.weight", lose)
+    tuned = Tuned.of(clean.recipe, clean.adapter, clean.golden, AutoTokenizer.from_pretrained(clean.adapter.folder))
+    certificate = certificate_of(tuned, judge(tuned, None, [GGUFUnderTest(broken, "broken", "F16")]), {})
+    assert certificate["verdict"] == "fail"
+    assert "NaN" not in certificate_text(certificate)
+    checks = {check["name"]: check for check in certificate["subjects"][-1]["checks"]}
+    for name in ("weights", "strength", "logits"):
+        assert checks[name]["verdict"] == "fail", name
+    assert certificate["blame"]["message"].endswith(
+        "tensors are damaged; model.layers.0.mlp.up_proj.weight (F16): holds values that are no numbers"
+    )
+    console = Console(width=160, record=True, file=(tmp_path / "screen").open("w", encoding="utf-8"))
+    console.print(certificate_table(certificate))
+    assert "broken" in console.export_text()
+    assert "hold" in certificate_page(certificate)
 
 
 def test_a_failing_file_that_is_not_served_is_a_warning(clean: Chain, tmp_path: Path) -> None:

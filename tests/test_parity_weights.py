@@ -43,6 +43,16 @@ def test_a_wrong_scale_leaves_no_more_rest_than_rounding(factor: float) -> None:
     assert damaged.rest > 2 * largest_rest("Q4_K")
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_no_number_is_never_mere_rounding(value: float) -> None:
+    base, change = matrix(8, 8), 0.1 * matrix(8, 8, 1)
+    export = base + change
+    export[3, 4] = value
+    assert sums_of(base, base + change, export, change).rest == math.inf
+    assert sums_of(base, base, export, 0 * change).rest == math.inf
+    assert sums_of(0 * base, 0 * base, export, 0 * change).rest == math.inf
+
+
 def test_sums_add_up_and_tell_nothing_where_nothing_changed() -> None:
     same = torch.ones(2, 2)
     one = sums_of(same, same, same, same - same)

@@ -21,6 +21,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any, Literal, get_args
 
@@ -61,6 +62,15 @@ _ORDER: tuple[Kind, ...] = get_args(Kind)
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def finite(value: Any) -> Any:
+    """A value of JSON with null in place of NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Measure(_Part):
@@ -115,6 +125,10 @@ class Check(_Part):
     details: dict[str, Any] = {}
     suspect: Suspect = ""
     """The earlier link that makes such a fault, where the check can tell; it is blamed unless its own product is right."""
+
+    @field_serializer("details")
+    def _no_numbers_are_null(self, details: dict[str, Any]) -> Any:
+        return finite(details)
 
     @classmethod
     def of(
@@ -232,6 +246,15 @@ def blame_of(subjects: list[Subject]) -> Blame | None:
         measure=measure.name if measure else "", value=measure.value if measure and math.isfinite(measure.value) else None,
         limit=measure.limit if measure else None,
     )  # fmt: skip
+
+
+def certificate_text(certificate: dict[str, Any]) -> str:
+    """`certificate.json`.
+
+    Raises:
+        ValueError: NaN or infinity is in it, which JSON does not have.
+    """
+    return json.dumps(certificate, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
 def verdict_of(subjects: list[Subject]) -> tuple[Verdict, str, list[str]]:

@@ -22,8 +22,12 @@ def moved_check(adapter: LoraAdapter) -> Check:
     B begins at zero, so a module that training never reached has none left to show.
     """
     still, by_layer = [], dict[int, float]()
+    broken = [name for name, entry in adapter.replaced.items() if not torch.isfinite(adapter.tensor(entry)).all()]
     for module, change in adapter.changes.items():
         parts = {part: adapter.tensor(entry).double() for part, entry in change.parts.items()}
+        if not all(torch.isfinite(part).all() for part in parts.values()):
+            broken.append(module)
+            continue
         low, high = ("A", "B") if "A" in parts else ("embedding_A", "embedding_B")
         if not parts[high].any():
             still.append(module)
@@ -37,11 +41,15 @@ def moved_check(adapter: LoraAdapter) -> Check:
     everything = len(still) == len(adapter.changes) > 0
     smallest = min(sizes.values(), default=0.0) / middle if middle > 0 else 0.0
     measures = [
+        lower_is_better("modules that hold no numbers", len(broken), 0, 0),
         lower_is_better("modules that never moved", 0 if everything else len(still), 0, 0),
         lower_is_better("layers that hardly moved", len(weak), 0, 0),
         Measure(name="smallest change of a layer, as a share of the median", value=smallest, limit=SMALLEST_SHARE),
     ]
     details = {"layers": {str(layer): round(size, 6) for layer, size in sorted(sizes.items())}, "still": still[:20]}
+    if broken:
+        message = f"training left values that are no numbers in {len(broken)} modules, the first is {broken[0]}"
+        return Check.of("moved", measures, message, details)
     if everything:
         message = "nothing moved: every B is zero, so the tuned model is its base"
         return Check(name="moved", verdict="inconclusive", message=message, measures=measures, details=details)

@@ -88,8 +88,12 @@ class Sums:
     def rest(self) -> float:
         """Root of what is neither base nor adapter, as a share of the larger of the tuned and the export's weights.
 
+        Infinite where a weight is no number.
+
         With three roundings of the error n, D_e - s D_t holds (1 + s² + (1 - s)²) n²: at s = 2 three times as much as at 1.
         """
+        if not math.isfinite(self._rest):
+            return math.inf
         if self.tuned <= 0:
             return math.sqrt(self.changed)
         slope = min(max(self.strength or 0.0, 0.0), LARGEST_SLOPE)
@@ -121,7 +125,8 @@ class Sums:
         s, m = self._slopes
         explained = s * self.together + m * self.export_original
         modelled = s * s * self.alone + 2 * s * m * self.tuned_original + m * m * self.original
-        return max(0.0, self.changed - 2 * explained + modelled)
+        rest = self.changed - 2 * explained + modelled
+        return max(0.0, rest) if math.isfinite(rest) else math.inf
 
 
 def sums_of(

@@ -63,7 +63,9 @@ def _cell(check: dict[str, Any] | None) -> Text:
 
 
 def _measure(check: dict[str, Any] | None, name: str) -> dict[str, Any] | None:
-    return next((m for m in check["measures"] if m["name"] == name), None) if check else None
+    # A value of null is no number, and is not shown.
+    found = next((m for m in check["measures"] if m["name"] == name), None) if check else None
+    return found if found and found["value"] is not None else None
 
 
 def _kl_cell(check: dict[str, Any] | None) -> Text:

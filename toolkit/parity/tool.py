@@ -11,17 +11,20 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
-from toolkit.artifacts import Artifact, write_json
+from toolkit.artifacts import Artifact, write_text
 from toolkit.errors import InconclusiveError, ParityError, UsageError
 from toolkit.gguf_file import read_gguf
-from toolkit.parity.certificate import Subject
+from toolkit.parity.certificate import Subject, certificate_text
 from toolkit.parity.limits import file_type_of
 from toolkit.recipe import Recipe
 from toolkit.report.page import PAGE, write_page
+
+if TYPE_CHECKING:
+    from toolkit.ollama.judged import ServedModel
 
 stderr = Console(stderr=True, highlight=False)
 _NOTHING = "there is nothing to compare: no export is named"
@@ -102,7 +105,7 @@ def verify_recipe(recipe: Recipe, force: bool = False, out: Path | None = None) 
 
 def _write(certificate: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "certificate.json", certificate)
+    write_text(folder / "certificate.json", certificate_text(certificate))
     write_page(certificate, folder)
     stderr.print(f"Certificate: {folder / 'certificate.json'}, for a browser: {folder / PAGE}")
 
@@ -140,10 +143,11 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
     resolve_base(recipe.base)  # a base that is not there is told before anything is estimated
     recipe = _of_an_export_where_too_large(recipe, asked)
     _tell_plan(recipe, asked)
-    have = pipeline.run(recipe, upto="golden")
-    certificate = _judge(recipe, have, asked, merged=asked.hf if given or asked.adapter is not None else None)
+    with contextlib.ExitStack() as stack:
+        model = stack.enter_context(_served(asked, pipeline.run_folder(recipe))) if asked.ollama else None
+        have = pipeline.run(recipe, upto="golden")
+        certificate = _judge(recipe, have, asked, asked.hf if given or asked.adapter is not None else None, model)
     for file in asked.ggufs:
-        _tell_ollama(file)
         _tell_summary(file)
     _write(certificate, out or pipeline.run_folder(recipe) / "checked")
     return certificate
@@ -210,21 +214,24 @@ def _tell_plan(recipe: Recipe, asked: Asked) -> None:
     )
 
 
-def _tell_ollama(file: Path) -> None:
-    """What a plain `FROM` would make of a file's chat template."""
-    from toolkit.ollama.build import VERSION
-    from toolkit.ollama.known import known_templates
-    from toolkit.ollama.predict import predict
-    from toolkit.ollama.server import find_ollama
-    from toolkit.ollama.syntax import Modelfile
+def _served(asked: Asked, folder: Path) -> contextlib.AbstractContextManager[ServedModel]:
+    """The model of the server: a name that it does not know is told before anything is recorded."""
+    from toolkit.ollama.judged import served_model
 
-    metadata = read_gguf(file).metadata
-    template = metadata.get("tokenizer.chat_template")
-    found = predict(template, metadata, Modelfile(), VERSION, known_templates(find_ollama(), VERSION))
-    stderr.print(
-        f"Ollama {VERSION} would serve a plain FROM {file.name} with: {found.how} {found.name}".rstrip()
-        + f" ({found.reason})"
-    )
+    return served_model(asked.ollama, folder / "ollama-server.log", asked.ggufs)
+
+
+def _with_prediction(subject: Subject, file: Path) -> Subject:
+    """What a plain `FROM` would make of a file's chat template, told and kept beside its prompts."""
+    from toolkit.ollama.foretold import foretold, told
+
+    found = foretold(file)
+    stderr.print(told(file, found), markup=False)
+    checks = [
+        check.model_copy(update={"details": {**check.details, "ollama": found}}) if check.name == "prompts" else check
+        for check in subject.checks
+    ]
+    return subject.model_copy(update={"checks": checks})
 
 
 def _tell_summary(file: Path) -> None:
@@ -239,32 +246,35 @@ def _tell_summary(file: Path) -> None:
         stderr.print(f"{escape(f'{file.name} says of itself: {claimed.verdict}: {claimed.found}')}. That {told}.")
 
 
-def _judge(recipe: Recipe, have: dict[str, Artifact[Any]], asked: Asked, merged: Path | None) -> dict[str, Any]:
+def _judge(
+    recipe: Recipe, have: dict[str, Artifact[Any]], asked: Asked, merged: Path | None, model: ServedModel | None
+) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
-    from toolkit.parity.subjects import GGUFUnderTest, Tuned
+    from toolkit.parity.subjects import GGUFUnderTest, Tuned, whole_in_weights
     from toolkit.parity.verify import certificate_of, hashes, judge
 
     adapter, golden = have["train"], have["golden"]
     tokenizer = AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False)
     tuned = Tuned.of(recipe, adapter, golden, tokenizer)
     names = _names(asked.ggufs)
-    files = [GGUFUnderTest(path, names[path], file_type_of(read_gguf(path), path)) for path in asked.ggufs]
-    subjects: list[Subject] = []
-    served: list[Path] = []
-    if asked.ollama:
+    if model is not None and model.file not in names:
+        names[model.file] = f"{asked.ollama}'s file"
+    files = [GGUFUnderTest(path, name, file_type_of(read_gguf(path), path)) for path, name in names.items()]
+    subjects = judge(tuned, merged, files)
+    ours = len(subjects) - len(files)
+    subjects[ours:] = [_with_prediction(subject, path) for subject, path in zip(subjects[ours:], names, strict=True)]
+    if model is not None:
         from toolkit.ollama.judged import judge_served
 
-        log = golden.folder.parent / "ollama-server.log"
-        file = asked.ggufs[0] if asked.ggufs else None
-        subject, blob = judge_served(asked.ollama, tuned, golden.folder, recipe.system, log, file)
-        subjects.append(subject)
-        if blob is not None and not asked.ggufs:
-            files.append(GGUFUnderTest(blob, f"{asked.ollama}'s file", file_type_of(read_gguf(blob), blob)))
-            served.append(blob)
-    subjects = [*judge(tuned, merged, files), *subjects]
-    named = [*asked.ggufs, *served, *([merged] if merged else [])]
-    return certificate_of(tuned, subjects, hashes(adapter.folder, golden.folder, *named))
+        behind = next(subject for subject in subjects if subject.name == names[model.file])
+        whole = whole_in_weights(behind.checks)
+        subjects.append(judge_served(model, tuned, golden.folder, recipe.system, whole))
+    paths = hashes(adapter.folder, golden.folder, *names, *([merged] if merged else []))
+    certificate = certificate_of(tuned, subjects, paths)
+    if model is not None:
+        certificate["versions"]["ollama"] = model.client.version()
+    return certificate
 
 
 def _names(paths: tuple[Path, ...]) -> dict[Path, str]:

@@ -20,9 +20,9 @@ from toolkit.artifacts import (
     GoldenFacts,
     ModelFacts,
     file_sha256,
-    write_json,
+    write_text,
 )
-from toolkit.parity.certificate import SCHEMA, Subject, blame_of, chain_of, verdict_of
+from toolkit.parity.certificate import SCHEMA, Subject, blame_of, certificate_text, chain_of, verdict_of
 from toolkit.parity.exported import Exported, FolderWeights, GGUFWeights
 from toolkit.parity.limits import largest_rest
 from toolkit.parity.subjects import GGUFUnderTest, Tuned, adapter_subject, file_checks, gguf_subject, merged_subject
@@ -66,7 +66,7 @@ def verify(
     )
     if certificate["verdict"] == "pass":
         certificate["certified"] = _certified(next(file.path for file in files if file.served), out, certificate)
-    write_json(out / "certificate.json", certificate)
+    write_text(out / "certificate.json", certificate_text(certificate))
     write_page(certificate, out)
     checks = {f"{s.name}: {check.name}": check.verdict for s in subjects for check in s.checks}
     return CertificateFacts(

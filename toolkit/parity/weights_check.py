@@ -191,11 +191,13 @@ def _blamed(found: Comparison, expected: Expected, damaged: list[TensorSums], of
         )
     if damaged:
         first = max(damaged, key=_beyond)
-        return (
-            f"{len(damaged)} of {len(found.tensors)} tensors are damaged; {first.name} ({first.type}): {first.damage}, "
-            f"{first.sums.rest:.3g} of its size is neither base nor adapter (limit {largest_rest(first.type):.3g})",
-            "conversion",
+        told = (
+            f"{len(damaged)} of {len(found.tensors)} tensors are damaged; {first.name} ({first.type}): {first.damage}"
         )
+        if math.isfinite(first.sums.rest):
+            limit = largest_rest(first.type)
+            told += f", {first.sums.rest:.3g} of its size is neither base nor adapter (limit {limit:.3g})"
+        return told, "conversion"
     return _wrong_strength(found, expected, off), "merge"
 
 
