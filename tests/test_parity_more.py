@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -58,6 +59,12 @@ def test_the_logits_of_a_round_are_those_that_would_be_recorded(clean: Chain) ->
     assert np.abs(found.tuned - goldens.tuned).max() < 2e-3
     assert np.abs(found.base - goldens.base).max() < 2e-3
     assert further.round(1) is None
+    # On the run's own disk, and gone with the object.
+    (folder,) = clean.adapter.folder.parent.glob(".more-*")
+    assert sorted(path.name for path in folder.iterdir()) == ["base-0.npy", "tuned-0.npy"]
+    del further, found
+    gc.collect()
+    assert not folder.exists()
 
 
 def _own(goldens: Goldens) -> list[object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.disk import largest_file
 from tests.models import adapter_artifact, tiny_adapter, tiny_llama, tiny_qwen2
 from toolkit.artifacts import Quantization
+from toolkit.errors import ResourceError
 from toolkit.reference import Reference, TeacherForced, held_out_loss, write_logits
 from toolkit.train.model import load_tuned
 from toolkit.weights import TrainedWeights
@@ -65,6 +68,23 @@ def test_write_logits_streams(tmp_path: Path) -> None:
     written = np.load(tmp_path / "x.npy", mmap_mode="r", allow_pickle=False)
     assert written.dtype == np.float32
     assert written.tolist() == [[0, 1, 2], [3, 4, 5], [1, 1, 1]]
+
+
+def test_a_full_disk_is_told_before_any_logits_are_computed(tmp_path: Path) -> None:
+    asked = []
+
+    def logits() -> Iterator[torch.Tensor]:
+        asked.append(1)
+        yield torch.ones(1000, 100)
+
+    with (
+        pytest.raises(ResourceError, match=rf"no space to write {tmp_path}/x\.npy: File too large"),
+        largest_file(300_000),
+    ):
+        write_logits(logits(), tmp_path / "x.npy", (1000, 100), "x")
+    assert asked == []
+    assert list(tmp_path.iterdir()) == []
+    assert ResourceError.exit_code == 4
 
 
 def test_held_out_loss_is_the_mean_over_answer_tokens(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ reads its files once per pass.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -25,6 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from toolkit.artifacts import new_file
 from toolkit.errors import DataError
+from toolkit.safetensors_file import writing
 from toolkit.train.rows import tokenize
 from toolkit.weights import TrainedWeights
 
@@ -209,17 +211,22 @@ def write_logits(logits: Iterator[torch.Tensor], path: Path, shape: tuple[int, i
     Args:
         shape: (positions over all sequences, vocabulary).
         title: shown beside the progress bar.
+
+    Raises:
+        ResourceError: the disk has no room for the file; told before anything is computed.
     """
-    with new_file(path) as partial:
-        rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+    # Written, not mapped: when the disk is full, a map of a file ends the process with a signal.
+    with writing(path), new_file(path) as partial, partial.open("wb") as stream:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        os.posix_fallocate(stream.fileno(), 0, stream.tell() + 4 * shape[0] * shape[1])
         done = 0
         with contextlib.closing(_with_progress(logits, shape[0], title)) as shown:
             for part in shown:
-                rows[done : done + len(part)] = part.numpy()
+                stream.write(np.ascontiguousarray(part.numpy(), dtype="<f4").data)
                 done += len(part)
-        rows.flush()
-    if done != shape[0]:
-        raise AssertionError(f"{done} rows of logits, expected {shape[0]}")
+        if done != shape[0]:
+            raise AssertionError(f"{done} rows of logits, expected {shape[0]}")
 
 
 def _with_progress(logits: Iterator[torch.Tensor], positions: int, title: str) -> Any:

@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ ITEM_BYTES = {
     "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8,
 }  # fmt: skip
 _LARGEST_HEADER = 100_000_000
+_TORCH_WRITER = ("PytorchStreamWriter failed", "] . unexpected pos", "iostream error")
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -126,16 +129,34 @@ def model_files(folder: Path) -> dict[str, Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a full disk (or quota, or file size limit) into a ResourceError that names the file."""
+    """Turn a full disk (or quota, or file size limit) into a ResourceError that names the file or folder."""
     try:
         yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise ResourceError(
-                f"no space to write {path}: {error.strerror}",
-                "Free some disk space (tune2ollama clean lists what can go), then run again.",
-            ) from error
-        raise
+    except Exception as error:
+        reason = no_space(error)
+        if not reason:
+            raise
+        raise ResourceError(
+            f"no space to write {path}: {reason}",
+            "Free some disk space (tune2ollama clean lists what can go), then run again.",
+        ) from error
+
+
+def no_space(error: Exception) -> str:
+    """Why nothing more could be written; empty for any other error.
+
+    safetensors and tokenizers, written in Rust, raise errors of their own that hold the system's number only in their text;
+    torch's writer loses even that.
+    """
+    if isinstance(error, OSError):
+        return str(error.strerror) if error.errno in _NO_SPACE else ""
+    text = str(error)
+    number = re.search(r"os error (\d+)|Os \{ code: (\d+)", text)
+    if number and int(number[1] or number[2]) in _NO_SPACE:
+        return os.strerror(int(number[1] or number[2]))
+    if isinstance(error, RuntimeError) and any(known in text for known in _TORCH_WRITER):
+        return "torch could not write to the end of a file"
+    return ""
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -66,8 +66,7 @@ class Further:
         self._adapter, self._vocabulary = adapter, goldens.facts.vocabulary
         self._texts = further_texts(goldens, tokenizer)
         self._rounds: list[Round | None] = []
-        # On disk: the logits of a large vocabulary would fill the memory that the models need.
-        self._folder = tempfile.TemporaryDirectory(prefix="tune2ollama-")
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def round(self, number: int) -> Round | None:
         """One round; None: there are no more."""
@@ -90,6 +89,10 @@ class Further:
             return Round(texts, tuned, self._written(model, texts, "base"))
 
     def _written(self, model: Reference, texts: list[TeacherForced], name: str) -> Logits:
+        if self._folder is None:
+            # On disk: the logits of a large vocabulary would fill the memory that the models need. Beside the run's results:
+            # the system's own temporary folder is often in memory too.
+            self._folder = tempfile.TemporaryDirectory(prefix=".more-", dir=self._adapter.folder.parent)
         path = Path(self._folder.name) / f"{name}-{len(self._rounds)}.npy"
         shape = (sum(text.positions for text in texts), self._vocabulary)
         write_logits(model.logits(texts), path, shape, f"more {name} logits")

@@ -25,6 +25,7 @@ from toolkit.artifacts import (
 from toolkit.bases import resolve_base
 from toolkit.errors import DataError
 from toolkit.recipe import Recipe
+from toolkit.safetensors_file import writing
 from toolkit.train.memory import memory_advice
 from toolkit.train.model import Loaded, load_for_training
 from toolkit.train.rows import answer_loss, leave_out_long
@@ -41,12 +42,12 @@ def train(recipe: Recipe, dataset: Artifact[DatasetFacts], out: Path) -> Adapter
 
     Raises:
         DataError: most rows are too long for `train.max_length`, or the numbers break down.
-        ResourceError: memory ran out; the hint lists what to lower.
+        ResourceError: memory ran out; the hint lists what to lower. Or the disk is full.
     """
     base = resolve_base(recipe.base)
     rows = read_jsonl(dataset.folder / "train.jsonl")
     held_out = read_jsonl(dataset.folder / "validation.jsonl")
-    with memory_advice(recipe):
+    with memory_advice(recipe), writing(out):
         loaded = load_for_training(recipe, base)
         return _train(recipe, base, loaded, rows, held_out, out)
 
