@@ -24,9 +24,9 @@ from toolkit.errors import DataError, ResourceError
 from toolkit.recipe import Recipe
 from toolkit.train.memory import memory_advice, settings_to_lower
 from toolkit.train.model import load_for_training
-from toolkit.train.progress import COMPLETE, cut_metrics
+from toolkit.train.progress import COMPLETE, TrainingProgress, cut_metrics
 from toolkit.train.rows import answer_loss, leave_out_long, tokenize
-from toolkit.train.sft import _loss_before, train
+from toolkit.train.sft import _loss_before, _trainer, train
 
 SYSTEM = "You are a careful assistant."
 
@@ -160,6 +160,36 @@ def test_loss_is_on_the_answer_and_its_end_token_only(base: Path) -> None:
     ids, prompt_length = tokenize(tokenizer, make_rows(1)[0])
     assert tokenizer.decode(ids[:prompt_length]).endswith("<|im_start|>assistant\n")
     assert tokenizer.decode(ids[prompt_length:]) == "It is 0, and that is all.<|im_end|>\n"
+
+
+def test_what_the_trainer_learns_from_is_the_answer_and_its_end_token(base: Path, out: Path) -> None:
+    recipe = make_recipe(base, method="lora")
+    loaded = load_for_training(recipe, resolve_base(str(base)))
+    rows = make_rows(3)
+    rows[1]["completion"][0]["content"] = (
+        "A much longer answer, so that the others of the batch are padded. See a doctor."
+    )
+    rows[2]["prompt"] += [
+        {"role": "assistant", "content": "An earlier answer."}, {"role": "user", "content": "And then?"},
+    ]  # fmt: skip
+    trainer = _trainer(recipe, loaded, rows, out / "checkpoints", TrainingProgress(out / "metrics.jsonl"))
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
+    decode = loaded.tokenizer.decode
+    for row, ids, labels, mask in zip(rows, batch["input_ids"], batch["labels"], batch["attention_mask"]):
+        learnt = labels != -100
+        assert decode(labels[learnt]) == row["completion"][0]["content"] + "<|im_end|>\n"
+        assert torch.equal(ids[learnt], labels[learnt])
+        assert ids[mask.bool()].tolist() == tokenize(loaded.tokenizer, row).input_ids
+
+
+def test_a_trainer_on_a_cpu_computes_as_the_recipe_says(base: Path, out: Path) -> None:
+    # Both are on by default in TRL.
+    for given, checkpointing in (({}, False), ({"bf16": True, "gradient_checkpointing": True}, True)):
+        recipe = make_recipe(base, method="lora", **given)
+        loaded = load_for_training(recipe, resolve_base(str(base)))
+        args = _trainer(recipe, loaded, make_rows(2), out / "x", TrainingProgress(out / "metrics.jsonl")).args
+        # On a CPU bf16 is the type of the weights; autocast is for cards.
+        assert (args.bf16, args.fp16, args.gradient_checkpointing) == (False, False, checkpointing)
 
 
 def test_answer_loss_is_the_models_own_loss_on_the_answer(base: Path) -> None:
