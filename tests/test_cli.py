@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from toolkit.cli import cli
+from toolkit.cli import _ADOPTED, _translate, cli
+from toolkit.stages import STAGE_NAMES
 
 ROOT = Path(__file__).parent.parent
 VERBS = [
@@ -75,6 +77,43 @@ def test_errors_become_text_and_an_exit_code(arguments: list[str], code: int, wo
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_export_takes_the_stages_that_there_are_and_no_others() -> None:
+    assert STAGE_NAMES[1:] == _ADOPTED  # all but prepare: an adapter made elsewhere brings no dataset
+    done = tune2ollama("export", "nowhere", "--name", "x", "--upto", "verfy")
+    assert done.returncode == 2
+    assert "'verfy' is not one of 'train', 'golden', 'merge'" in done.stderr
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("pass", 0), ("fail", 6), ("inconclusive", 7)])
+def test_the_exit_code_is_the_verdict_where_nobody_reads_to_the_end(verdict: str, code: int) -> None:
+    program = (
+        "import sys; import toolkit.parity.tool as tool; from toolkit.cli import main\n"
+        f"certificate = {{'verdict': {verdict!r}, 'message': 'm', 'long': 'x' * 1_000_000}}\n"
+        "tool.check = lambda *_: certificate\n"
+        "sys.argv = ['tune2ollama', 'verify', '--adapter', 'a', '--gguf', 'b', '--json']; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.wait() == code, process.stderr and process.stderr.read()
+
+
+def test_init_names_the_recipe_for_machines(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("question,answer\nWhy?,Because.\n", encoding="utf-8")
+    done = tune2ollama("init", "rows.csv", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout) == {"recipe": "recipes/rows.yaml"}
+    assert (tmp_path / "recipes" / "rows.yaml").is_file()
+
+
+def test_the_advice_for_a_full_disk_spares_this_run() -> None:
+    error = _translate(OSError(errno.ENOSPC, "No space left on device", "runs/small/train"))
+    assert error.exit_code == 4 and error.message.startswith("the disk is full: runs/small/train")
+    assert "tune2ollama clean OTHER-RUN" in error.hint
 
 
 def test_a_traceback_only_with_debug() -> None:

@@ -91,7 +91,8 @@ def test_an_empty_cache_and_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("PATH", str(tmp_path))
     assert doctor._llama_cpp_tree().status == "missing"
     assert doctor._compiler().found == "no cc and no c++"
-    assert doctor._ollama().status == "missing"
+    ollama = doctor._ollama()
+    assert (ollama.status, ollama.found.split(";")[0]) == ("warn", "not installed")  # it is optional: exit code 0
     assert "rebuilt at its first use" in doctor._base().found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.models import tiny_adapter, tiny_llama
+from toolkit.artifacts import text_sha256
 from toolkit.errors import DataError, UsageError
 from toolkit.train.adopt import adopt_adapter, recipe_for_adapter
 
@@ -36,6 +38,22 @@ def test_the_adapter_is_taken_as_it_is_with_the_base_s_tokenizer(base: Path, ada
     weights = "adapter_model.safetensors"
     assert (tmp_path / weights).read_bytes() == (adapter / weights).read_bytes()
     assert (tmp_path / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+def test_a_tokenizer_that_came_without_a_template_gets_the_base_s(
+    base: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, out = tmp_path / "adapter", tmp_path / "out"
+    shutil.copytree(adapter, copy)
+    out.mkdir()
+    (copy / "chat_template.jinja").unlink()
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    assert "chat_template" not in settings
+    facts = adopt_adapter(recipe_for_adapter(copy, "other", str(base)), out)
+    template = (base / "chat_template.jinja").read_text(encoding="utf-8")
+    assert (out / "chat_template.jinja").read_text(encoding="utf-8") == template
+    assert facts.chat_template_sha256 == text_sha256(template)
+    assert "without a chat template" in capsys.readouterr().err
 
 
 def test_a_4_bit_base_of_unsloth_is_remembered(base: Path, adapter: Path, tmp_path: Path) -> None:
@@ -79,10 +97,13 @@ def test_export_brings_it_to_a_certificate(base: Path, adapter: Path, tmp_path: 
     (tmp_path / "prompts.txt").write_text("Is the sea blue?\nWho are you?\nCount to three.\n", encoding="utf-8")
     command = [
         sys.executable, "-m", "toolkit.cli", "export", str(adapter), "--name", "other", "--base", str(base),
-        "--prompts", "prompts.txt", "--file-type", "F16", "--upto", "verify",
+        "--prompts", "prompts.txt", "--file-type", "F16", "--upto", "verify", "--json",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout)
+    assert list(told) == ["train", "golden", "merge", "convert", "quantize", "verify"]
+    assert told["verify"]["verdict"] == "pass"
     certificate = json.loads((tmp_path / "runs" / "other" / "verify" / "certificate.json").read_text())
     assert certificate["verdict"] == "pass" and certificate["served_file"] == "other-F16.gguf"
     assert not (tmp_path / "runs" / "other" / "prepare").exists()

@@ -192,8 +192,9 @@ def _check_names(base: str, names: list[str]) -> None:
     for needed in ("config.json", _WEIGHTS):
         if not fnmatch.filter(names, needed):
             adapter = "adapter_config.json" in names
+            what = "an adapter" if adapter else "no model that is read here"
             raise DataError(
-                f"{base} has no {needed.replace('*', '')} on the hub: it is {'an adapter' if adapter else 'no model that is read here'}",
+                f"{base} has no {needed.replace('*', '')} on the hub: it is {what}",
                 "Name its base model; an adapter that you downloaded goes through: tune2ollama export FOLDER"
                 if adapter
                 else "Name a model in the form of transformers, with its weights as safetensors.",

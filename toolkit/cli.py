@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.errors import INTERRUPTED, StageFailed, ToolkitError
+from toolkit.errors import INTERRUPTED, MAKE_ROOM, StageFailed, ToolkitError
 
 if TYPE_CHECKING:
+    from toolkit.artifacts import Artifact
     from toolkit.recipe import Recipe
 
 Command = Callable[..., None]
@@ -62,6 +63,11 @@ def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 
+def _print_facts(artifacts: dict[str, Artifact[Any]]) -> None:
+    """What each stage found, for machines."""
+    _print_json({name: artifact.facts.model_dump(mode="json") for name, artifact in artifacts.items()})
+
+
 @cli.command()
 @RECIPE
 @_recipe_options
@@ -92,7 +98,7 @@ def run(recipe: Path, profile: str | None, settings: tuple[str, ...], dry_run: b
         return
     artifacts = pipeline.run(resolved)
     if as_json:
-        _print_json({name: a.facts.model_dump(mode="json") for name, a in artifacts.items()})
+        _print_facts(artifacts)
         return
     from toolkit.report.report import print_last_screen
 
@@ -143,6 +149,8 @@ for _name, _text, _following in (
 
 
 _PATH = click.Path(path_type=Path)
+_ADOPTED = ("train", "golden", "merge", "convert", "quantize", "verify", "create", "report")
+"""The stages of an adapter that was trained elsewhere; spelled out, because importing `stages` takes time."""
 
 
 @cli.command()
@@ -187,15 +195,17 @@ def verify(
         certificate = verify_recipe(resolved, force, out)
     else:
         certificate = check(resolved, these, out)
-    if as_json:
-        _print_json(certificate)
-    else:
-        from rich.console import Console
+    try:
+        if as_json:
+            _print_json(certificate)
+        else:
+            from rich.console import Console
 
-        from toolkit.parity.table import certificate_table
+            from toolkit.parity.table import certificate_table
 
-        Console().print(certificate_table(certificate))
-    raise_unless_passed(certificate)
+            Console().print(certificate_table(certificate))
+    finally:  # the exit code is the verdict, also where nobody reads to the end (| head)
+        raise_unless_passed(certificate)
 
 
 @cli.command()
@@ -209,8 +219,9 @@ def verify(
 @click.option("--system", default="", help="The system text that the adapter was trained with.")
 @click.option("--file-type", "file_types", multiple=True, help="GGUF file types to make; the last one is served.")
 @click.option("--modelfile", type=click.Path(path_type=Path), help="A partial Modelfile to complete.")
-@click.option("--upto", default="report", help="Last stage to run, e.g. verify.")
-def export(adapter: Path, name: str, base: str, upto: str, **options: Any) -> None:
+@click.option("--upto", type=click.Choice(_ADOPTED), default="report", help="Last stage to run.")
+@_as_json
+def export(adapter: Path, name: str, base: str, upto: str, as_json: bool, **options: Any) -> None:
     """Take a PEFT adapter that any tool trained through merge, GGUF, certificate and Ollama.
 
     \b
@@ -221,7 +232,9 @@ def export(adapter: Path, name: str, base: str, upto: str, **options: Any) -> No
 
     recipe = recipe_for_adapter(adapter, name, base, **options)
     artifacts = pipeline.run(recipe, upto=upto)
-    if upto == "report":
+    if as_json:
+        _print_facts(artifacts)
+    elif upto == "report":
         from toolkit.report.report import print_last_screen
 
         print_last_screen(recipe, artifacts)
@@ -232,18 +245,22 @@ def export(adapter: Path, name: str, base: str, upto: str, **options: Any) -> No
 @_recipe_options
 @_as_json
 def modelfile(recipe: Path, profile: str | None, settings: tuple[str, ...], as_json: bool) -> None:
-    """Print the complete Modelfile of a recipe whose GGUF files are made.
+    """Print the complete Modelfile of a recipe, FROM the file that the certificate lets go.
+
+    Brings all stages up to `verify` up to date first; without a passing certificate there is no such file.
+
+    Exit code 0: pass, 6: fail, 7: inconclusive.
 
     \b
     Example:  tune2ollama modelfile recipes/medical.yaml > Modelfile
     """
     from toolkit import pipeline
     from toolkit.ollama.publish import modelfile_of
-    from toolkit.stages import served_file
+    from toolkit.stages import certified_file
 
     resolved = _load(recipe, profile, settings)
-    artifacts = pipeline.run(resolved, upto="quantize")
-    text = modelfile_of(resolved, served_file(resolved, artifacts))
+    artifacts = pipeline.run(resolved, upto="verify")
+    text = modelfile_of(resolved, certified_file(artifacts["verify"]))
     if as_json:
         _print_json({"modelfile": text})
     else:
@@ -254,7 +271,8 @@ def modelfile(recipe: Path, profile: str | None, settings: tuple[str, ...], as_j
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--name", help="Name of the recipe and of the Ollama model; by default the file's.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write it; by default recipes/<name>.yaml.")
-def init(data: Path, name: str | None, out: Path | None) -> None:
+@_as_json
+def init(data: Path, name: str | None, out: Path | None, as_json: bool) -> None:
     """Write a recipe for your own file by looking at its columns.
 
     \b
@@ -264,6 +282,9 @@ def init(data: Path, name: str | None, out: Path | None) -> None:
     from toolkit.places import own_command
 
     path = write_recipe(data, name, out)
+    if as_json:
+        _print_json({"recipe": str(path)})
+        return
     click.echo(path)
     click.echo(f"Look through it, then: {own_command()} run {path}", err=True)
 
@@ -271,7 +292,7 @@ def init(data: Path, name: str | None, out: Path | None) -> None:
 @cli.command(name="list")
 @_as_json
 def list_recipes(as_json: bool) -> None:
-    """List the recipes here, and how far each run has come.
+    """List the recipes and runs here, and how far each run has come.
 
     \b
     Example:  tune2ollama list
@@ -346,26 +367,25 @@ def chat(model: str | None) -> None:
 @click.argument("name", required=False)
 @click.option("--cache", is_flag=True, help="Also remove rebuilt bases; compiled wheels and servers stay.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def clean(name: str | None, cache: bool, yes: bool) -> None:
-    """Remove the results of one run, or of all. Published Ollama models stay.
+@_as_json
+def clean(name: str | None, cache: bool, yes: bool, as_json: bool) -> None:
+    """Remove the results of one run, or without a name of all. Published Ollama models stay.
 
     \b
     Example:  tune2ollama clean medical
     """
-    from toolkit.listing import what_to_clean
+    from toolkit.listing import remove, what_to_clean
 
     folders = what_to_clean(name, cache)
-    if not folders:
-        click.echo("Nothing to remove.", err=True)
-        return
     for folder in folders:
         click.echo(folder, err=True)
-    if not yes:
+    if folders and not yes:
         click.confirm("Remove these?", abort=True, err=True)
-    import shutil
-
-    for folder in folders:
-        shutil.rmtree(folder)
+    remove(folders)
+    if as_json:
+        _print_json({"removed": [str(folder) for folder in folders]})
+    elif not folders:
+        click.echo("Nothing to remove.", err=True)
 
 
 @cli.command(name="stage-process", hidden=True)
@@ -424,7 +444,7 @@ def _translate(error: Exception) -> ToolkitError:
     if reason := no_space(error):
         return ResourceError(
             f"the disk is full: {getattr(error, 'filename', None) or 'while writing'} ({reason})",
-            "Make room (tune2ollama clean, tune2ollama plan), then run the same command again.",
+            f"{MAKE_ROOM}; then run the same command again.",
         )
     if isinstance(error, OSError) and error.errno in {errno.EACCES, errno.EROFS}:
         return ResourceError(f"{error.filename} cannot be written or read: {error.strerror}", "Mend its permissions.")

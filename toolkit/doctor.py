@@ -242,7 +242,12 @@ def _disk() -> Finding:
     here, cache = free_disk_bytes(Path.cwd()), free_disk_bytes(cache_home())
     found = f"{here / 2**30:.0f} GiB free here, {cache / 2**30:.0f} GiB in the cache folder"
     if min(here, cache) < DISK_BYTES:
-        return Finding("disk", "warn", found, "tune2ollama clean, or move the cache: export TUNE2OLLAMA_HOME=…")
+        return Finding(
+            "disk",
+            "warn",
+            found,
+            "tune2ollama clean NAME (tune2ollama list names the runs), or move the cache: export TUNE2OLLAMA_HOME=…",
+        )
     return Finding("disk", "ok", found)
 
 
@@ -262,7 +267,8 @@ def _ollama() -> Finding:
 
     binary = find_ollama()
     if binary is None:
-        return Finding("Ollama", "missing", "not installed", "make ollama   (with Go), or https://ollama.com/download")
+        found = "not installed; optional: all but the last step, publishing, is done without it"
+        return Finding("Ollama", "warn", found, "make ollama   (with Go), or https://ollama.com/download")
     return Finding("Ollama", "ok", str(binary))
 
 

@@ -63,5 +63,8 @@ class StageFailed(ToolkitError):
         self.exit_code = exit_code
 
 
+MAKE_ROOM = "Make room, e.g. with: tune2ollama clean OTHER-RUN (without a name it removes this run too)"
+"""What to do about a full disk."""
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C; finished stages stay, the unfinished one resumes."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from toolkit.bases import is_here
-from toolkit.errors import ResourceError, ToolkitError
+from toolkit.errors import MAKE_ROOM, ResourceError, ToolkitError
 from toolkit.estimates import CUDA_CONTEXT_BYTES, GIB, PROCESS_BYTES, tokens_per_second, training_memory
 from toolkit.hardware import Hardware, free_disk_bytes
 from toolkit.recipe import Recipe
@@ -121,7 +121,7 @@ def check_plan(plan: Plan, hardware: Hardware, folder: Path, current: Collection
             faults.append(ResourceError(_short(stage.name, "GPU memory", stage.gpu_memory_bytes, have), advice))
     needed, free = sum(stage.disk_bytes for stage in left), free_disk_bytes(folder)
     if needed > free:
-        advice = "Make room (tune2ollama clean), make fewer export.file_types, or take a smaller base."
+        advice = f"{MAKE_ROOM}; or make fewer export.file_types, or take a smaller base."
         faults.append(ResourceError(_short("the run", f"disk in {folder}", needed, free), advice))
     return faults
 

@@ -139,8 +139,7 @@ def call_stage(name: str, recipe: Recipe, have: Mapping[str, Artifact[Any]], out
         case "create":
             from toolkit.ollama.publish import create
 
-            certificate = have["verify"]
-            return create(recipe, have["golden"], certificate.folder / certificate.facts.served_file, certificate, out)
+            return create(recipe, have["golden"], certified_file(have["verify"]), have["verify"], out)
         case "report":
             from toolkit.report.report import write_report
 
@@ -148,10 +147,6 @@ def call_stage(name: str, recipe: Recipe, have: Mapping[str, Artifact[Any]], out
     raise AssertionError(name)
 
 
-def served_file(recipe: Recipe, have: Mapping[str, Artifact[Any]]) -> Path:
-    """The GGUF that is judged for Ollama; what Ollama gets is the verify stage's copy, with the certificate's summary."""
-    for stage in ("convert", "quantize"):
-        for file in have[stage].facts.files:
-            if file.file_type == recipe.export.serve:
-                return have[stage].folder / str(file.name)
-    raise AssertionError(recipe.export.serve)
+def certified_file(certificate: Artifact[CertificateFacts]) -> Path:
+    """The GGUF that goes to Ollama, with the certificate's summary in it; there only when the verdict is pass."""
+    return certificate.folder / certificate.facts.served_file

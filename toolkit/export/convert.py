@@ -30,7 +30,7 @@ from toolkit.artifacts import (
 )
 from toolkit.bases import CONFIG_FILES, EMBEDDED, TOKENIZER_FILES, read_chat_template
 from toolkit.chat_template import as_trained
-from toolkit.errors import DataError, ExternalToolError, ResourceError
+from toolkit.errors import MAKE_ROOM, DataError, ExternalToolError, ResourceError
 from toolkit.export.described import description
 from toolkit.export.llama_cpp import tree
 from toolkit.gguf_file import GGUFHeader, read_gguf
@@ -76,7 +76,7 @@ def convert(recipe: Recipe, adapter: Artifact[AdapterFacts], model: Artifact[Mod
     if (free := free_disk_bytes(out)) < needed * 1.05:
         raise ResourceError(
             f"the converted file needs {needed / 1e9:.1f} GB, {out} has {free / 1e9:.1f} GB free",
-            "Free some disk space (tune2ollama clean lists what can go), then run again.",
+            f"{MAKE_ROOM}; then run again.",
         )
     with tempfile.TemporaryDirectory(dir=out, prefix=".view-") as scratch:
         # The converter takes names for the metadata from the folder's name.
@@ -242,7 +242,7 @@ def _raise_failure(target: Path, lines: list[str]) -> None:
     if any(words in text for words in ("No space left", "File too large", "Disk quota")):
         raise ResourceError(
             f"no space to write {target}",
-            "Free some disk space (tune2ollama clean lists what can go), then run again.",
+            f"{MAKE_ROOM}; then run again.",
         )
     if match := re.search(r"Model (\S+) is not supported", text):
         raise DataError(f"llama.cpp does not know the architecture {match[1]}", "Choose another base model.")

@@ -14,7 +14,7 @@ from typing import Any
 
 from toolkit.bases import cached_sha256
 from toolkit.bootstrap import LLAMA_CPP_PYTHON, LLAMA_CPP_SHA256, unpack_tree
-from toolkit.errors import DataError, ExternalToolError, ResourceError, UsageError
+from toolkit.errors import MAKE_ROOM, DataError, ExternalToolError, ResourceError, UsageError
 from toolkit.gguf_file import UNQUANTIZED, read_gguf
 from toolkit.hardware import free_disk_bytes
 from toolkit.places import cache_home
@@ -174,7 +174,7 @@ def _raise_failure(source: Path, target: Path, file_type: str, problems: list[st
     if "iostream" in reason or free_disk_bytes(target) < 2**20:
         raise ResourceError(
             f"no space to write {target} ({reason})",
-            "Free some disk space (tune2ollama clean lists what can go), then run again.",
+            f"{MAKE_ROOM}; then run again.",
         )
     raise ExternalToolError(
         f"llama.cpp could not quantize {source} to {file_type}: {reason}", "Try: tune2ollama doctor"

@@ -16,7 +16,7 @@ from rich.progress import track
 
 from toolkit.artifacts import AdapterFacts, Artifact, DatasetFacts, ModelFacts, read_jsonl, write_json
 from toolkit.bases import CONFIG_FILES, TOKENIZER_FILES, check_folder
-from toolkit.errors import ResourceError
+from toolkit.errors import MAKE_ROOM, ResourceError
 from toolkit.hardware import free_disk_bytes
 from toolkit.merged import MergedWeights, merged_weights
 from toolkit.recipe import Recipe
@@ -118,7 +118,7 @@ def _check_disk(needed: int, out: Path) -> None:
     if free < needed * 1.01 + 2**20:
         raise ResourceError(
             f"the merged model needs {needed / 1e9:.1f} GB, {out} has {free / 1e9:.1f} GB free",
-            "Free some disk space (tune2ollama clean lists what can go), then run again.",
+            f"{MAKE_ROOM}; then run again.",
         )
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from toolkit.artifacts import Artifact, GGUFFacts, GGUFFile, file_sha256
-from toolkit.errors import ResourceError
+from toolkit.errors import MAKE_ROOM, ResourceError
 from toolkit.export.llama_cpp import file_type_number, quantize_file
 from toolkit.gguf_file import read_gguf
 from toolkit.hardware import free_disk_bytes
@@ -48,7 +48,7 @@ def check_disk(source: Path, file_types: list[str], out: Path) -> None:
     if free < planned * 1.01:
         raise ResourceError(
             f"the quantized files need {planned / 1e9:.1f} GB, {out} has {free / 1e9:.1f} GB free",
-            "Free some disk space (tune2ollama clean lists what can go), or name fewer export.file_types.",
+            f"{MAKE_ROOM}; or name fewer export.file_types.",
         )
 
 
