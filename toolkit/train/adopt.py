@@ -8,13 +8,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from toolkit.artifacts import ARTIFACT_FILE, AdapterFacts, Quantization, text_sha256
+from rich.console import Console
+
+from toolkit.artifacts import ARTIFACT_FILE, AdapterFacts, Quantization, text_sha256, write_text
 from toolkit.bases import TOKENIZER_FILES, check_folder, read_chat_template, resolve_base
 from toolkit.errors import DataError, UsageError
 from toolkit.lora import CONFIG_FILE, WEIGHTS_FILE, LoraAdapter, read_config
 from toolkit.recipe import Recipe
 from toolkit.safetensors_file import link_or_copy
 from toolkit.weights import TrainedWeights
+
+stderr = Console(stderr=True, highlight=False)
 
 DEFAULT_PROMPTS = [
     "Who are you?",
@@ -131,6 +135,9 @@ def adopt_adapter(recipe: Recipe, out: Path) -> AdapterFacts:
         path = (source if own_tokenizer else Path(base.folder)) / name
         if path.is_file():
             shutil.copyfile(path, out / name)
+    if read_chat_template(out) is None:  # as some tools save a tokenizer; that the base has one was checked
+        write_text(out / "chat_template.jinja", str(read_chat_template(Path(base.folder))))
+        stderr.print(f"{source} has a tokenizer without a chat template: the base's own is taken.")
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(out, trust_remote_code=False)
