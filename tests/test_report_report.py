@@ -166,6 +166,14 @@ def test_the_summary_holds_what_was_measured(recipe: Recipe, artifacts: dict[str
     assert summary.costs[1] == ("train", 245.0, 500_000_000)
 
 
+def test_a_loss_over_a_part_of_the_held_out_rows_says_so(recipe: Recipe, artifacts: dict[str, Artifact[Any]]) -> None:
+    before = artifacts["train"]
+    for measured, rows, told in ((32, 1168, ", over 32 of 1,168 rows"), (12, 12, "")):
+        update = {"validation_rows": rows, "validation_rows_measured": measured}
+        artifacts["train"] = Artifact(before.folder, before.facts.model_copy(update=update), "", {}, Cost())
+        assert summarize(recipe, artifacts).losses[0] == ("validation loss", f"2.500 → 1.250 nats a token{told}")
+
+
 def test_the_last_line_is_the_command(recipe: Recipe, artifacts: dict[str, Artifact[Any]]) -> None:
     for width in (40, 80, 200):
         assert _screen(recipe, artifacts, width).rstrip().splitlines()[-1] == "ollama run health:v2"

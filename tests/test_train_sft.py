@@ -25,7 +25,7 @@ from toolkit.recipe import Recipe
 from toolkit.train.memory import memory_advice, settings_to_lower
 from toolkit.train.model import load_for_training
 from toolkit.train.progress import COMPLETE, TrainingProgress, cut_metrics
-from toolkit.train.rows import answer_loss, leave_out_long, tokenize
+from toolkit.train.rows import LOSS_ROWS, answer_loss, leave_out_long, tokenize
 from toolkit.train.sft import _loss_before, _trainer, train
 
 SYSTEM = "You are a careful assistant."
@@ -125,6 +125,7 @@ def test_every_projection_of_every_layer_is_trained(base: Path, tmp_path: Path, 
     assert len(moved) == 2 * 7
     assert facts.steps == 6 and facts.train_rows == 12 and facts.method == "qlora"
     assert facts.validation_loss_after < facts.validation_loss_before  # type: ignore[operator]
+    assert (facts.validation_rows, facts.validation_rows_measured) == (2, 2)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert lines[-1]["loss"] < lines[0]["loss"] and facts.tokens_per_second > 0
@@ -160,6 +161,13 @@ def test_loss_is_on_the_answer_and_its_end_token_only(base: Path) -> None:
     ids, prompt_length = tokenize(tokenizer, make_rows(1)[0])
     assert tokenizer.decode(ids[:prompt_length]).endswith("<|im_start|>assistant\n")
     assert tokenizer.decode(ids[prompt_length:]) == "It is 0, and that is all.<|im_end|>\n"
+
+
+def test_answer_loss_is_over_the_first_rows_that_the_facts_tell_of(base: Path) -> None:
+    model, tokenizer, *_ = load_for_training(make_recipe(base, method="lora"), resolve_base(str(base)))
+    rows = make_rows(LOSS_ROWS + 3)
+    assert answer_loss(model, tokenizer, rows) == answer_loss(model, tokenizer, rows[:LOSS_ROWS])
+    assert answer_loss(model, tokenizer, rows) != answer_loss(model, tokenizer, rows[3:])
 
 
 def test_what_the_trainer_learns_from_is_the_answer_and_its_end_token(base: Path, out: Path) -> None:

@@ -78,7 +78,10 @@ class AdapterFacts(Facts):
     """False when another tool made the adapter (`export`)."""
     validation_loss_before: float | None = None
     validation_loss_after: float | None = None
-    """Mean negative log-likelihood in nats per answer token on the validation split."""
+    """Mean negative log-likelihood in nats per answer token on the first rows of the validation split."""
+    validation_rows: int = 0
+    validation_rows_measured: int = 0
+    """Rows of the validation split that are short enough, and how many of them the losses are over; 0: not recorded."""
     steps: int = 0
     train_rows: int = 0
     rows_too_long: int = 0

@@ -123,7 +123,9 @@ def _losses(adapter: AdapterFacts, model: ModelFacts) -> list[tuple[str, str]]:
     rows = []
     before, after = adapter.validation_loss_before, adapter.validation_loss_after
     if before is not None and after is not None:
-        rows.append(("validation loss", f"{before:.3f} → {after:.3f} nats a token"))
+        some = adapter.validation_rows_measured < adapter.validation_rows
+        over = f", over {adapter.validation_rows_measured} of {adapter.validation_rows:,} rows" if some else ""
+        rows.append(("validation loss", f"{before:.3f} → {after:.3f} nats a token{over}"))
         rows.append(("perplexity", f"{math.exp(before):.2f} → {math.exp(after):.2f}"))
     merged = f"onto {_onto(model)}"
     if model.loss_as_trained is not None and model.loss_merged is not None:

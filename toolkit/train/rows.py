@@ -8,6 +8,9 @@ import torch
 
 from toolkit.errors import DataError
 
+LOSS_ROWS = 32
+"""The validation loss is measured over so many rows at most: it is to cost seconds."""
+
 
 class TokenizedRow(NamedTuple):
     """A rendered row."""
@@ -60,12 +63,12 @@ def leave_out_long(
 
 
 @torch.no_grad()
-def answer_loss(model: Any, tokenizer: Any, rows: list[dict[str, Any]], limit: int = 32) -> float:
-    """Mean negative log-likelihood in nats per answer token (the end token included), over the first `limit` rows."""
+def answer_loss(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> float:
+    """Mean negative log-likelihood in nats per answer token (the end token included), over the first `LOSS_ROWS` rows."""
     was_training = model.training
     model.eval()
     total, tokens = 0.0, 0
-    for row in rows[:limit]:
+    for row in rows[:LOSS_ROWS]:
         ids, prompt_length = tokenize(tokenizer, row)
         batch = torch.tensor([ids], device=next(model.parameters()).device)
         logits = model(batch, use_cache=False).logits[0, prompt_length - 1 : -1].float()

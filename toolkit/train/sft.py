@@ -28,7 +28,7 @@ from toolkit.recipe import Recipe
 from toolkit.safetensors_file import writing
 from toolkit.train.memory import memory_advice
 from toolkit.train.model import Loaded, load_for_training
-from toolkit.train.rows import answer_loss, leave_out_long
+from toolkit.train.rows import LOSS_ROWS, answer_loss, leave_out_long
 
 stderr = Console(stderr=True)
 
@@ -85,7 +85,8 @@ def _train(
     after = answer_loss(model, tokenizer, held_out) if held_out else None
     if before is not None and after is not None:
         stderr.print(
-            f"Validation loss {before:.3f} → {after:.3f}, perplexity {math.exp(before):.1f} → {math.exp(after):.1f}"
+            f"Validation loss {before:.3f} → {after:.3f}, perplexity {math.exp(before):.1f} → {math.exp(after):.1f}, "
+            f"over {min(len(held_out), LOSS_ROWS)} of {len(held_out)} rows"
         )
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -102,6 +103,8 @@ def _train(
         trained_here=True,
         validation_loss_before=before,
         validation_loss_after=after,
+        validation_rows=len(held_out),
+        validation_rows_measured=min(len(held_out), LOSS_ROWS),
         steps=int(result.global_step),
         train_rows=len(rows),
         rows_too_long=len(long) + len(long_held_out),
