@@ -101,9 +101,32 @@ def test_a_suspected_earlier_link_is_blamed_unless_its_product_is_right() -> Non
     blame = blame_of([alone])
     assert blame is not None
     assert blame.link == "merge"
-    blame = blame_of([alone, subject("merged", "everything", "merged", weights="pass")])
+    merged = subject("merged", "everything", "merged", weights="pass")
+    converted = subject("F16", "ancestor", "converted", tokens="pass").model_copy(update={"made_from": "merged"})
+    for source in ([merged], [merged, converted], [converted, merged]):
+        blame = blame_of([alone.model_copy(update={"made_from": source[-1].name}), *source])
+        assert blame is not None
+        assert blame.link == "quantization", [s.name for s in source]
+
+
+@pytest.mark.parametrize("kind", ["merged", "converted", "quantized"])
+@pytest.mark.parametrize("theirs_first", [False, True])
+def test_another_ones_right_file_acquits_nobody(kind: Kind, theirs_first: bool) -> None:
+    lost = Check(name="weights", verdict="fail", message="the adapter is not in it", suspect="merge")
+    theirs = Subject(name="theirs", kind="quantized", file="x", file_type="Q4_K", counts="everything", checks=[lost])
+    ours = subject("ours", "everything", kind, weights="pass")
+    blame = blame_of([theirs, ours] if theirs_first else [ours, theirs])
     assert blame is not None
-    assert blame.link == "quantization"
+    assert (blame.link, blame.where) == ("merge", "theirs")
+
+
+def test_what_was_not_compared_neither_passes_nor_fails() -> None:
+    assert worst(["not compared", "pass"]) == "pass"
+    assert worst(["not compared"]) == "not compared"
+    found = subject("Q8_0", "everything", tokens="pass", weights="not compared")  # type: ignore[arg-type]
+    assert (found.verdict, verdict_of([found])[0], verdict_of([found])[2]) == ("pass", "pass", [])
+    assert next(link for link in chain_of([found]) if link.link == "quantization").verdict == "not compared"
+    assert verdict_of([found.model_copy(update={"counts": "text only"})])[2] == []
 
 
 def test_a_value_that_is_no_number_is_null_in_json() -> None:

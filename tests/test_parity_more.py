@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +14,11 @@ from tests.parity_chain import Chain, chain
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.goldens import Goldens
 from toolkit.parity.limits import limits_for
-from toolkit.parity.logits import strength_check
-from toolkit.parity.more import ROUNDS, Further, decide, further_texts
+from toolkit.parity.logits import Positions, strength_check
+from toolkit.parity.more import ROUNDS, Further, Round, decide, further_texts
 from toolkit.parity.subjects import evaluate
 from toolkit.parity.tokens import encode
+from toolkit.reference import TeacherForced
 
 NARROW = replace(limits_for("Q4_K_M", 10**10, 0.0)[0], strength_low=0.9, strength_high=1.1)
 
@@ -71,6 +74,42 @@ def _own(goldens: Goldens) -> list[object]:
     from toolkit.reference import TeacherForced
 
     return [TeacherForced(row["prompt_ids"] + row["completion_ids"], len(row["prompt_ids"])) for row in goldens.rows]
+
+
+class OneLogit:
+    """A candidate whose every answer is the base moved by a share of the tuning."""
+
+    def __init__(self, share: float, tuned: np.ndarray, base: np.ndarray) -> None:
+        self.rows = iter(base + share * (tuned - base))
+
+    @contextlib.contextmanager
+    def slots(self, _sequences: int, _length: int) -> Iterator[OneLogit]:
+        yield self
+
+    def logits(self, _slot: int, ids: list[int], first: int) -> np.ndarray:
+        return np.array([next(self.rows) for _ in ids[first:]])
+
+
+@pytest.mark.parametrize(("whole", "verdict"), [(True, "pass"), (False, "fail")])
+def test_what_the_weights_showed_still_counts_with_more_positions(whole: bool, verdict: str) -> None:
+    # Two positions, 0 and 0.95: too few to tell. Then 0.7, which rounding may well do.
+    generator = np.random.default_rng(1)
+    tuned, base = (generator.normal(0, 2, (200, 50)).astype(np.float32) for _ in range(2))
+    ids = tuned.argmax(-1).tolist()
+    positions = Positions()
+    for number, share in enumerate((0.0, 0.95)):
+        positions.add(number, ids[:1], tuned[:1], base[:1], base[:1] + share * (tuned[:1] - base[:1]))
+    at_first = strength_check(positions, NARROW, whole)
+    assert at_first.verdict == "inconclusive", at_first.message
+    texts = [TeacherForced([0, *ids[i : i + 10]], 1) for i in range(0, 200, 10)]
+
+    class Once:
+        def round(self, number: int) -> Round | None:
+            return Round(texts, tuned, base) if number == 0 else None
+
+    check = decide(Once(), OneLogit(0.7, tuned, base), positions, NARROW, whole)  # type: ignore[arg-type]
+    assert check.verdict == verdict, check.message
+    assert 0.65 < check.measures[0].value < 0.75
 
 
 def test_positions_are_added_until_the_interval_decides(clean: Chain) -> None:

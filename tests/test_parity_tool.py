@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from tests.faults.files import change_tensor
 from tests.models import TREE
 from tests.parity_chain import GOLDEN, SYSTEM, Chain, chain
 from toolkit.artifacts import ARTIFACT_FILE, file_sha256
@@ -22,7 +25,7 @@ from toolkit.parity.certificate import SCHEMA, Check, Subject
 from toolkit.parity.probe import probe
 from toolkit.parity.summary_in_file import FOUND, JUDGED, VERDICT
 from toolkit.parity.summary_in_file import SCHEMA as SCHEMA_KEY
-from toolkit.parity.tool import Asked, recipe_of
+from toolkit.parity.tool import Asked, _without_base, recipe_of
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +44,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def verify(place: Path, clean: Chain, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable, "-m", "toolkit.cli", "verify", "--adapter", clean.adapter.folder, "--load-in-4bit",
-        "--base", clean.adapter.facts.base.folder, "--system", SYSTEM, "--prompts", "prompts.jsonl", *arguments,
-    ]  # fmt: skip
+    return run_verify(
+        place, "--adapter", clean.adapter.folder, "--load-in-4bit", "--base", clean.adapter.facts.base.folder,
+        "--system", SYSTEM, "--prompts", "prompts.jsonl", *arguments,
+    )  # fmt: skip
+
+
+def run_verify(place: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "toolkit.cli", "verify", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "COLUMNS": "160"}
     return subprocess.run(
         list(map(str, command)), cwd=place, env=environment, capture_output=True, text=True, timeout=600, check=False
@@ -93,6 +100,32 @@ def test_a_merged_folder_is_judged_too(place: Path, clean: Chain) -> None:
     done = verify(place, clean, "--hf", clean.export.model.folder, "--json")
     assert done.returncode == 0, done.stderr[-2000:]
     assert [s["kind"] for s in json.loads(done.stdout)["subjects"]] == ["adapter", "merged"]
+
+
+def test_a_merged_folder_is_what_its_own_files_are_compared_with(place: Path, clean: Chain) -> None:
+    broken = place / "broken.gguf"
+    shutil.copy(clean.export.gguf.folder / clean.export.gguf.facts.files[0].name, broken)
+    change_tensor(broken, "blk.1.ffn_down.weight", lambda values: values * 0)
+    reference = ["--hf", clean.export.model.folder, "--system", SYSTEM, "--prompts", "prompts.jsonl"]
+    done = run_verify(place, *reference, "--gguf", served(clean, 0), "--json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    (subject,) = json.loads(done.stdout)["subjects"]
+    assert {c["name"]: c["verdict"] for c in subject["checks"]} == dict.fromkeys(
+        ("prompts", "tokens", "structure", "weights", "source", "logits", "stops"), "pass"
+    )
+    done = run_verify(place, *reference, "--gguf", broken, "--json")
+    assert done.returncode == 6, done.stderr[-2000:]
+    blame = json.loads(done.stdout)["blame"]
+    assert (blame["link"], blame["check"]) == ("conversion", "weights")
+    assert "model.layers.1.mlp.down_proj.weight (F16): all zero" in blame["message"]
+
+
+@pytest.mark.parametrize(("has_base", "left"), [(True, ["answers", "strength"]), (False, ["answers"])])
+def test_a_served_model_of_no_known_base_has_no_strength(has_base: bool, left: list[str]) -> None:
+    checks = [Check(name=name, verdict="inconclusive", message="") for name in ("answers", "strength")]
+    subject = Subject(name="x", kind="served", file="x", file_type="Ollama", counts="everything", checks=checks)
+    tuned: Any = SimpleNamespace(tuning=SimpleNamespace(has_base=has_base))
+    assert [check.name for check in _without_base(subject, tuned).checks] == left
 
 
 def test_a_vocabulary_of_another_size(place: Path, clean: Chain) -> None:

@@ -127,6 +127,31 @@ def test_another_base_and_damage_are_told_apart() -> None:
     assert "1 of 6 tensors are damaged; model.layers.0.mlp.up_proj.weight (F32): other values" in message
 
 
+def test_a_model_of_no_known_base_is_judged_by_its_values() -> None:
+    no_base = Expected(has_base=False)
+    same = _random(8, 8)
+    nothing = torch.zeros(8, 8)
+    names = [f"model.layers.{layer}.mlp.up_proj.weight" for layer in range(4)]
+
+    def tensors(wrong: int) -> Comparison:
+        damaged = [same + _random(8, 8) if i < wrong else same for i in range(len(names))]
+        rows = [
+            TensorSums(name, "F32", True, sums_of(same, same, export, nothing), "other values" if i < wrong else "")
+            for i, (name, export) in enumerate(zip(names, damaged))
+        ]
+        return Comparison(tensors=rows)
+
+    right = weights_check(tensors(0), no_base)
+    assert (right.verdict, right.message) == ("pass", "every tensor is the tuned one but for rounding")
+    assert "strength in the weights" not in {m.name for m in right.measures}
+    verdict, suspect, message = told(weights_check(tensors(1), no_base))
+    assert (verdict, suspect) == ("fail", "conversion")
+    assert "1 of 4 tensors are damaged; model.layers.0.mlp.up_proj.weight (F32): other values" in message
+    verdict, suspect, message = told(weights_check(tensors(4), no_base))
+    assert (verdict, suspect) == ("fail", "conversion")
+    assert message == f"it was made from another model: 4 of 4 tensors hold other values, first {names[0]}"
+
+
 def test_the_original_weights_under_a_qlora_adapter_are_named() -> None:
     verdict, suspect, message = told(check(original=1.0))
     assert (verdict, suspect) == ("fail", "merge")

@@ -67,7 +67,7 @@ def cost(run: Path) -> None:
     source = converted.folder / converted.facts.files[0].name
     for artifact in (converted, read(run, "quantize", GGUFFacts)):
         files += [
-            GGUFUnderTest(artifact.folder / f.name, f.file_type, f.file_type, made_from=source)
+            GGUFUnderTest(artifact.folder / f.name, f.file_type, f.file_type, source=source)
             for f in artifact.facts.files
         ]
     subjects = judge(tuned, run / "merge", files)
@@ -105,7 +105,7 @@ def _quantized_rows(table: Table, recipe: Recipe, tuned: Tuned, source: Artifact
         with tempfile.TemporaryDirectory() as scratch:
             made = quantize(of_types(recipe, ["F16", file_type], file_type), source, Path(scratch))
             path = Path(scratch) / made.files[0].name
-            file = GGUFUnderTest(path, file_type, file_type, made_from=source.folder / source.facts.files[0].name)
+            file = GGUFUnderTest(path, file_type, file_type, source=source.folder / source.facts.files[0].name)
             table.add_row(*_row(judge(tuned, None, [file])[-1], tuned))
 
 

@@ -10,9 +10,9 @@
     served_file     name of the GGUF file that the verdict lets go to Ollama
     warnings        other files that fail, a line each: they are made, and must not be used
     reference       what everything was compared with: goldens, positions, forward, precision
-    subjects        what was judged, in the order of the chain; each {name, kind, file, file_type, counts, served, relaxed,
-                    verdict, seconds, checks}. counts: "everything", "ancestor" or "text only", see `counts`
-      checks        each {name, verdict, message, measures, details, suspect}
+    subjects        what was judged, in the order of the chain; each {name, kind, file, file_type, counts, served, made_from,
+                    relaxed, verdict, seconds, checks}. counts: "everything", "ancestor" or "text only", see `counts`
+      checks        each {name, verdict, message, measures, details, suspect}; verdict as above, or "not compared"
         measures    each {name, value, unit, limit, floor, verdict}; limit and floor may be null; verdict null: told, not judged
     files           path → {sha256, bytes} of every file that was compared
     versions        package → version
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
@@ -30,6 +31,8 @@ from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
 SCHEMA = "tune2ollama.certificate/2"
 
 Verdict = Literal["pass", "fail", "inconclusive"]
+CheckVerdict = Literal["pass", "fail", "inconclusive", "not compared"]
+"""not compared: there was nothing to compare, which is said, and proves nothing either way."""
 Kind = Literal["adapter", "merged", "converted", "quantized", "served"]
 EXPORTS: tuple[Kind, ...] = ("merged", "converted", "quantized", "served")
 """What an adapter became. Without one of these nothing was compared: an adapter alone is only looked at."""
@@ -47,7 +50,7 @@ LinkName = Literal[
 LINKS: tuple[LinkName, ...] = get_args(LinkName)
 """The chain, in the order in which blame is laid: whoever breaks an early link breaks the later ones with it."""
 Suspect = Literal["", "merge", "conversion"]
-_WORSE = {"pass": 0, "inconclusive": 1, "fail": 2}
+_WORSE = {"not compared": -1, "pass": 0, "inconclusive": 1, "fail": 2}
 _BY_CHECK: dict[str, LinkName] = {
     "moved": "training",
     "prompts": "template",
@@ -119,7 +122,7 @@ class Check(_Part):
 
     name: str
     """moved, prompts, tokens, structure, weights, source, strength, logits, stops, answers."""
-    verdict: Verdict
+    verdict: CheckVerdict
     message: str
     measures: list[Measure] = []
     details: dict[str, Any] = {}
@@ -155,13 +158,15 @@ class Subject(_Part):
     file_type: str
     counts: Literal["everything", "ancestor", "text only"]
     served: bool = False
+    made_from: str = ""
+    """Name of the subject that it was made from; empty where that is not known."""
     relaxed: str = ""
     """Why its limits are wider than the file type's own; empty when they are not."""
     checks: list[Check]
     seconds: float = 0.0
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> CheckVerdict:
         return worst([check.verdict for check in self.checks])
 
     def as_json(self) -> dict[str, Any]:
@@ -186,13 +191,13 @@ class ChainLink(_Part):
     """One link of the chain, and how it did."""
 
     link: LinkName
-    verdict: Literal["pass", "fail", "inconclusive", "not compared"]
+    verdict: CheckVerdict
     where: str = ""
     message: str = ""
 
 
-def worst(verdicts: list[Verdict]) -> Verdict:
-    """fail before inconclusive before pass."""
+def worst(verdicts: Sequence[CheckVerdict]) -> CheckVerdict:
+    """fail before inconclusive before pass before not compared."""
     return max(verdicts, key=_WORSE.__getitem__, default="pass")
 
 
@@ -209,9 +214,13 @@ def link_of(subject: Subject, check: Check, subjects: list[Subject]) -> LinkName
 
 
 def _acquitted(subject: Subject, check: Check, subjects: list[Subject]) -> bool:
-    """Whether an earlier subject passes the same check: then the fault came in after it."""
-    earlier = [s for s in subjects if _ORDER.index(s.kind) < _ORDER.index(subject.kind)]
-    return any(c.name == check.name and c.verdict == "pass" for s in earlier for c in s.checks)
+    """Whether something that the subject was made from passes the same check: then the fault came in after it."""
+    by_name = {s.name: s for s in subjects if s is not subject}
+    source = by_name.get(subject.made_from)
+    if source is None or _ORDER.index(source.kind) >= _ORDER.index(subject.kind):
+        return False
+    passed = any(c.name == check.name and c.verdict == "pass" for c in source.checks)
+    return passed or _acquitted(source, check, subjects)
 
 
 def chain_of(subjects: list[Subject]) -> list[ChainLink]:
@@ -264,9 +273,10 @@ def verdict_of(subjects: list[Subject]) -> tuple[Verdict, str, list[str]]:
         f"{subject.name}: {check.name} {_said(check.verdict)}: {check.message}"
         for subject in subjects
         for check in subject.checks
-        if check.verdict != "pass" and not counts(subject, check)
+        if check.verdict in ("fail", "inconclusive") and not counts(subject, check)
     ]
-    verdict = worst([link.verdict for link in chain if link.verdict != "not compared"])
+    found = {link.verdict for link in chain}
+    verdict: Verdict = "fail" if "fail" in found else "inconclusive" if "inconclusive" in found else "pass"
     if verdict == "pass" and not any(subject.kind in EXPORTS for subject in subjects):
         return "inconclusive", "nothing was compared with what was trained", warnings
     if verdict == "pass":
@@ -292,5 +302,5 @@ def counts(subject: Subject, check: Check) -> bool:
     return subject.counts == "ancestor" and check.verdict != "inconclusive"
 
 
-def _said(verdict: Verdict) -> str:
-    return {"pass": "passes", "fail": "fails", "inconclusive": "is inconclusive"}[verdict]
+def _said(verdict: CheckVerdict) -> str:
+    return "fails" if verdict == "fail" else "is inconclusive"

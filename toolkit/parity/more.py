@@ -99,23 +99,27 @@ class Further:
         return cast(Logits, np.load(path, mmap_mode="r", allow_pickle=False))
 
 
-def decide(further: Further, candidate: Candidate, positions: Positions, limits: Limits) -> Check:
-    """Add rounds until the strength is decided, or there are no more."""
+def decide(further: Further, candidate: Candidate, positions: Positions, limits: Limits, whole: bool = False) -> Check:
+    """Add rounds until the strength is decided, or there are no more.
+
+    Args:
+        whole: whether the weights show the adapter whole; see `toolkit.parity.logits.strength_check`.
+    """
     wider = copy.deepcopy(positions)
-    check = strength_check(wider, limits)
+    check = strength_check(wider, limits, whole)
     for number in range(ROUNDS):
         found = further.round(number) if check.verdict == "inconclusive" and wider.strength is not None else None
         if found is None:
             break
         _add(candidate, found, wider)
-        check = strength_check(wider, limits)
+        check = strength_check(wider, limits, whole)
     return check
 
 
 def _add(candidate: Candidate, found: Round, positions: Positions) -> None:
-    first = 0
+    first, new = 0, max(positions.text) + 1
     with candidate.slots(1, max(len(text.ids) for text in found.texts)) as slots:
-        for number, text in enumerate(found.texts):
+        for number, text in enumerate(found.texts, new):
             part = slice(first, first + text.positions)
             export = slots.logits(0, text.ids, text.first)
             positions.add(number, text.ids[text.first :], found.tuned[part], found.base[part], export)

@@ -25,7 +25,7 @@ from toolkit.parity.exported import GGUFWeights
 from toolkit.parity.golden import as_merged
 from toolkit.parity.goldens import Goldens
 from toolkit.parity.heat import heat
-from toolkit.parity.limits import fallback_share, limits_for
+from toolkit.parity.limits import Limits, fallback_share, limits_for
 from toolkit.parity.logits import Positions, logits_check, strength_check
 from toolkit.parity.more import Further, decide
 from toolkit.parity.moved import moved_check
@@ -87,7 +87,9 @@ class GGUFUnderTest:
     file_type: str
     counts: Literal["everything", "ancestor", "text only"] = "everything"
     served: bool = False
-    made_from: Path | None = None
+    made_from: str = ""
+    """Name of the subject that it was made from, where that is known."""
+    source: Path | None = None
     """The converted file that it was quantized from, where that is known."""
 
     @property
@@ -112,7 +114,7 @@ def merged_subject(tuned: Tuned, merged: Path, compared: Comparison) -> Subject:
         prompts_check(tuned.goldens.texts(), rendered),
         recorded_tokens_check(own, tuned.tokenizer, tuned.goldens.recorded(), tuned.goldens.facts.end_tokens),
         folder_structure_check(tuned.tuning, merged, compared),
-        weights_check(compared, Expected.of(tuned.adapter)),
+        weights_check(compared, Expected.of(tuned.adapter, tuned.tuning.has_base)),
     ]
     kinds = {tensor.type for tensor in compared.tensors}
     return Subject(
@@ -125,11 +127,11 @@ def file_checks(tuned: Tuned, file: GGUFUnderTest, weights: GGUFWeights, compare
     """What the file alone tells, without running it."""
     checks = [gguf_structure_check(tuned.tuning, weights, compared)]
     if compared is not None:
-        checks.append(weights_check(compared, Expected.of(tuned.adapter)))
+        checks.append(weights_check(compared, Expected.of(tuned.adapter, tuned.tuning.has_base)))
     if file.converted:
         return checks
-    if file.made_from is not None:
-        checks.append(source_check(samples_of_converted(weights, GGUFWeights(file.made_from))))
+    if file.source is not None:
+        checks.append(source_check(samples_of_converted(weights, GGUFWeights(file.source))))
     elif compared is not None and checks[-1].verdict == "pass":
         # Of weights that are not the tuned ones, it could not be told how they were rounded.
         checks.append(source_check(samples_of_tuning(weights, tuned.tuning)))
@@ -152,11 +154,9 @@ def gguf_subject(tuned: Tuned, file: GGUFUnderTest, checks: list[Check], tick: C
             positions, answers = evaluate(goldens, candidate, tuned.new_tokens, tick)
             markers = [t.content for t in tuned.tokenizer.added_tokens_decoder.values() if t.special]
             # Strength before the rest: a lost adapter is to be called so, not a lost end token.
-            strength = strength_check(positions, limits, whole_in_weights(checks))
-            if strength.verdict == "inconclusive":
-                strength = decide(tuned.further, candidate, positions, limits)
+            if tuned.tuning.has_base:
+                checks.append(_strength(tuned, candidate, positions, limits, whole_in_weights(checks)))
             checks += [
-                strength,
                 logits_check(positions, limits, heat(positions, goldens.rows, candidate.piece)),
                 stops_check(candidate, answers, positions, limits, goldens.facts.end_tokens, markers),
             ]
@@ -165,9 +165,14 @@ def gguf_subject(tuned: Tuned, file: GGUFUnderTest, checks: list[Check], tick: C
             checks.append(Check(name="logits", verdict="fail", message=message))
     return Subject(
         name=file.name, kind="converted" if file.converted else "quantized", file=file.path.name,
-        file_type=file.file_type, counts=file.counts, served=file.served, relaxed=relaxed, checks=checks,
-        seconds=_since(started),
+        file_type=file.file_type, counts=file.counts, served=file.served, made_from=file.made_from, relaxed=relaxed,
+        checks=checks, seconds=_since(started),
     )  # fmt: skip
+
+
+def _strength(tuned: Tuned, candidate: Candidate, positions: Positions, limits: Limits, whole: bool) -> Check:
+    check = strength_check(positions, limits, whole)
+    return check if check.verdict != "inconclusive" else decide(tuned.further, candidate, positions, limits, whole)
 
 
 def whole_in_weights(checks: list[Check]) -> bool:

@@ -25,6 +25,7 @@ from toolkit.report.page import PAGE, write_page
 
 if TYPE_CHECKING:
     from toolkit.ollama.judged import ServedModel
+    from toolkit.parity.subjects import Tuned
 
 stderr = Console(stderr=True, highlight=False)
 _NOTHING = "there is nothing to compare: no export is named"
@@ -269,12 +270,18 @@ def _judge(
 
         behind = next(subject for subject in subjects if subject.name == names[model.file])
         whole = whole_in_weights(behind.checks)
-        subjects.append(judge_served(model, tuned, golden.folder, recipe.system, whole))
+        subjects.append(_without_base(judge_served(model, tuned, golden.folder, recipe.system, whole), tuned))
     paths = hashes(adapter.folder, golden.folder, *names, *([merged] if merged else []))
     certificate = certificate_of(tuned, subjects, paths)
     if model is not None:
         certificate["versions"]["ollama"] = model.client.version()
     return certificate
+
+
+def _without_base(subject: Subject, tuned: Tuned) -> Subject:
+    """Without the strength where no base is known: nobody can tell what training changed."""
+    checks = [check for check in subject.checks if tuned.tuning.has_base or check.name != "strength"]
+    return subject.model_copy(update={"checks": checks})
 
 
 def _names(paths: tuple[Path, ...]) -> dict[Path, str]:

@@ -59,7 +59,8 @@ def verify(
             served, ancestor = file.file_type == recipe.export.serve, file.file_type == recipe.export.converted
             counted: Any = "everything" if served else "ancestor" if ancestor else "text only"
             path = artifact.folder / file.name
-            files.append(GGUFUnderTest(path, file.file_type, file.file_type, counted, served, converted))
+            made_from = "merged" if artifact is gguf else gguf.facts.files[0].file_type
+            files.append(GGUFUnderTest(path, file.file_type, file.file_type, counted, served, made_from, converted))
     subjects = judge(tuned, model.folder, files)
     certificate = certificate_of(
         tuned, subjects, hashes(adapter.folder, golden.folder, model.folder, *(f.path for f in files))

@@ -18,10 +18,12 @@ from typing import Literal
 import torch
 
 from toolkit.artifacts import AdapterFacts, Artifact
+from toolkit.bases import cached_sha256
 from toolkit.merged import MergedWeights, merged_weights
 from toolkit.parity.exported import Exported
 from toolkit.parity.rounding import rounded
 from toolkit.parity.sums import Sums, sums_of
+from toolkit.safetensors_file import model_files
 from toolkit.weights import TrainedWeights
 
 LARGEST = 4_000_000
@@ -48,6 +50,9 @@ class Tuning:
         facts = adapter.facts
         self.folder = adapter.folder if facts.method == "full" else Path(facts.base.folder)
         """Holds the config.json of what was trained."""
+        whole_model = facts.method == "full" and not facts.trained_here
+        self.has_base = not whole_model or _sums_of_files(adapter.folder) != _sums_of_files(Path(facts.base.folder))
+        """False for a model whose base is not known: then nobody can tell what training changed."""
         self._merged: MergedWeights | None = None
         if facts.method == "full":
             self._tuned = TrainedWeights(adapter.folder, facts.base_dtype, None)
@@ -84,6 +89,10 @@ class Tuning:
         if self._original is not None and self._merged.weights.is_quantized(name):
             original = self._original.load(name).float()
         return base.float(), tuned, original
+
+
+def _sums_of_files(folder: Path) -> set[str]:
+    return {cached_sha256(path) for path in model_files(folder).values()}
 
 
 @dataclass

@@ -43,12 +43,14 @@ class Expected:
     """0: a whole model was trained."""
     use_rslora: bool = False
     use_dora: bool = False
+    has_base: bool = True
+    """See `toolkit.parity.weights.Tuning`."""
 
     @classmethod
-    def of(cls, adapter: LoraAdapter | None) -> Expected:
+    def of(cls, adapter: LoraAdapter | None, has_base: bool = True) -> Expected:
         """From an adapter's configuration; None: a whole model was trained."""
         if adapter is None:
-            return cls()
+            return cls(has_base=has_base)
         config = adapter.config
         return cls(int(config["r"]), bool(config["use_rslora"]), bool(config["use_dora"]))
 
@@ -141,9 +143,7 @@ def _off(sums: Sums) -> float | None:
 def _measures(found: Comparison, pooled: Sums, off: Off, damaged: int) -> list[Measure]:
     strength, error = pooled.strength, pooled.strength_error
     measures = []
-    if strength is None:
-        measures.append(Measure(name="strength in the weights", value=math.nan))
-    else:
+    if strength is not None:
         low, high = strength - error, strength + error
         room = max((STRENGTH_ROOM.get(t.type, STRENGTH_ROOM_ELSE) for t in found.tensors if t.touched), default=0.0)
         outside = high < 1 - room or low > 1 + room
@@ -182,7 +182,7 @@ def _blamed(found: Comparison, expected: Expected, damaged: list[TensorSums], of
     pooled = found.of_training()
     # First: weights of a stranger lie along the original ones too, since rounding to NF4 anew is a coin thrown again.
     if message := _other_base(found, expected, damaged):
-        return message, "merge"
+        return message, "merge" if expected.has_base else "conversion"
     if pooled.original > 0 and abs(pooled.original_share) > LARGEST_ORIGINAL_SHARE:
         return (
             "the adapter was merged onto the original weights, not onto the NF4 weights that it was trained on "
@@ -215,6 +215,11 @@ def _other_base(found: Comparison, expected: Expected, damaged: list[TensorSums]
     broken = [t for t in strange if t.touched]
     if not touched or len(broken) <= len(touched) / 2:
         return ""
+    if not expected.has_base:
+        first = broken[0].name
+        return (
+            f"it was made from another model: {len(broken)} of {len(touched)} tensors hold other values, first {first}"
+        )
     told = f"{len(broken)} of {len(touched)} tensors that training changed hold neither base nor adapter, first {broken[0].name}"
     if expected.use_dora:
         return f"the adapter was not applied as DoRA, or with another alpha, or to another base: {told}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from toolkit.parity.certificate import Check, Measure, Subject, Verdict
+from toolkit.parity.certificate import Check, CheckVerdict, Measure, Subject
 
 COLDEST, HOTTEST = 1e-5, 1.0
 """Ends of the colour scale, in nats: what rounding to 16 bits costs, and a whole nat."""
@@ -29,7 +29,7 @@ class Strip:
     source: str
     """weights or answers."""
     told: str
-    verdict: Verdict
+    verdict: CheckVerdict
     place: float
     low: float
     high: float
@@ -154,7 +154,7 @@ def _answers_strip(subject: Subject, check: Check) -> Strip | None:
 
 
 def _strip(
-    subject: Subject, source: str, told: str, verdict: Verdict, values: tuple[float, float, float],
+    subject: Subject, source: str, told: str, verdict: CheckVerdict, values: tuple[float, float, float],
     band: tuple[float, float] | None,
 ) -> Strip:  # fmt: skip
     place, low, high = (_place(value) for value in values)
