@@ -14,7 +14,6 @@ from toolkit.ollama.conversations import (
     differing,
     expected_texts,
     further_conversations,
-    require_equal,
 )
 from toolkit.ollama.pictures import picture_block, with_pictures
 
@@ -35,7 +34,7 @@ def test_a_picture_stands_where_it_stood_in_training(ollama_server: Server) -> N
     finally:
         client.delete("sees")
     assert differing(outcomes) == []
-    assert require_equal(outcomes, "sees") >= 20
+    assert sum(outcome.result == "equal" for outcome in outcomes) >= 20
     found = {o.endpoint: o for o in outcomes if o.conversation == "image"}
     assert [found[endpoint].result for endpoint in ENDPOINTS] == ["equal", "equal", "differs for every model"]
     assert "makes each part of a turn a turn of its own" in found["/v1/chat/completions"].detail
@@ -66,7 +65,7 @@ def test_the_block_of_a_picture() -> None:
     assert picture_block(TEMPLATE, "", "") == BLOCK
     assert picture_block(template_text("google-gemma-2-2b-it"), "", "") is None
     assert picture_block("{{ messages[0].content }}", "", "") is None
-    assert with_pictures("a<__media__>b<__media_x7Yz__>c[img-0]", "*") == "a*b*c*"
+    assert with_pictures("a<__media__>b<__media_x7Yz__><__ollama_media_e5fa__>c[img-0]", "*") == "a*b**c*"
 
 
 def test_a_template_that_writes_no_picture_says_so() -> None:

@@ -44,7 +44,8 @@ def seeing_ggufs() -> tuple[Path, Path]:
             _write_model(folder)
             _convert(folder, made / "model.gguf")
             _convert(folder, made / "mmproj.gguf", "--mmproj")
-            made.rename(kept)
+            if not kept.is_dir():
+                made.rename(kept)
     return kept / "model.gguf", kept / "mmproj.gguf"
 
 
@@ -65,8 +66,8 @@ def _write_model(folder: Path) -> None:
             "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [4, 6, 6]},
         },
         vision_config={
-            "depth": 2, "hidden_size": width, "intermediate_size": 2 * width, "num_heads": 2, "out_hidden_size": width,
-            "fullatt_block_indexes": [1], "window_size": 112,
+            "depth": 4, "hidden_size": width, "intermediate_size": 2 * width, "num_heads": 2, "out_hidden_size": width,
+            "fullatt_block_indexes": [1, 3], "window_size": 112,
         },
         image_token_id=IMAGE_PAD, video_token_id=IMAGE_PAD + 1, vision_start_token_id=151_652, vision_end_token_id=151_653,
         tie_word_embeddings=True,

@@ -1,7 +1,8 @@
 """A picture's place in a prompt: what a training template writes there, and what the servers show there.
 
-The servers show a marker where the picture's tokens go: llama-server one with a random part (tools/server/server-common.cpp,
-get_media_marker), Ollama's own rendering `[img-0]` (server/prompt.go, imageTaggedMessages). llama.cpp then writes what stands
+The servers show a marker where the picture's tokens go: llama-server one with a random part, its own (tools/server/
+server-common.cpp, get_media_marker) or Ollama's (llm/llama_server.go), and Ollama's own rendering `[img-0]` (server/prompt.go,
+imageTaggedMessages). llama.cpp then writes what stands
 around the tokens itself (`<|vision_start|>` … of Qwen2.5-VL), so the whole block of the template is what a marker stands for.
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 
 from toolkit.chat_template import render_trained
 
-_MARKER = re.compile(r"<__media(?:_\w+)?__>|\[img-\d+\]")
+_MARKER = re.compile(r"<__(?:ollama_)?media(?:_\w+)?__>|\[img-\d+\]")
 _STAND_IN = "\u2603"  # a text that no template writes by itself
 
 
