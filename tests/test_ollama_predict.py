@@ -13,15 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.bench.ollama_templates import EMBEDDED, built_versions, embedded_template, page
+from tests.bench.ollama_templates import EMBEDDED, Measured, built_versions, embedded_template, page
 from tests.conftest import free_port
 from tests.ollama.served_templates import counted, measure
 from tests.ollama.tiny import template_text
 from toolkit.export.convert import protect_template
 from toolkit.ollama import known as known_module
+from toolkit.ollama.asked import ENDPOINTS
 from toolkit.ollama.build import VERSION
 from toolkit.ollama.client import Client
-from toolkit.ollama.conversations import differing
+from toolkit.ollama.conversations import Outcome, differing
 from toolkit.ollama.known import KnownTemplate, known_templates
 from toolkit.ollama.predict import RENDERER_OF, TOO_FAR, edit_distance, nearest_known, predict
 from toolkit.ollama.server import started
@@ -159,7 +160,8 @@ def test_real_servers_do_as_predicted_and_the_mended_file_is_served_as_trained(r
     assert bool(differing(row.plain, running.version)) == differs, first
     assert asked >= 10
     assert row.unmended == "" and differing(row.mended, running.version) == []
-    text = page([[row]], [[]])
+    text = page([Measured(running.version, [row], [], [Outcome("image", endpoint, "equal") for endpoint in ENDPOINTS])])
+    assert f"| {running.version} | equal | equal | equal |" in text
     assert f"{running.version}: plain FROM" in text and "came true in\n1 of 1 cases" in text
 
 

@@ -13,13 +13,22 @@ import os
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import free_port
+from tests.ollama.seeing import TEMPLATE, seeing_ggufs
 from tests.ollama.served_templates import Row, counted, measure
 from tests.ollama.tiny import TEMPLATES, template_text
+from toolkit.ollama.asked import ENDPOINTS, has_picture
 from toolkit.ollama.client import Client
-from toolkit.ollama.conversations import Outcome, differing
+from toolkit.ollama.conversations import (
+    Outcome,
+    check_conversations,
+    differing,
+    expected_texts,
+    further_conversations,
+)
 from toolkit.ollama.known import known_templates
 from toolkit.ollama.server import started
 from toolkit.places import cache_home
@@ -60,8 +69,21 @@ def templates(which: str) -> dict[str, str]:
     return {EMBEDDED: embedded_template(), **{name: template_text(name) for name in names}}
 
 
-def measure_version(version: str, which: str) -> tuple[list[Row], list[Row]]:
-    """Rows of the tree's templates, and of the texts that this Ollama recognises."""
+@dataclass(frozen=True)
+class Measured:
+    """What one server did."""
+
+    version: str
+    mine: list[Row]
+    """Templates of the tree."""
+    theirs: list[Row]
+    """The texts that this Ollama recognises."""
+    pictures: list[Outcome]
+    """A question with a picture, at the three addresses."""
+
+
+def measure_version(version: str, which: str) -> Measured:
+    """Every template, then a picture."""
     binary = cache_home() / "ollama" / version / "bin" / "ollama"
     known = known_templates(binary, version)
     mine: list[Row] = []
@@ -78,7 +100,19 @@ def measure_version(version: str, which: str) -> tuple[list[Row], list[Row]]:
                 vocabulary = "llama-bpe" if "bos_token" in one.jinja else "qwen2"
                 theirs.append(measure(client, version, f"{one.name} #{number}", one.jinja, known, folder, vocabulary))
                 _tell(theirs[-1])
-    return mine, theirs
+            pictures = ask_with_a_picture(client)
+    return Measured(version, mine, theirs, pictures)
+
+
+def ask_with_a_picture(client: Client) -> list[Outcome]:
+    """Where a model of Qwen2.5-VL's shape gets the picture in its prompt, against its training template."""
+    model, projector = (client.upload(path) for path in seeing_ggufs())
+    client.create("sees", {"files": {"model.gguf": model, "mmproj.gguf": projector}})
+    try:
+        asked = [c for c in further_conversations("", []) if has_picture(c)]
+        return check_conversations(client, "sees", expected_texts(asked, TEMPLATE, "", "<|im_end|>", sees=True))
+    finally:
+        client.delete("sees")
 
 
 def _tell(row: Row) -> None:
@@ -148,8 +182,19 @@ def _not_applicable(rows: list[Row]) -> list[str]:
     return [f"- {name}: {why} ({count} times)" for (name, why), count in sorted(counts.items()) if endpoint not in why]
 
 
-def page(mine: list[list[Row]], theirs: list[list[Row]]) -> str:
+def _pictures(measured: list[Measured]) -> list[str]:
+    lines = ["| Ollama | " + " | ".join(ENDPOINTS) + " |", "|" + "---|" * (1 + len(ENDPOINTS))]
+    for one in measured:
+        found = {outcome.endpoint: outcome for outcome in one.pictures}
+        cells = [found[endpoint].result + (f": {_escaped(found[endpoint].detail)}" if found[endpoint].detail else "")
+                 for endpoint in ENDPOINTS]  # fmt: skip
+        lines.append(f"| {one.version} | {' | '.join(cells)} |")
+    return lines
+
+
+def page(measured: list[Measured]) -> str:
     """The page for `docs/`."""
+    mine, theirs = [one.mine for one in measured], [one.theirs for one in measured]
     agreed = sum(row.as_predicted for column in mine + theirs for row in column)
     total = sum(len(column) for column in mine + theirs)
     lines = [
@@ -163,6 +208,11 @@ def page(mine: list[list[Row]], theirs: list[list[Row]]) -> str:
         "## Templates of the pinned llama.cpp tree", "", *_table(mine), "",
         "### First difference of each that plain FROM serves otherwise", "", *_first_differences(mine), "",
         "### Conversations that could not be asked", "", *_not_applicable(mine[-1]), "",
+    ]  # fmt: skip
+    lines += [
+        "## A question with a picture", "",
+        "A tiny model of Qwen2.5-VL's shape and its projector. A server's marker stands for the template's text of a picture.",
+        "", *_pictures(measured), "",
     ]  # fmt: skip
     if all(theirs):
         lines += ["## The texts that Ollama recognises", ""]
@@ -182,8 +232,7 @@ def main() -> None:
     parser.add_argument("--templates", choices=("quick", "families", "all"), default="families")
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    columns = [measure_version(version, options.templates) for version in options.version or built_versions()]
-    text = page([mine for mine, _ in columns], [theirs for _, theirs in columns])
+    text = page([measure_version(version, options.templates) for version in options.version or built_versions()])
     print(text)
     if options.write:
         options.write.write_text(text, encoding="utf-8")
