@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from pathlib import Path
 
 import gguf
@@ -86,6 +87,44 @@ def test_damage_never_crashes(small: Path, tmp_path_factory: pytest.TempPathFact
         read_gguf(path)
     except DataError as fault:
         assert "damaged.gguf" in fault.message
+
+
+def written(path: Path, *entries: tuple[str, int, bytes]) -> Path:
+    """A GGUF with one tensor and these metadata: (key, type, value)."""
+    content = b"GGUF" + struct.pack("<IQQ", 3, 1, len(entries))
+    for key, kind, value in entries:
+        content += struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", kind) + value
+    content += struct.pack("<Q", 1) + b"a" + struct.pack("<IQIQ", 1, 32, 0, 0)
+    path.write_bytes(content + bytes(-len(content) % 32 + 128))
+    return path
+
+
+TEXT = struct.pack("<Q", 2) + b"32"
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "said"),
+    [
+        (4, struct.pack("<I", 0), "general.alignment is '0', and a power of two is needed"),
+        (4, struct.pack("<I", 24), "general.alignment is '24'"),
+        (8, TEXT, "general.alignment is '32'"),
+        (7, b"\x01", "general.alignment is 'True'"),
+    ],
+)
+def test_an_alignment_that_is_none(kind: int, value: bytes, said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"damaged or truncated within its header .*{said}"):
+        read_gguf(written(tmp_path / "x.gguf", ("general.alignment", kind, value)))
+
+
+def test_a_power_of_two_is_an_alignment(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.gguf", ("general.alignment", 4, struct.pack("<I", 16)))
+    assert read_gguf(path).data_begin % 16 == 0
+
+
+def test_lists_of_lists_are_refused_however_deep(tmp_path: Path) -> None:
+    deep = b"".join(struct.pack("<IQ", 9, 1) for _ in range(100_000)) + struct.pack("<IQB", 0, 1, 0)
+    with pytest.raises(DataError, match="a list of lists at byte"):
+        read_gguf(written(tmp_path / "x.gguf", ("deep", 9, deep)))
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04 a zip archive", b"GGUF\x01\0\0\0" + b"\0" * 16])

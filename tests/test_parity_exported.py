@@ -60,6 +60,25 @@ def test_the_order_of_query_rows_is_brought_back() -> None:
     assert unpermuted(stored, 2).tolist() == list(range(8))
 
 
+def test_heads_are_those_of_the_layer_and_a_key_that_is_left_out_has_its_default(tmp_path: Path) -> None:
+    export = converted(tiny_llama(tmp_path / "base"), tmp_path / "out")
+    name = "model.layers.1.self_attn.k_proj.weight"
+    wanted, metadata = export.load(name), export.header.metadata
+    metadata["llama.attention.head_count_kv"] = [4, 2]
+    assert torch.equal(export.load(name), wanted)
+    del metadata["llama.attention.head_count_kv"]
+    metadata["llama.attention.head_count"] = 2
+    assert torch.equal(export.load(name), wanted)
+    for value, said in (
+        (None, "0 heads do not fit"),
+        (7, "7 heads do not fit"),
+        ("4", "head_count is 4, and a whole number"),
+    ):
+        metadata["llama.attention.head_count"] = value
+        with pytest.raises(DataError, match=said):
+            export.load(name)
+
+
 def test_a_file_that_was_cut_is_refused(tmp_path: Path) -> None:
     base = tiny_llama(tmp_path / "base", layers=1)
     export = converted(base, tmp_path / "out")

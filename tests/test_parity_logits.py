@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from toolkit.errors import DataError
+from toolkit.gguf_file import GGUFHeader, GGUFTensor
 from toolkit.parity.certificate import Check
-from toolkit.parity.limits import Limits, limits_for
+from toolkit.parity.limits import Limits, file_type_of, limits_for
 from toolkit.parity.logits import Flip, Positions, logits_check, strength_check
 
 
@@ -101,6 +104,24 @@ def test_near_ties_say_nothing_and_real_differences_do() -> None:
         assert measure(check, "confident flips") == 0
         gate = next(m for m in check.measures if m.name == "top-1 agreement but for near ties")
         assert gate.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("number", "stored", "found"),
+    [
+        (15, "Q4_K", "Q4_K_M"),
+        (None, "Q3_K", "Q3_K_M"),
+        ("15", "Q5_K", "Q5_K_M"),
+        ([15], "F16", "F16"),
+        (99, "Q8_0", "Q8_0"),
+    ],
+)
+def test_a_file_type_is_told_by_its_number_or_else_by_its_tensors(number: object, stored: str, found: str) -> None:
+    tensors = [GGUFTensor("a", (256, 2), stored, 0, 0), GGUFTensor("norm", (256,), "F32", 0, 0)]
+    metadata = {} if number is None else {"general.file_type": number}
+    assert file_type_of(GGUFHeader(metadata, tensors, 0), Path("x.gguf")) == found
+    with pytest.raises(DataError, match=r"x\.gguf holds no matrix"):
+        file_type_of(GGUFHeader(metadata, tensors[1:], 0), Path("x.gguf"))
 
 
 def test_limits_widen_for_small_models_and_many_fallbacks_only() -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.faults.chains import ROPE, change_json
 from tests.faults.files import change_tensor, set_value
-from tests.models import adapter_artifact, tiny_gemma2, tiny_llama, tiny_phi3
+from tests.models import adapter_artifact, tiny_adapter, tiny_gemma2, tiny_llama, tiny_phi3
 from tests.test_parity_exported import converted
 from toolkit.parity.exported import FolderWeights, GGUFWeights
 from toolkit.parity.structure import Wanted, folder_structure_check, gguf_structure_check, wanted_settings
@@ -81,12 +85,68 @@ def test_a_right_conversion_passes_and_a_changed_value_is_named(
         change_json(base / "config.json", rope_parameters=rope, **original)
     export, tuning = converted(base, tmp_path / "out"), _tuning(base)
     right = gguf_structure_check(tuning, export, None)
+    assert right.verdict == "pass"
+    assert right.message.startswith("hyperparameters are equal; its tensors were not looked at")
+    assert [m.name for m in right.measures] == ["hyperparameters that differ"]
+    compared = compare_weights(tuning, {"": export}, lambda _: 1.0)[""]
+    right = gguf_structure_check(tuning, export, compared)
     assert (right.verdict, right.message) == ("pass", "hyperparameters, tensors and shapes are equal")
+    extra = gguf_structure_check(tuning, export, replace(compared, extra=[*compared.extra, "blk.0.attn_q.bias"]))
+    assert (extra.verdict, extra.message) == ("fail", "blk.0.attn_q.bias is there, and the model has no such tensor")
     wrong = tmp_path / "wrong.gguf"
     shutil.copy(export.path, wrong)
     damage(wrong)
     found = gguf_structure_check(tuning, GGUFWeights(wrong), None)
     assert (found.verdict, found.message) == ("fail", said)
+
+
+def test_another_architecture_is_named_first(tmp_path: Path) -> None:
+    export = converted(tiny_phi3(tmp_path / "phi3", layers=1), tmp_path / "out")
+    tuning = _tuning(tiny_llama(tmp_path / "llama", layers=1))
+    found = gguf_structure_check(tuning, export, Comparison(missing=["everything"]))
+    wanted = (
+        "general.architecture is phi3, and the base (llama) converts to llama: name a file that was made from this base"
+    )
+    assert (found.verdict, found.message) == ("fail", wanted)
+
+
+def test_rope_factors_that_the_model_does_not_have(tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "base", layers=1)
+    rotated = tmp_path / "rotated"
+    shutil.copytree(base, rotated)
+    change_json(rotated / "config.json", rope_parameters=ROPE)
+    tuning, export = _tuning(base), converted(rotated, tmp_path / "out")
+    set_value(export.path, "llama.rope.freq_base", 100_000.0)
+
+    def checked() -> Any:
+        opened = GGUFWeights(export.path)
+        return gguf_structure_check(tuning, opened, compare_weights(tuning, {"": opened}, lambda _: 1.0)[""])
+
+    assert checked().message == "rope_freqs.weight is there, and the model has no such tensor"
+    change_tensor(export.path, "rope_freqs.weight", _as_one)
+    assert checked().verdict == "pass"
+
+
+def test_a_folder_of_peft_from_an_old_configuration_is_the_same_structure(tmp_path: Path) -> None:
+    # As transformers 4 wrote it; save_pretrained of transformers 5 spells it anew, and fills it up.
+    base = tiny_llama(tmp_path / "base", layers=1)
+    change_json(
+        base / "config.json", rope_parameters=None, head_dim=None, attention_bias=None, mlp_bias=None, dtype=None,
+        rope_theta=100_000.0, rope_scaling=None, torch_dtype="float32",
+    )  # fmt: skip
+    adapter = tiny_adapter(base, tmp_path / "adapter")
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    raw = [json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (base, tmp_path / "merged")]
+    assert "rope_parameters" in raw[1] and "rope_parameters" not in raw[0]
+    tuning = Tuning(adapter_artifact(adapter, base), "as trained")
+    compared = compare_weights(tuning, {"merged": FolderWeights(tmp_path / "merged")}, lambda _: 1e-5)["merged"]
+    found = folder_structure_check(tuning, tmp_path / "merged", compared)
+    assert (found.verdict, found.message) == ("pass", "hyperparameters, tensors and shapes are equal")
+    change_json(tmp_path / "merged" / "config.json", rope_parameters={"rope_theta": 2e5, "rope_type": "default"})
+    found = folder_structure_check(tuning, tmp_path / "merged", compared)
+    assert found.verdict == "fail"
+    assert found.message.startswith("rope_parameters is")
 
 
 def test_settings_of_a_configuration(tmp_path: Path) -> None:
@@ -125,4 +185,4 @@ def test_a_merged_folder_is_compared_with_its_base(tmp_path: Path) -> None:
         "rms_norm_eps is 0.001, the base's config.json is 1e-05; tie_word_embeddings is False, the adapter is True; "
         "lm_head.weight is missing; a has shape [3, 2], not [2, 3]"
     )
-    assert [m.value for m in found.measures] == [2, 1, 1]
+    assert [m.value for m in found.measures] == [2, 1, 1, 0]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from tests.models import adapter_artifact, tiny_adapter, tiny_llama
 from toolkit.parity.exported import FolderWeights, dequantized, unpermuted
@@ -16,6 +19,7 @@ from toolkit.parity.limits import largest_rest
 from toolkit.parity.rounding import _quantize_chunk, quantized, rounded
 from toolkit.parity.sums import Sums, sums_of
 from toolkit.parity.weights import Tuning, compare_weights, damage, layers_told
+from toolkit.parity.weights_check import Expected, weights_check
 
 
 def matrix(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
@@ -173,6 +177,9 @@ class Held:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.tensors[name].shape)
 
+    def others(self, names: Iterable[str]) -> list[str]:
+        return sorted(self.tensors.keys() - set(names))
+
     def type(self, name: str) -> str:
         return "F32"
 
@@ -199,3 +206,42 @@ def test_tensors_are_laid_side_by_side(tmp_path: Path) -> None:
     assert found["wrong"].shapes == [(up, (512, 256), (511, 256))]
     assert {t.name: t.damage for t in found["wrong"].tensors if t.damage} == {q: "transposed"}
     assert sum(t.touched for t in found["right"].tensors) == 7
+    assert all(c.extra == [] for c in found.values())
+
+
+def test_a_tied_head_that_is_written_has_to_be_the_embedding(tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "base", layers=1)
+    tuning = Tuning(adapter_artifact(tiny_adapter(base, tmp_path / "adapter"), base), "as trained")
+    right = {name: tuning.load(name)[1] for name in tuning.names()}
+    assert tuning.tied_head == "lm_head.weight" not in right
+    embedding = right["model.embed_tokens.weight"]
+    exports = {
+        "tied": Held(right),
+        "untied": Held(right | {"lm_head.weight": embedding.clone()}),
+        "another": Held(right | {"lm_head.weight": embedding + 0.1 * matrix(*embedding.shape), "a.bias": matrix(1, 4)}),
+    }
+    found = compare_weights(tuning, exports, largest_rest)
+    assert [c.missing for c in found.values()] == [[], [], []]
+    assert {name: c.extra for name, c in found.items()} == {"tied": [], "untied": [], "another": ["a.bias"]}
+    damaged = {name: [t.name for t in c.tensors if t.damage] for name, c in found.items()}
+    assert damaged == {"tied": [], "untied": [], "another": ["lm_head.weight"]}
+
+
+@pytest.mark.parametrize("merged_in", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("saved_as", [torch.float32, torch.bfloat16])
+def test_a_16_bit_base_may_be_merged_in_either_precision(
+    merged_in: torch.dtype, saved_as: torch.dtype, tmp_path: Path
+) -> None:
+    base = tiny_llama(tmp_path / "base", layers=1, dtype=torch.bfloat16)
+    adapter = tiny_adapter(base, tmp_path / "adapter")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=merged_in)
+    PeftModel.from_pretrained(model, adapter).merge_and_unload().to(saved_as).save_pretrained(tmp_path / "merged")
+    tuning = Tuning(adapter_artifact(adapter, base, base_dtype="bfloat16"), "as trained")
+    found = compare_weights(tuning, {"merged": FolderWeights(tmp_path / "merged")}, largest_rest)["merged"]
+    check = weights_check(found, Expected(r=8), alone=True)
+    assert check.verdict == "pass", check.message
+    assert max(t.sums.rest / largest_rest(t.type) for t in found.tensors) < 0.2
+    # Without the adapter, the same precision is no excuse.
+    bare = {name: tuning.load(name).base for name in tuning.names()}
+    lost = compare_weights(tuning, {"lost": Held(bare)}, largest_rest)["lost"]
+    assert weights_check(lost, Expected(r=8)).message == "the adapter is not in it"

@@ -78,6 +78,7 @@ def test_a_right_export_passes(head: bool, original: float | None) -> None:
         (PLAIN, 0.0, "the adapter is not in it"),
         (PLAIN, 0.9, "the adapter is there 0.900 times: alpha is wrong"),
         (PLAIN, 2.0, "the adapter was applied twice"),
+        (Expected(r=4), 2.0, "the adapter was applied twice, or scaled as rsLoRA (at r = 4 both double it)"),
         (PLAIN, math.sqrt(8), "was scaled as rsLoRA (alpha / sqrt(r)), but trained as LoRA"),
         (Expected(8, use_rslora=True), 1 / math.sqrt(8), "was scaled as LoRA (alpha / r), but trained with rsLoRA"),
         (Expected(), 0.5, "what training changed is there 0.500 times"),
@@ -166,3 +167,17 @@ def test_too_few_weights_are_not_judged() -> None:
     strength = measures["strength in the weights"]
     assert (strength.value, strength.verdict) == (0.8, None)
     assert measures["its error"].value == pytest.approx(2 * math.sqrt((0.9 - 2 * 0.8 * 0.8 + 0.64) / 20))
+    alone = weights_check(found, PLAIN, alone=True)
+    assert alone.verdict == "inconclusive"
+    assert alone.message.startswith("strength 0.8000 ± 0.2")
+    assert alone.message.endswith("too wide to tell whether the adapter is there whole")
+
+
+def test_a_folder_that_stored_nothing_of_the_training_is_not_proved() -> None:
+    base, tuned = torch.ones(8, 8), torch.ones(8, 8) + 1e-9
+    sums = sums_of(base, base, base, tuned.double() - 1)
+    found = Comparison(tensors=[TensorSums("model.layers.0.mlp.up_proj.weight", "BF16", True, sums)])
+    assert weights_check(found, PLAIN).verdict == "pass"
+    alone = weights_check(found, PLAIN, alone=True)
+    assert (alone.verdict, alone.message.startswith("nothing that training changed is left")) == ("inconclusive", True)
+    assert weights_check(found, Expected(has_base=False), alone=True).verdict == "pass"

@@ -98,6 +98,8 @@ class _Reader:
         if kind != _ARRAY:
             return self.number(_NUMBERS[kind])
         inner, count = self.number("I"), self.number("Q")
+        if inner == _ARRAY:
+            raise ValueError(f"a list of lists at byte {self.place}, which llama.cpp does not read")
         if count > len(self.data) - self.place:
             raise ValueError(f"a list of {count} values at byte {self.place}")
         if inner in _NUMBERS:
@@ -129,5 +131,12 @@ class _Reader:
             size = math.prod(shape) // block * block_bytes
             tensors.append(GGUFTensor(name, shape, kind.name, self.number("Q"), size))
         alignment = metadata.get("general.alignment", 32)
+        if (
+            isinstance(alignment, bool)
+            or not isinstance(alignment, int)
+            or alignment < 1
+            or alignment & (alignment - 1)
+        ):
+            raise ValueError(f"general.alignment is {str(alignment)[:40]!r}, and a power of two is needed")
         begin = -(-self.place // alignment) * alignment if tensors else self.place  # a vocabulary alone is not padded
         return GGUFHeader(metadata, tensors, begin, places, self.place)

@@ -62,11 +62,11 @@ class MergedWeights:
         return self.merged(name, self.base(name))
 
     def merged(self, name: str, base: torch.Tensor) -> torch.Tensor:
-        """The merged tensor, computed in place of `base`."""
+        """The merged tensor, computed in place of `base` and in its type."""
         weight = base
         if name in self.adapter.replaced:
             # PEFT saves an embedding beside the change that it gets.
-            weight = self.adapter.tensor(self.adapter.replaced[name]).to(self.weights.dtype)
+            weight = self.adapter.tensor(self.adapter.replaced[name]).to(base.dtype)
         if not self._changed(name):
             return weight
         module, _, kind = name.rpartition(".")

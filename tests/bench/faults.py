@@ -1,7 +1,8 @@
 """Which link is blamed for which fault, how clean clean chains are, and how well the weights tell the adapter's strength.
 
 python -m tests.bench.faults                 all of it, about half an hour on two cores
-python -m tests.bench.faults faults [NAME …] the table of faults; NAME: a part of a fault's name
+python -m tests.bench.faults faults [NAME …] the table of faults; NAME: a part of a fault's name; those of a server, where
+                                             there is an Ollama here
 python -m tests.bench.faults clean [FAMILY …] four families, five ways of training, three file types
 python -m tests.bench.faults types           one clean chain at every file type: floors beside limits
 python -m tests.bench.faults strength        bias and spread of the strength in the weights, by stored type
@@ -21,10 +22,15 @@ import gguf
 import numpy as np
 import torch
 
+from tests.conftest import free_port
 from tests.faults.chains import FAMILIES, METHODS, Clean, clean_chain, family_base, fault_chain
 from tests.faults.proof import prove
+from tests.faults.served import SERVED_FAULTS, ServedFault, served
 from tests.faults.table import FAULTS
 from toolkit.export.llama_cpp import quantize_file
+from toolkit.ollama.client import Client
+from toolkit.ollama.server import find_ollama, started
+from toolkit.parity.certificate import blame_of
 from toolkit.parity.exported import dequantized
 from toolkit.parity.limits import largest_rest
 from toolkit.parity.rounding import _quantize_chunk, quantized, rounded
@@ -68,6 +74,7 @@ def faults(chosen: list[str], folder: Path) -> None:
     say("fault", "expected", "named", "where", "measure", "value", "limit", "file alone", "", widths=widths)
     wrong = 0
     wanted = [f for f in FAULTS if not chosen or any(part in f.name for part in chosen)]
+    wanted_in_all = len(wanted)
     for i, fault in enumerate(wanted):
         row = prove(fault, folder / str(i))
         blame = row.blame
@@ -79,7 +86,33 @@ def faults(chosen: list[str], folder: Path) -> None:
         if not row.right:
             wrong += 1
             print(f"    {row.certificate['message']}\n    alone: {(row.alone or {}).get('message')}", flush=True)
-    print(f"{len(wanted) - wrong} of {len(wanted)} faults are blamed on the right link, in words that name them")
+    served_wanted = [f for f in SERVED_FAULTS if not chosen or any(part in f.name for part in chosen)]
+    binary = find_ollama()
+    if binary is None:
+        print("There is no Ollama here: the server's faults are left out.", flush=True)
+    elif served_wanted:
+        wanted_in_all += len(served_wanted)
+        wrong += served_faults(served_wanted, binary, folder, widths)
+    print(f"{wanted_in_all - wrong} of {wanted_in_all} faults are blamed on the right link, in words that name them")
+
+
+def served_faults(wanted: list[ServedFault], binary: Path, folder: Path, widths: tuple[int, ...]) -> int:
+    """The rows of a server's faults; gives how many are wrong."""
+    address, wrong = f"http://127.0.0.1:{free_port()}", 0
+    environment = {"HOME": str(folder), "OLLAMA_MODELS": str(folder / "models")}
+    with started(binary, address, folder / "ollama.log", environment), Client(address) as client:
+        for fault in wanted:
+            blame = blame_of([served(client, fault.parameters(), fault.template)])
+            link, message = (blame.link, blame.message) if blame else ("none", "")
+            right = (link, fault.says in message) == (fault.link, True)
+            say(
+                fault.name, fault.link, link, "Ollama", blame.measure if blame else "", number(blame and blame.value),
+                number(blame and blame.limit), "-", "" if right else "WRONG", widths=widths,
+            )  # fmt: skip
+            wrong += not right
+            if not right:
+                print(f"    {message}", flush=True)
+    return wrong
 
 
 def measure(subject: dict[str, Any], check: str, name: str) -> dict[str, Any]:
@@ -207,7 +240,7 @@ def strength(_: Path) -> None:
 
 
 def _sums(weights: Any, kind: str, rounding: Callable[[torch.Tensor, str], torch.Tensor], factor: float) -> Sums:
-    base, tuned, original = weights
+    base, tuned, original = weights.base, weights.tuned, weights.original
     change = tuned - base
     stored = [rounded(weight, kind, "F16") for weight in (base, tuned)]
     export = rounding((base + factor * change).half().float(), kind)

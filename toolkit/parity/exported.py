@@ -6,6 +6,8 @@ here, so that a tensor can be laid beside the one that it was made from.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -15,6 +17,7 @@ import numpy.typing as npt
 import torch
 from safetensors import safe_open
 
+from toolkit.errors import DataError
 from toolkit.gguf_file import GGUFTensor, read_gguf
 from toolkit.safetensors_file import model_files, read_header
 
@@ -25,6 +28,12 @@ _NORM_PLUS_ONE = ("gemma", "gemma2", "gemma3")
 KNOWN = (*_PERMUTED, *_NORM_PLUS_ONE, "qwen2", "qwen3", "phi3")
 """Architectures whose tensors are otherwise the same in both; tests compare each with its source."""
 
+CONVERTED_TO = {
+    "llama": ("llama",), "mistral": ("llama", "mistral3"), "qwen2": ("qwen2",), "qwen3": ("qwen3",), "gemma": ("gemma",),
+    "gemma2": ("gemma2",), "gemma3": ("gemma3",), "gemma3_text": ("gemma3",), "phi3": ("phi3",),
+}  # fmt: skip
+"""transformers' model_type → what llama.cpp's converter calls it (its `conversion/`), for those that are known here."""
+
 
 class Exported(Protocol):
     """An export's weights."""
@@ -34,6 +43,9 @@ class Exported(Protocol):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Its shape in transformers' order: [out, in]."""
+
+    def others(self, names: Iterable[str]) -> list[str]:
+        """Tensors that none of these names stands for, as the export calls them."""
 
     def type(self, name: str) -> str:
         """How it is stored: F32, F16, BF16, Q8_0, Q4_K, …"""
@@ -54,6 +66,11 @@ class FolderWeights:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._entries[name].shape
+
+    def others(self, names: Iterable[str]) -> list[str]:
+        # Rotary frequencies follow from the configuration; old versions of transformers saved them.
+        own = sorted(self._entries.keys() - set(names))
+        return [name for name in own if not name.endswith("rotary_emb.inv_freq")]
 
     def type(self, name: str) -> str:
         return self._entries[name].dtype
@@ -78,12 +95,25 @@ class GGUFWeights:
         self.known = self.architecture in KNOWN
         """Whether its tensors can be laid beside transformers' ones."""
         self._tensors = {tensor.name: tensor for tensor in self.header.tensors}
-        self._names = _name_map(self.architecture, int(self.setting("block_count") or 0))
+        self._names = _name_map(self.architecture, self._number("block_count", 0))
         self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
 
     def setting(self, key: str) -> Any:
         """A value of the architecture's own metadata (`llama.block_count` is `block_count`); None when it is not there."""
         return self.header.metadata.get(f"{self.architecture}.{key}")
+
+    def _number(self, key: str, otherwise: int, layer: int | None = None) -> int:
+        """A whole number of the architecture's own metadata; some are lists with a number for each layer."""
+        value = self.setting(key)
+        if isinstance(value, list) and layer is not None and layer < len(value):
+            value = value[layer]
+        value = otherwise if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise DataError(
+                f"{self.path}: {self.architecture}.{key} is {str(value)[:40]}, and a whole number is needed",
+                "Convert it again: the file's metadata are damaged.",
+            )
+        return value
 
     def stored(self, name: str) -> GGUFTensor | None:
         """The tensor in the file that holds a tensor of the base."""
@@ -93,9 +123,9 @@ class GGUFWeights:
     def has(self, name: str) -> bool:
         return self.stored(name) is not None
 
-    def has_stored(self, name: str) -> bool:
-        """Whether the file has a tensor of llama.cpp's name."""
-        return name in self._tensors
+    def others(self, names: Iterable[str]) -> list[str]:
+        known = {tensor.name for name in names if (tensor := self.stored(name)) is not None}
+        return sorted(self._tensors.keys() - known)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._stored(name).shape[::-1]
@@ -108,8 +138,7 @@ class GGUFWeights:
         wanted = torch.arange(tensor.shape[-1]) if rows is None else rows
         kind = name.split(".")[-2]
         if self.architecture in _PERMUTED and kind in ("q_proj", "k_proj"):
-            heads = self.setting("attention.head_count_kv" if kind == "k_proj" else "attention.head_count")
-            wanted = unpermuted(torch.arange(tensor.shape[-1]), int(heads))[wanted]
+            wanted = unpermuted(torch.arange(tensor.shape[-1]), self._heads(name, kind, tensor.shape[-1]))[wanted]
         if len(tensor.shape) == 1:
             values = torch.from_numpy(self.values(tensor))[wanted]
         else:
@@ -129,6 +158,20 @@ class GGUFWeights:
     def values(self, tensor: GGUFTensor) -> npt.NDArray[np.float32]:
         """A stored tensor, dequantized: float32, in transformers' order of the axes."""
         return dequantized(self.raw(tensor).copy(), tensor.type).reshape(tensor.shape[::-1])
+
+    def _heads(self, name: str, kind: str, rows: int) -> int:
+        """Query or key heads of a layer; where a file names no key heads, llama.cpp takes as many as query heads."""
+        found = re.search(r"\.layers\.(\d+)\.", name)
+        layer = int(found[1]) if found else None
+        heads = self._number("attention.head_count", 0, layer)
+        if kind == "k_proj":
+            heads = self._number("attention.head_count_kv", heads, layer)
+        if heads == 0 or rows % (2 * heads):
+            raise DataError(
+                f"{self.path}: {heads} heads do not fit the {rows} rows of {name}",
+                f"{self.architecture}.attention.head_count(_kv) is wrong there: convert it again.",
+            )
+        return heads
 
     def _stored(self, name: str) -> GGUFTensor:
         tensor = self.stored(name)

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit.errors import DataError
-from toolkit.gguf_file import UNQUANTIZED, GGUFHeader
+from toolkit.gguf_file import GGUFHeader
 
 SMALL_MODEL = 1_000_000_000
 """Models with fewer parameters lose more in quantization: their limits are wider, and the certificate says so."""
@@ -84,18 +84,25 @@ _FTYPES = {
 """`general.file_type`: llama.cpp's `llama_ftype`, include/llama.h."""
 
 
+_NAMED_BY_TENSORS = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+"""Of the file types that share a tensor type, the usual one."""
+
+
 def file_type_of(header: GGUFHeader, path: Path) -> str:
     """A GGUF's file type: what it says of itself, or else the commonest type of its matrices.
 
     Raises:
         DataError: one that there are no limits for.
     """
-    named = _FTYPES.get(int(header.metadata.get("general.file_type", -1)), "")
+    number = header.metadata.get("general.file_type")
     matrices = Counter(tensor.type for tensor in header.tensors if len(tensor.shape) > 1)
+    if not matrices:
+        raise DataError(
+            f"{path} holds no matrix, so it is no whole model", "Name the model's file, or convert it again."
+        )
     commonest = matrices.most_common(1)[0][0]
-    found = named or (
-        commonest if commonest in UNQUANTIZED else {"Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}.get(commonest, commonest)
-    )
+    named = _FTYPES.get(number, "") if isinstance(number, int) else ""
+    found = named or _NAMED_BY_TENSORS.get(commonest, commonest)
     if found not in _TABLE:
         raise DataError(f"{path} is of the type {found}, which there are no limits for", f"Known: {', '.join(_TABLE)}.")
     return found

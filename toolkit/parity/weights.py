@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -30,9 +30,28 @@ LARGEST = 4_000_000
 LARGEST_QUANTIZED = 130_000
 """Of a tensor with more weights, evenly spaced rows are compared, from the first to the last. Rounding anew takes its time."""
 FLOATS = ("F64", "F32", "F16", "BF16")
-Weights = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
-"""(base as trained on, tuned, the base's original weights where they differ from those), float32, on the CPU."""
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
+
+
+class Weights(NamedTuple):
+    """One tensor's weights, float32, on the CPU."""
+
+    base: torch.Tensor
+    """As trained on."""
+    tuned: torch.Tensor
+    """Computed in float32."""
+    original: torch.Tensor | None = None
+    """The base's original weights, where they differ from those that were trained on."""
+    in_16_bits: torch.Tensor | None = None
+    """Tuned, computed in the type of a 16-bit base. Some tools merge so, some in float32: both are right."""
+
+
+class Way(NamedTuple):
+    """How a right export may have come by its values."""
+
+    in_16_bits: bool = False
+    via: str = "F32"
+    """Type of the file that it was quantized from."""
 
 
 class Tuning:
@@ -68,6 +87,7 @@ class Tuning:
         return self._merged.names() if self._merged else self._tuned.names()
 
     def shape(self, name: str) -> tuple[int, ...]:
+        name = self._stored(name)
         return self._merged.entry(name).shape if self._merged else self._tuned.entry(name).shape
 
     @property
@@ -75,20 +95,31 @@ class Tuning:
         """The head's name when it is the embedding itself."""
         return self._merged.tied_head if self._merged else self._tuned.tied_head
 
+    def _stored(self, name: str) -> str:
+        if name != self.tied_head:
+            return name
+        return self._merged.weights.embedding if self._merged else self._tuned.embedding
+
     def changes(self, name: str) -> bool:
         """Whether training could change this tensor."""
-        return self._merged.is_merged(name) if self._merged else True
+        return self._merged.is_merged(self._stored(name)) if self._merged else True
 
     def load(self, name: str) -> Weights:
-        """One tensor's weights."""
+        """One tensor's weights; of a tied head, the embedding's."""
+        name = self._stored(name)
         if self._merged is None:
-            return self._base.load(name).float(), self._tuned.load(name).float(), None
+            return Weights(self._base.load(name).float(), self._tuned.load(name).float())
         base = self._merged.base(name)
-        tuned = self._merged.merged(name, base.clone()).float() if self.changes(name) else base.float()
-        original = None
-        if self._original is not None and self._merged.weights.is_quantized(name):
-            original = self._original.load(name).float()
-        return base.float(), tuned, original
+        if not self.changes(name):
+            return Weights(base.float(), base.float(), self._original_of(name))
+        tuned = self._merged.merged(name, base.float().clone())
+        in_16_bits = None if base.dtype == torch.float32 else self._merged.merged(name, base.clone()).float()
+        return Weights(base.float(), tuned, self._original_of(name), in_16_bits)
+
+    def _original_of(self, name: str) -> torch.Tensor | None:
+        if self._original is None or self._merged is None or not self._merged.weights.is_quantized(name):
+            return None
+        return self._original.load(name).float()
 
 
 def _sums_of_files(folder: Path) -> set[str]:
@@ -119,6 +150,8 @@ class Comparison:
 
     tensors: list[TensorSums] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+    """Tensors that the tuned model does not have, as the export calls them."""
     shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     """(name, wanted, found) of tensors whose shape is another."""
 
@@ -163,13 +196,16 @@ def compare_weights(
         largest_rest: limit of `Sums.rest` for a stored type; beyond it the damage is looked at more closely.
         tick: called after every tensor.
     """
-    found = {name: Comparison() for name in exports}
-    vias: dict[str, str] = {}
-    for tensor in tuning.names():
+    tied = tuning.tied_head
+    names = [*tuning.names(), *([tied] if tied else [])]
+    found = {name: Comparison(extra=export.others(names)) for name, export in exports.items()}
+    ways: dict[str, Way] = {}
+    for tensor in names:
         present = {}
         for name, export in exports.items():
             if not export.has(tensor):
-                found[name].missing.append(tensor)
+                # An export may write a tied head as a tensor of its own, which then has to be the embedding.
+                found[name].missing += [tensor] if tensor != tied else []
             elif (shape := export.shape(tensor)) != tuning.shape(tensor):
                 found[name].shapes.append((tensor, tuning.shape(tensor), shape))
             else:
@@ -177,9 +213,12 @@ def compare_weights(
         if present:
             weights = tuning.load(tensor)
             for name, export in present.items():
-                if name not in vias and export.type(tensor) not in FLOATS and tuning.changes(tensor):
-                    vias[name] = _via(tensor, weights, export)
-                row = _compared(tensor, weights, export, vias.get(name, "F32"))
+                if export.type(tensor) in FLOATS:
+                    row = _nearest(tensor, weights, export, ("F32",))[1]
+                else:
+                    if name not in ways and tuning.changes(tensor):
+                        ways[name] = _nearest(tensor, weights, export, ("F16", "BF16", "F32"))[0]
+                    row = _compared(tensor, weights, export, ways.get(name, Way()))
                 row.touched = tuning.changes(tensor)
                 if row.sums.rest > largest_rest(row.type):
                     row.damage = damage(weights[1], export.load(tensor))
@@ -188,25 +227,28 @@ def compare_weights(
     return found
 
 
-def _via(name: str, weights: Weights, export: Exported) -> str:
-    """The type of the file that an export was quantized from: with the right one, the least is left to explain."""
-    return min(("F16", "BF16", "F32"), key=lambda via: _compared(name, weights, export, via).sums.rest)
+def _nearest(name: str, weights: Weights, export: Exported, vias: tuple[str, ...]) -> tuple[Way, TensorSums]:
+    """How an export came by a tensor: with the right way, the least is left to explain."""
+    merges = (False,) if weights.in_16_bits is None else (False, True)
+    ways = [Way(merge, via) for merge in merges for via in vias]
+    return min(((way, _compared(name, weights, export, way)) for way in ways), key=lambda found: found[1].sums.rest)
 
 
-def _compared(name: str, weights: Weights, export: Exported, via: str) -> TensorSums:
+def _compared(name: str, weights: Weights, export: Exported, way: Way) -> TensorSums:
     kind = export.type(name)
-    base, tuned, original = weights
+    base, tuned, original, in_16_bits = weights
     rows = _rows(tuned, LARGEST if kind in FLOATS else LARGEST_QUANTIZED)
 
     def stored(weight: torch.Tensor) -> torch.Tensor:
-        return rounded(weight if rows is None else weight[rows], kind, via)
+        return rounded(weight if rows is None else weight[rows], kind, way.via)
 
     direction = tuned - base if rows is None else tuned[rows] - base[rows]
+    wanted = stored(in_16_bits if way.in_16_bits and in_16_bits is not None else tuned)
     if original is None:
-        return TensorSums(name, kind, True, sums_of(stored(base), stored(tuned), export.load(name, rows), direction))
+        return TensorSums(name, kind, True, sums_of(stored(base), wanted, export.load(name, rows), direction))
     # The original weights with the adapter's change: what an export merged onto them would hold.
     other = (stored(original + (tuned - base)), original - base if rows is None else original[rows] - base[rows])
-    return TensorSums(name, kind, True, sums_of(stored(base), stored(tuned), export.load(name, rows), direction, other))
+    return TensorSums(name, kind, True, sums_of(stored(base), wanted, export.load(name, rows), direction, other))
 
 
 def _rows(tensor: torch.Tensor, largest: int) -> torch.Tensor | None:

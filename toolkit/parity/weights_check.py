@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.lora import LoraAdapter
-from toolkit.parity.certificate import Check, Measure, Suspect, lower_is_better
+from toolkit.parity.certificate import Check, Measure, Suspect, Verdict, lower_is_better
 from toolkit.parity.limits import largest_rest
 from toolkit.parity.sums import Sums
 from toolkit.parity.weights import Comparison, TensorSums, layers_told
@@ -60,6 +60,10 @@ class Expected:
             return f"what training changed is there {strength:.3f} times"
         if abs(strength) < 0.05:
             return "the adapter is not in it"
+        if self.r == 4 and not self.use_rslora and _near(strength, 2):
+            return (
+                f"the adapter was applied twice, or scaled as rsLoRA (at r = 4 both double it): strength {strength:.3f}"
+            )
         if self.r > 1 and self.use_rslora and _near(strength, 1 / math.sqrt(self.r)):
             return f"the adapter was scaled as LoRA (alpha / r), but trained with rsLoRA: strength {strength:.3f}"
         if self.r > 1 and not self.use_rslora and _near(strength, math.sqrt(self.r)):
@@ -73,15 +77,18 @@ def _near(value: float, wanted: float) -> bool:
     return abs(value / wanted - 1) < 0.05
 
 
-def weights_check(found: Comparison, expected: Expected) -> Check:
+def weights_check(found: Comparison, expected: Expected, alone: bool = False) -> Check:
     """Judge an export's weights.
 
     Tensors that are missing or of another shape are the structure's fault, and are not judged here.
+
+    Args:
+        alone: nothing else tells the adapter's strength, so what the weights leave undecided stays undecided.
     """
     pooled = found.of_training()
     damaged = [t for t in found.tensors if t.sums.rest > largest_rest(t.type)]
     off = Off(layers_off(found), others_off(found), modules_off(found))
-    measures = _measures(found, pooled, off, len(damaged))
+    measures = _measures(found, pooled, off, len(damaged), alone and expected.has_base)
     details: dict[str, Any] = {
         "layers": {
             layer: {"strength": round(sums.strength or 0, 4), "error": round(sums.strength_error, 4)}
@@ -94,7 +101,8 @@ def weights_check(found: Comparison, expected: Expected) -> Check:
         ],
     }
     if all(measure.verdict != "fail" for measure in measures):
-        return Check.of("weights", measures, _good(pooled), details)
+        undecided = any(measure.verdict == "inconclusive" for measure in measures)
+        return Check.of("weights", measures, _undecided(pooled) if undecided else _good(pooled), details)
     message, suspect = _blamed(found, expected, damaged, off)
     return Check.of("weights", measures, message, details, suspect)
 
@@ -140,16 +148,19 @@ def _off(sums: Sums) -> float | None:
     return None
 
 
-def _measures(found: Comparison, pooled: Sums, off: Off, damaged: int) -> list[Measure]:
+def _measures(found: Comparison, pooled: Sums, off: Off, damaged: int, alone: bool) -> list[Measure]:
     strength, error = pooled.strength, pooled.strength_error
+    undecided: Verdict | None = "inconclusive" if alone else None
     measures = []
+    if strength is None and alone:
+        measures.append(Measure(name="strength in the weights", value=math.nan, verdict=undecided))
     if strength is not None:
         low, high = strength - error, strength + error
         room = max((STRENGTH_ROOM.get(t.type, STRENGTH_ROOM_ELSE) for t in found.tensors if t.touched), default=0.0)
         outside = high < 1 - room or low > 1 + room
         inside = low >= 1 - room and high <= 1 + room
-        # Undecided is not judged here: the strength in the answers then decides alone.
-        verdict: Any = "fail" if outside else "pass" if inside else None
+        # Undecided is not judged where the strength in the answers decides.
+        verdict: Verdict | None = "fail" if outside else "pass" if inside else undecided
         measures.append(
             Measure(
                 name="strength in the weights", value=strength, floor=1.0, verdict=verdict,
@@ -175,6 +186,12 @@ def _good(pooled: Sums) -> str:
     if pooled.strength is None:
         return "every tensor is the tuned one but for rounding"
     return f"strength {pooled.strength:.4f} ± {pooled.strength_error:.4f}, and nothing else but rounding"
+
+
+def _undecided(pooled: Sums) -> str:
+    if pooled.strength is None:
+        return "nothing that training changed is left when it is stored, so nobody can tell whether it is there"
+    return f"strength {pooled.strength:.4f} ± {pooled.strength_error:.4f}: too wide to tell whether the adapter is there whole"
 
 
 def _blamed(found: Comparison, expected: Expected, damaged: list[TensorSums], off: Off) -> tuple[str, Suspect]:
