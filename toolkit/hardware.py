@@ -20,31 +20,33 @@ class Hardware:
     available_memory_bytes: int
     gpu_name: str
     gpu_memory_bytes: int
-    """Of the largest card; 0 without one."""
+    """Of the first card that programs here may use, which is the one that trains; 0 without one."""
 
 
 def read_hardware() -> Hardware:
-    """Ask the operating system and, where it is installed, nvidia-smi. `CUDA_VISIBLE_DEVICES=` hides the cards."""
+    """Ask the operating system and, where it is installed, nvidia-smi. `CUDA_VISIBLE_DEVICES` chooses and hides cards."""
     memory = psutil.virtual_memory()
-    name, size = _largest_card()
+    name, size = _first_card()
     return Hardware(len(os.sched_getaffinity(0)), memory.total, memory.available, name, size)
 
 
-def _largest_card() -> tuple[str, int]:
+def _first_card() -> tuple[str, int]:
+    """(name, bytes) of the first visible card; ("", 0) without one."""
     tool = shutil.which("nvidia-smi")
-    if tool is None or os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
+    if tool is None:
         return "", 0
-    command = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    command = [tool, "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return "", 0
-    cards = [
-        (int(size) * 2**20, name)
-        for name, _, size in (line.rpartition(", ") for line in answer.splitlines())
-        if size.isdigit()
-    ]
-    return (max(cards)[1], max(cards)[0]) if cards else ("", 0)
+    cards = [fields for line in answer.splitlines() if len(fields := line.split(", ")) == 4 and fields[3].isdigit()]
+    # A list of numbers, or of (beginnings of) UUIDs; an empty text and -1 hide all.
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
+    for index, uuid, name, size in cards:
+        if wanted == index or (len(wanted) > 4 and uuid.startswith(wanted)):
+            return name, int(size) * 2**20
+    return "", 0
 
 
 def free_disk_bytes(path: Path) -> int:
