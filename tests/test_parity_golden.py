@@ -12,11 +12,13 @@ import torch
 
 from tests.models import adapter_artifact, tiny_adapter, tiny_llama
 from tests.parity_chain import SYSTEM, finished
-from toolkit.artifacts import Artifact, DatasetFacts
-from toolkit.errors import DataError
+from toolkit.artifacts import Artifact, DatasetFacts, Quantization
+from toolkit.errors import DataError, ResourceError
 from toolkit.parity import golden
 from toolkit.parity.golden import golden_messages, record_golden
 from toolkit.recipe import Recipe
+from toolkit.reference import parameter_count
+from toolkit.weights import TrainedWeights, loaded_bytes
 
 
 def recipe(prompts: Any, from_test: int = 0, new_tokens: int = 6) -> Recipe:
@@ -77,6 +79,37 @@ def test_bad_prompt_files(tmp_path: Path, content: bytes | None, message: str) -
 def test_no_prompt_at_all_is_an_error() -> None:
     with pytest.raises(DataError, match="no golden prompt"):
         golden_messages(recipe([]), None)
+
+
+def test_a_model_is_read_whole_only_where_memory_and_card_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_llama(tmp_path / "base")
+    weights = TrainedWeights(base, "float32", None)
+    packed = TrainedWeights(base, "float32", Quantization())
+    count = parameter_count(weights)
+    linear = count - 49_152 * 256 - 5 * 256
+    assert loaded_bytes(weights, torch.float32) == 4 * count
+    assert loaded_bytes(packed, torch.bfloat16) == pytest.approx(2 * (count - linear) + linear * 4.5 / 8)
+    assert golden.computed_whole(weights)  # no card
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for free, whole, packed_whole in ((5 * count, True, True), (5 * count - 1, False, True), (2 * count, False, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 10 * free))
+        assert golden.computed_whole(weights) is whole
+        assert golden.computed_whole(packed) is packed_whole
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (5 * count, 50 * count))
+    monkeypatch.setattr(golden, "fits_whole", lambda _: False)
+    assert not golden.computed_whole(weights)
+
+
+def test_what_neither_memory_nor_card_holds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = TrainedWeights(tiny_llama(tmp_path / "base"), "float32", None)
+    monkeypatch.setattr(golden, "too_large", lambda _: True)
+    with pytest.raises(ResourceError, match=r"needs 0\.0 GiB of memory"):
+        golden._refuse_too_large(weights)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**40, 2**40))
+    golden._refuse_too_large(weights)
 
 
 @pytest.mark.parametrize("method", ["qlora", "full"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import bitsandbytes
 import pytest
@@ -11,10 +13,19 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.models import adapter_artifact, base_facts, tiny_adapter, tiny_llama, tiny_phi3
+from toolkit.artifacts import Quantization
 from toolkit.errors import UsageError
 from toolkit.recipe import Lora, Recipe
 from toolkit.reference import Reference, TeacherForced
-from toolkit.train.model import load_for_training, load_tuned, refuse_missing_targets
+from toolkit.train.model import (
+    _load_base,
+    _through_unsloth,
+    autocast_of,
+    load_for_training,
+    load_tuned,
+    refuse_missing_targets,
+    training_dtype,
+)
 from toolkit.weights import TORCH_DTYPES, TrainedWeights
 
 
@@ -42,15 +53,62 @@ def test_no_nf4_layer_may_be_repacked_for_a_kernel_without_gradients(
 ) -> None:
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)  # as on a machine that has it
     base = tiny_llama(tmp_path / "base")
-    recipe = Recipe.model_validate(
-        {"name": "x", "base": str(base), "data": {"path": "x"}, "train": {"method": "qlora"}, "ollama": {"model": "x"}}
-    )
-    trained = load_for_training(recipe, base_facts(base)).model
+    trained = load_for_training(recipe(base, method="qlora"), base_facts(base)).model
     tuned, _ = load_tuned(adapter_artifact(tiny_adapter(base, tmp_path / "adapter", "qlora"), base, "qlora"))
     for model in (trained, tuned):
         layers = [module for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
         assert len(layers) == 2 * 7
         assert [layer.support_avx512bf16_for_cpu for layer in layers] == [False] * len(layers)
+
+
+def recipe(base: Path, **train: Any) -> Recipe:
+    return Recipe.model_validate(
+        {"name": "x", "base": str(base), "data": {"path": "x"}, "train": train, "ollama": {"model": "x"}}
+    )
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_the_facts_tell_how_the_base_was_really_quantized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, double: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tiny_llama(tmp_path / "base", dtype=torch.bfloat16)
+    asked = recipe(base, method="qlora", bnb_4bit_use_double_quant=double)
+    loaded = load_for_training(asked, base_facts(base))
+    assert loaded.quantization == Quantization(double_quantization=double)
+    assert loaded.base_dtype == "float32"
+    assert "Unsloth" not in capsys.readouterr().err
+
+    class FastLanguageModel:
+        """As Unsloth: always double quantization, and a type of its own where it takes another for better."""
+
+        @staticmethod
+        def from_pretrained(model_name: str, load_in_4bit: bool, **_: Any) -> tuple[Any, Any]:
+            assert load_in_4bit
+            return _load_base(Path(model_name), torch.bfloat16, Quantization(), torch.float32), object()
+
+        @staticmethod
+        def get_peft_model(model: Any, **_: Any) -> Any:
+            return model
+
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=FastLanguageModel))
+    loaded = _through_unsloth(asked, base_facts(base), torch.float32)
+    assert loaded.quantization == Quantization(double_quantization=True)
+    assert loaded.base_dtype == "bfloat16"
+    assert ("bnb_4bit_use_double_quant is true" in capsys.readouterr().err) == (not double)
+
+
+def test_a_card_that_only_emulates_bfloat16_trains_in_float16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for native, dtype in ((False, torch.float16), (True, torch.bfloat16)):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True, has=native: has or including_emulation
+        )
+        asked = recipe(tmp_path, bf16=True)
+        assert training_dtype(asked, tmp_path) == dtype
+        assert autocast_of(asked) == {"bf16": native, "fp16": not native}
+        assert autocast_of(recipe(tmp_path, bf16=False)) == {"bf16": False, "fp16": not native}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert autocast_of(recipe(tmp_path, bf16=True)) == {"bf16": False, "fp16": False}
 
 
 def test_projections_that_a_base_does_not_have_are_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ adapter learns to correct the rounded weights.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from toolkit.artifacts import Quantization
+from toolkit.artifacts import AdapterFacts, Artifact, Quantization
 from toolkit.errors import DataError
 from toolkit.safetensors_file import Entry, model_files, read_header
 
@@ -68,6 +69,20 @@ class TrainedWeights:
         if self.quantization is None or name not in self._quantized:
             return cast(torch.Tensor, weight)
         return round_to_nf4(weight, self.quantization)
+
+
+def weights_of(adapter: Artifact[AdapterFacts]) -> TrainedWeights:
+    """What an adapter sits on, as it was trained; for method "full" the trained weights themselves."""
+    facts = adapter.facts
+    if facts.method == "full":
+        return TrainedWeights(adapter.folder, facts.base_dtype, None)
+    return TrainedWeights(Path(facts.base.folder), facts.base_dtype, facts.quantization)
+
+
+def loaded_bytes(weights: TrainedWeights, dtype: torch.dtype) -> int:
+    """Memory of a model that computes in `dtype`: NF4 stays packed, 4.5 bits a weight where its scales are not quantized too."""
+    sizes = ((math.prod(weights.entry(name).shape), weights.is_quantized(name)) for name in weights.names())
+    return sum(count * 9 // 16 if packed else count * dtype.itemsize for count, packed in sizes)
 
 
 def round_to_nf4(weight: torch.Tensor, quantization: Quantization) -> torch.Tensor:

@@ -42,8 +42,8 @@ from toolkit.reference import (
     stderr,
     write_logits,
 )
-from toolkit.train.model import load_tuned
-from toolkit.weights import TORCH_DTYPES, TrainedWeights, meta_model
+from toolkit.train.model import card_holds, load_tuned
+from toolkit.weights import TORCH_DTYPES, TrainedWeights, loaded_bytes, meta_model, weights_of
 
 GENERATED_TOGETHER = 32
 
@@ -67,20 +67,20 @@ def record_golden(
     wanted = golden_messages(recipe, dataset)
     adapter = as_merged(adapter, recipe.merge.onto)
     facts = adapter.facts
-    weights = _weights(adapter)
+    weights = weights_of(adapter)
     ends = end_tokens(adapter)
     tokenizer = AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False)
     day = date.today().isoformat()
     prompts = [_rendered(tokenizer, messages, day) for messages in wanted]
     vocabulary = int(meta_model(weights.folder).get_output_embeddings().weight.shape[0])
-    whole = fits_whole(parameter_count(weights))
+    whole = computed_whole(weights)
     if recipe.golden.answers_from is not None:
         answers = answers_of(Path(recipe.golden.answers_from), [p.ids for p in prompts], recipe.golden.max_new_tokens)
         before: list[list[int]] = [[] for _ in answers]
         whole = False
         forced = _forced(prompts, answers)
     else:
-        _refuse_too_large(parameter_count(weights))
+        _refuse_too_large(weights)
         model, _ = load_tuned(adapter, torch.float32 if whole else torch.bfloat16)
         answers = greedy(model, prompts, ends, recipe.golden.max_new_tokens, "tuned answers")
         forced = _forced(prompts, answers)
@@ -111,8 +111,19 @@ def _forced(prompts: list[Prompt], answers: list[list[int]]) -> list[TeacherForc
     return [TeacherForced(prompt.ids + answer, len(prompt.ids)) for prompt, answer in zip(prompts, answers)]
 
 
-def _refuse_too_large(parameters: int) -> None:
-    if too_large(parameters):
+def computed_whole(weights: TrainedWeights) -> bool:
+    """Whether one model in float32 gives answers and logits: it must fit into memory and, where there is a card, onto that too.
+
+    Otherwise the answers are bfloat16's, and the logits are computed layer by layer.
+    """
+    if torch.cuda.is_available() and not card_holds(loaded_bytes(weights, torch.float32)):
+        return False
+    return fits_whole(parameter_count(weights))
+
+
+def _refuse_too_large(weights: TrainedWeights) -> None:
+    parameters = parameter_count(weights)
+    if too_large(parameters) and not card_holds(loaded_bytes(weights, torch.bfloat16)):
         raise ResourceError(
             f"the tuned model needs {2 * parameters / 2**30:.1f} GiB of memory to be asked; less is free",
             "Close other programs. Or name an export whose answers are taken, while the tuned model is read a layer at a time: "
@@ -231,13 +242,6 @@ def _base(model: Any, facts: AdapterFacts, dtype: torch.dtype) -> Iterator[Any]:
         facts.base.folder, dtype=TORCH_DTYPES[facts.base_dtype], trust_remote_code=False, use_safetensors=True
     )
     yield base.to(dtype).eval()
-
-
-def _weights(adapter: Artifact[AdapterFacts]) -> TrainedWeights:
-    facts = adapter.facts
-    if facts.method == "full":
-        return TrainedWeights(adapter.folder, facts.base_dtype, None)
-    return TrainedWeights(Path(facts.base.folder), facts.base_dtype, facts.quantization)
 
 
 def _layer_by_layer(

@@ -17,8 +17,13 @@ from toolkit.artifacts import AdapterFacts, Artifact, BaseFacts, Quantization
 from toolkit.errors import DataError, UsageError
 from toolkit.places import cache_home
 from toolkit.recipe import Lora, Recipe
+from toolkit.weights import loaded_bytes, weights_of
 
 stderr = Console(stderr=True)
+
+
+# As nvidia-smi counts, which the profile was chosen by; by itself CUDA puts the fastest card first.
+os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 
 class Loaded(NamedTuple):
@@ -29,6 +34,7 @@ class Loaded(NamedTuple):
     tokenizer: Any
     base_dtype: str
     quantization: Quantization | None
+    """What was really done to the base, whatever the recipe says."""
 
 
 def load_for_training(recipe: Recipe, base: BaseFacts) -> Loaded:
@@ -38,16 +44,23 @@ def load_for_training(recipe: Recipe, base: BaseFacts) -> Loaded:
     """
     torch.manual_seed(recipe.train.seed)
     dtype = training_dtype(recipe, Path(base.folder))
-    quantization = None
-    if recipe.train.method == "qlora":
-        quantization = Quantization(double_quantization=recipe.train.bnb_4bit_use_double_quant)
     if torch.cuda.is_available():
         if importlib.util.find_spec("unsloth") is not None:
-            return _through_unsloth(recipe, base, dtype, quantization)
+            return _through_unsloth(recipe, base, dtype)
         stderr.print(
             "Unsloth is not installed: training with transformers, slower. To mend: make setup", style="yellow"
         )
-    return _through_transformers(recipe, base, dtype, quantization)
+    return _through_transformers(recipe, base, dtype)
+
+
+def card_has_bf16() -> bool:
+    """Whether the card itself computes in bfloat16; a T4 or V100 only emulates it, slowly."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def autocast_of(recipe: Recipe) -> dict[str, bool]:
+    """`bf16` and `fp16` of the trainer: mixed precision is for cards."""
+    return {"bf16": recipe.train.bf16 and card_has_bf16(), "fp16": torch.cuda.is_available() and not card_has_bf16()}
 
 
 def training_dtype(recipe: Recipe, base_folder: Path) -> torch.dtype:
@@ -56,14 +69,14 @@ def training_dtype(recipe: Recipe, base_folder: Path) -> torch.dtype:
     if recipe.train.method == "full":
         return torch.float32  # small steps would be lost in 16 bits, and the optimizer gets float32 in any case
     if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if card_has_bf16() else torch.float16
     from transformers import AutoConfig
 
     stored = AutoConfig.from_pretrained(base_folder, trust_remote_code=False).dtype
     return torch.bfloat16 if recipe.train.bf16 and stored == torch.bfloat16 else torch.float32
 
 
-def _through_unsloth(recipe: Recipe, base: BaseFacts, dtype: torch.dtype, quantization: Quantization | None) -> Loaded:
+def _through_unsloth(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -> Loaded:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_home() / "unsloth"))
     from unsloth import FastLanguageModel
@@ -73,11 +86,12 @@ def _through_unsloth(recipe: Recipe, base: BaseFacts, dtype: torch.dtype, quanti
         model_name=base.folder,
         max_seq_length=recipe.train.max_length,
         dtype=dtype,
-        load_in_4bit=quantization is not None,
+        load_in_4bit=recipe.train.method == "qlora",
         full_finetuning=full,
         trust_remote_code=False,
         local_files_only=True,
     )
+    name, quantization = _as_loaded(recipe, model)
     if not full:
         refuse_missing_targets(model, recipe.lora)
         model = FastLanguageModel.get_peft_model(
@@ -87,19 +101,20 @@ def _through_unsloth(recipe: Recipe, base: BaseFacts, dtype: torch.dtype, quanti
             use_gradient_checkpointing="unsloth" if recipe.train.gradient_checkpointing else False,
             random_state=recipe.train.seed,
         )
-    return Loaded(model, tokenizer, str(dtype).removeprefix("torch."), quantization)
+    return Loaded(model, tokenizer, name, quantization)
 
 
-def _through_transformers(
-    recipe: Recipe, base: BaseFacts, dtype: torch.dtype, quantization: Quantization | None
-) -> Loaded:
+def _through_transformers(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -> Loaded:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoTokenizer
 
-    compute = torch.bfloat16 if recipe.train.bf16 else dtype
-    model = _load_base(Path(base.folder), dtype, quantization, compute)
+    compute = torch.bfloat16 if recipe.train.bf16 and not torch.cuda.is_available() else dtype
+    asked = None
+    if recipe.train.method == "qlora":
+        asked = Quantization(double_quantization=recipe.train.bnb_4bit_use_double_quant)
+    model = _load_base(Path(base.folder), dtype, asked, compute, torch.cuda.is_available())
     tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
-    name = str(dtype).removeprefix("torch.")
+    name, quantization = _as_loaded(recipe, model)
     if recipe.train.method == "full":
         model.requires_grad_(True)
         return Loaded(model, tokenizer, name, None)
@@ -109,6 +124,31 @@ def _through_transformers(
     refuse_missing_targets(model, recipe.lora)
     config = LoraConfig(task_type="CAUSAL_LM", bias="none", **recipe.lora.model_dump())
     return Loaded(get_peft_model(model, config), tokenizer, name, quantization)
+
+
+def _as_loaded(recipe: Recipe, model: Any) -> tuple[str, Quantization | None]:
+    """(type of the weights, how the linear layers are quantized) of a base that was just loaded.
+
+    Merging and goldens make these weights anew, so they must be told the truth: Unsloth 2026.10.7 quantizes the scales of NF4
+    too, whatever it is asked for.
+    """
+    import bitsandbytes
+
+    dtype = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+    if recipe.train.method != "qlora":
+        return dtype, None
+    states = [m.weight.quant_state for m in model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    found = {Quantization(quant_type=s.quant_type, blocksize=s.blocksize, double_quantization=s.nested) for s in states}
+    if len(found) != 1:
+        raise UsageError(
+            f"{recipe.base}: {'layers were quantized in several ways' if found else 'no layer could be quantized'}",
+            "Train on its 16-bit weights: --set train.method=lora",
+        )
+    quantization = found.pop()
+    if quantization.double_quantization != recipe.train.bnb_4bit_use_double_quant:
+        is_now = str(quantization.double_quantization).lower()
+        stderr.print(f"train.bnb_4bit_use_double_quant is {is_now}: Unsloth knows no other.", style="yellow")
+    return dtype, quantization
 
 
 def refuse_missing_targets(model: Any, lora: Lora) -> None:
@@ -133,7 +173,9 @@ def refuse_missing_targets(model: Any, lora: Lora) -> None:
         )
 
 
-def _load_base(folder: Path, dtype: torch.dtype, quantization: Quantization | None, compute: torch.dtype) -> Any:
+def _load_base(
+    folder: Path, dtype: torch.dtype, quantization: Quantization | None, compute: torch.dtype, on_card: bool = False
+) -> Any:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     quantized = None
@@ -149,7 +191,7 @@ def _load_base(folder: Path, dtype: torch.dtype, quantization: Quantization | No
             folder,
             dtype=dtype,
             quantization_config=quantized,
-            device_map={"": 0} if torch.cuda.is_available() else {"": "cpu"},
+            device_map={"": 0 if on_card else "cpu"},
             trust_remote_code=False,
             use_safetensors=True,
         )
@@ -174,8 +216,13 @@ def keep_gradients_of_nf4(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def card_holds(needed: int) -> bool:
+    """Whether the first card has so many bytes free, and a quarter more for what is computed."""
+    return torch.cuda.is_available() and 1.25 * needed <= torch.cuda.mem_get_info(0)[0]
+
+
 def load_tuned(adapter: Artifact[AdapterFacts], dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Load the tuned model as it was trained, for reference: never through Unsloth, in eval mode.
+    """Load the tuned model as it was trained, for reference: never through Unsloth, in eval mode; on the card where it fits.
 
     Args:
         adapter: what `train` left, or an adapter that another tool made.
@@ -187,14 +234,15 @@ def load_tuned(adapter: Artifact[AdapterFacts], dtype: torch.dtype = torch.float
     from transformers import AutoTokenizer
 
     facts = adapter.facts
+    on_card = torch.cuda.is_available() and card_holds(loaded_bytes(weights_of(adapter), dtype))
     tokenizer = AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False)
     if facts.method == "full":
-        return _load_base(adapter.folder, dtype, None, dtype).eval(), tokenizer
+        return _load_base(adapter.folder, dtype, None, dtype, on_card).eval(), tokenizer
     from peft import PeftModel
 
     # The weights as they were: quantized from `base_dtype`, or rounded to it; computing on them is in `dtype`.
     stored: torch.dtype = getattr(torch, facts.base_dtype)
-    model = _load_base(Path(facts.base.folder), stored, facts.quantization, dtype)
+    model = _load_base(Path(facts.base.folder), stored, facts.quantization, dtype, on_card)
     if facts.quantization is None:
         model = model.to(dtype)
     else:

@@ -27,7 +27,7 @@ from toolkit.errors import DataError
 from toolkit.recipe import Recipe
 from toolkit.safetensors_file import writing
 from toolkit.train.memory import memory_advice
-from toolkit.train.model import Loaded, load_for_training
+from toolkit.train.model import Loaded, autocast_of, load_for_training
 from toolkit.train.rows import LOSS_ROWS, answer_loss, leave_out_long
 
 stderr = Console(stderr=True)
@@ -96,7 +96,8 @@ def _train(
     return AdapterFacts(
         method=recipe.train.method,
         base=base,
-        base_dtype=loaded.base_dtype,  # type: ignore[arg-type]
+        # `_trainer` makes float32 of all that is trained, and so it is saved.
+        base_dtype="float32" if recipe.train.method == "full" else loaded.base_dtype,  # type: ignore[arg-type]
         quantization=loaded.quantization,
         chat_template_sha256=text_sha256(tokenizer.get_chat_template()),
         system=recipe.system,
@@ -174,8 +175,7 @@ def _trainer(recipe: Recipe, loaded: Loaded, rows: list[dict[str, Any]], checkpo
         completion_only_loss=True,
         # In chunks the head is computed twice, for a memory that a CPU has.
         loss_type="chunked_nll" if torch.cuda.is_available() else "nll",
-        bf16=settings.bf16 and (torch.cuda.is_available() and torch.cuda.is_bf16_supported()),
-        fp16=torch.cuda.is_available() and not torch.cuda.is_bf16_supported(),
+        **autocast_of(recipe),
         gradient_checkpointing=settings.gradient_checkpointing,
         logging_steps=settings.logging_steps,
         save_steps=settings.save_steps,
