@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import free_port
 from toolkit.errors import ExternalToolError
-from toolkit.ollama.client import Client, server_address
+from toolkit.ollama.client import KEPT_LOG, Client, server_address
 from toolkit.ollama.server import find_ollama, is_running, serving, started
 
 
@@ -67,8 +67,11 @@ def test_a_server_is_started_for_the_job_and_stopped_also_after_an_error(
     with pytest.raises(RuntimeError, match="the job fails"), serving(tmp_path / "log") as client:
         assert client is not None and client.version() == "0.34.1"
         assert is_running()
+        # What it says of itself is told with an error of its own.
+        assert client._fault(500, "out of luck", "asking").hint == f"Its log says more: {tmp_path / 'log'}"
         with serving(tmp_path / "other-log") as same:  # one that runs is used, and not stopped
             assert same is not None and same.address == address
+            assert same._fault(500, "", "").hint == f"Its log says more: {KEPT_LOG}"
         assert is_running()
         raise RuntimeError("the job fails")
     assert not _listens(address)

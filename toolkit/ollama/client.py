@@ -26,6 +26,8 @@ from toolkit.recipe import nearest
 DEFAULT_PORT = 11434
 OLDEST_VERSION = (0, 30, 0)
 """The first that runs llama.cpp's own server, which renders the chat template that the GGUF carries."""
+KEPT_LOG = "journalctl -u ollama (where it is a service), or ~/.ollama/logs/server.log"
+"""Where an Ollama that was not started here keeps its log."""
 _CHUNK = 1 << 20
 _ANSWER_SECONDS = 1800.0
 """A 7B on a CPU may take minutes to load and answer; a dead server is noticed at once, by its closed connection."""
@@ -68,8 +70,9 @@ def _is_here(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
 class Client:
     """One server. Methods raise ExternalToolError (it failed or went away), UsageError (a name), ResourceError (its disk)."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, log: str = KEPT_LOG) -> None:
         self.address = address
+        self.log = log
         timeout = httpx.Timeout(_ANSWER_SECONDS, connect=5.0)
         # Without trust_env=False a proxy from the environment would be asked for a loopback address.
         self._http = httpx.Client(base_url=address, timeout=timeout, trust_env=False)
@@ -227,7 +230,8 @@ class Client:
             found = None
         if not isinstance(found, dict):
             raise ExternalToolError(
-                f"the server at {self.address} answered {text[:200]!r} while {doing}: is that an Ollama?"
+                f"the server at {self.address} answered {text[:200]!r} while {doing}: is that an Ollama?",
+                "Stop what listens there, or choose another address: export OLLAMA_HOST=127.0.0.1:11500",
             )
         return found
 
@@ -251,9 +255,7 @@ class Client:
             )
         if code == httpx.codes.NOT_FOUND:
             return UsageError(f"Ollama does not know it while {doing}: {words}", self._what_is_there(doing))
-        return ExternalToolError(
-            f"Ollama answered {code} while {doing}: {words}", "The server's log says more; see its last lines."
-        )
+        return ExternalToolError(f"Ollama answered {code} while {doing}: {words}", f"Its log says more: {self.log}")
 
     def _what_is_there(self, doing: str) -> str:
         names: list[str] = []
@@ -283,7 +285,7 @@ class Client:
         except httpx.TimeoutException as error:
             raise ExternalToolError(
                 f"the Ollama at {self.address} gave no answer in {_ANSWER_SECONDS:.0f} s while {doing}",
-                "See its log; restart it.",
+                f"Its log may say why: {self.log}. Then restart it.",
             ) from error
         except httpx.HTTPError as error:
             raise self._went_away(doing, str(error) or type(error).__name__) from error

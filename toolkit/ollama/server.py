@@ -65,8 +65,8 @@ def serving(log: Path) -> Iterator[Client | None]:
         if binary is None:
             yield None
             return
-        with started(binary, address, log):
-            yield client
+        with started(binary, address, log), Client(address, str(log)) as own:
+            yield own
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ INSTRUCTIONS = (
 )  # fmt: skip
 ROLES = ("system", "user", "assistant")
 
+_PARAMETER = "Write it like: PARAMETER temperature 0.7"
 _SPACE, _NEWLINE, _BLANK = " \t", "\r\n", " \t\r\n"
 _SEMVER = re.compile(r"v?(0|[1-9]\d*)(\.(0|[1-9]\d*)(\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?)?)?", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -116,7 +117,7 @@ def parse(text: str, source: str = "Modelfile", partial: bool = False) -> Modelf
         match name:
             case "FROM" | "DRAFT":
                 if not value:
-                    raise UsageError(f"{place}: {name} names no file")
+                    raise UsageError(f"{place}: {name} names no file", f"Name one: {name} ./model.gguf")
                 several["models" if name == "FROM" else "drafts"].append(value)
             case "PARAMETER":
                 several["parameters"].append((argument, _typed(place, argument, value)))
@@ -152,10 +153,11 @@ def _instructions(text: str, source: str) -> Iterator[tuple[int, str, str, str]]
             argument, at = _word(text, at)
             if name == "MESSAGE" and argument not in ROLES:
                 raise UsageError(
-                    f"{place}: MESSAGE {argument!r}: the role must be one of {', '.join(ROLES)}, after one space"
+                    f"{place}: MESSAGE {argument!r}: the role must be one of {', '.join(ROLES)}, after one space",
+                    "Write it like: MESSAGE user Hello",
                 )
             if name == "PARAMETER" and not re.fullmatch("[A-Za-z0-9_]+", argument):
-                raise UsageError(f"{place}: PARAMETER {argument!r} is no name; it follows after one space")
+                raise UsageError(f"{place}: PARAMETER {argument!r} is no name; it follows after one space", _PARAMETER)
             at = _one_space(text, at, f"{place}: {name} {argument} has no value")
         value, at = _value(text, at)
         if value is None:
@@ -190,7 +192,7 @@ def _word(text: str, at: int) -> tuple[str, int]:
 
 def _one_space(text: str, at: int, message: str) -> int:
     if at >= len(text) or text[at] not in _SPACE:
-        raise UsageError(message)
+        raise UsageError(message, "Put the value on the same line, after one space; or remove the line.")
     return at + 1
 
 
@@ -231,7 +233,7 @@ def _typed(place: str, name: str, text: str) -> Value:
     if kind is float and _NUMBER.fullmatch(text) and abs(float(text)) <= _LARGEST_FLOAT:
         return float(text)
     wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
-    raise UsageError(f"{place}: PARAMETER {name} must be {wanted}, not {text!r}")
+    raise UsageError(f"{place}: PARAMETER {name} must be {wanted}, not {text!r}", "Mend the value, or remove the line.")
 
 
 def render(modelfile: Modelfile) -> str:

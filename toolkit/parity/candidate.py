@@ -138,7 +138,10 @@ class Candidate:
         tokens = (llama_cpp.llama_token * room)()
         count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, room, add_special, True)
         if count < 0:
-            raise ExternalToolError(f"llama.cpp cannot tokenize {text[:40]!r} with the vocabulary of {self.path}")
+            raise ExternalToolError(
+                f"llama.cpp cannot tokenize {text[:40]!r} with the vocabulary of {self.path}",
+                "Make the file anew: its vocabulary is damaged.",
+            )
         return list(tokens[:count])
 
     def tokenize_as_server(self, text: str) -> list[int]:
@@ -249,7 +252,10 @@ class Slots:
                 batch.n_seq_id[i] = 1
                 batch.seq_id[i][0] = slot
             if llama_cpp.llama_decode(self._context, batch) != 0:
-                raise ExternalToolError(f"llama.cpp cannot decode with {self._candidate.path}: {'; '.join(_log[-3:])}")
+                raise ExternalToolError(
+                    f"llama.cpp cannot decode with {self._candidate.path}: {'; '.join(_log[-3:])}",
+                    "Close other programs if memory is short; else: tune2ollama doctor",
+                )
         finally:
             llama_cpp.llama_batch_free(batch)
         outputs = [i for i, token in enumerate(tokens) if token[3]]
