@@ -13,7 +13,7 @@ from tests.conftest import Server
 from tests.ollama.served_templates import SYSTEM
 from tests.ollama.tiny import special_texts, template_text, tiny_gguf
 from tests.test_ollama_client import broken
-from toolkit.errors import ExternalToolError, ParityError, UsageError
+from toolkit.errors import ExternalToolError, UsageError
 from toolkit.export.convert import protect_template
 from toolkit.ollama.asked import ENDPOINTS, PICTURE, TOOLS, Conversation, answer, request_fields
 from toolkit.ollama.conversations import (
@@ -23,7 +23,6 @@ from toolkit.ollama.conversations import (
     expected_texts,
     first_difference,
     further_conversations,
-    require_equal,
 )
 from toolkit.ollama.served import GREEDY
 from toolkit.ollama.syntax import Message
@@ -53,7 +52,6 @@ def test_every_conversation_is_equal_at_every_address_that_can_be_asked(ollama_s
     } <= asked  # fmt: skip
     assert len(asked) >= 12
     assert differing(outcomes) == []
-    assert require_equal(outcomes, "qwen3") == sum(o.result == "equal" for o in outcomes)
     assert named(outcomes, "system text") == dict.fromkeys(ENDPOINTS, "equal")
     assert named(outcomes, "several turns")["/api/generate"] == "not applicable"
     # Nothing is left out: every conversation has an outcome at every address, and each that was not asked says why.
@@ -97,8 +95,7 @@ def test_a_difference_is_named_with_its_place_and_refused(ollama_server: Server,
     client.delete("other")
     assert named(outcomes, "no system text") == dict.fromkeys(ENDPOINTS, "differs")
     assert named(outcomes, "system text") == dict.fromkeys(ENDPOINTS, "equal")
-    with pytest.raises(ParityError, match=r"(?s)Ollama renders \d+ of \d+ conversations of other.*trained 'were Qwen"):
-        require_equal(outcomes, "other")
+    assert all("trained 'were Qwen" in outcome.detail for outcome in differing(outcomes))
 
 
 @pytest.mark.ollama
@@ -125,9 +122,15 @@ def test_what_cannot_be_asked_says_why() -> None:
     assert found["no system text"].text is not None
     assert found["system text"].reason == "the training template refuses this conversation"
     assert found["tools, no system text"].reason == "the template ignores tools"
-    assert found["think"].reason == "the template ignores `enable_thinking`"
+    assert found["think"].reason == "Ollama does not take it for a thinking model and refuses `think`"
+    assert found["no think"].text == found["no system text"].text
     assert found["image"].reason == "the model has no projector: it sees no pictures"
-    assert "goes on with such a turn" in found["ends with the assistant"].reason
+    assert "goes on with a turn" in found["ends with the assistant"].always["/api/chat"]
+    answered = found["a tool's answer"]
+    assert (answered.conversation.tools, answered.text) == (
+        None,
+        "[user]What helps against a cold?[assistant][tool]an infection[assistant]",
+    )
     silent = LOOPED + "{% if enable_thinking %}!{% endif %}"
     found = {e.conversation.name: e for e in expected_texts(further_conversations("s", []), silent, "", "")}
     assert found["think"].reason == "Ollama does not take it for a thinking model and refuses `think`"

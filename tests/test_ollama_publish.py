@@ -24,9 +24,10 @@ from toolkit.ollama import publish
 from toolkit.ollama.client import server_address
 from toolkit.ollama.own_model import OwnModel
 from toolkit.ollama.publish import check_stored, create, modelfile_of, still_published
-from toolkit.ollama.served import GREEDY, Question, Served, check_answers
+from toolkit.ollama.served import GREEDY, Question, Served, check_answers, largest_means
 from toolkit.ollama.syntax import Modelfile, parse, read_modelfile, render
 from toolkit.parity.candidate import Candidate
+from toolkit.parity.certificate import SCHEMA, Check, Subject, chain_of
 from toolkit.recipe import Recipe
 
 QUESTIONS = ["Name two signs of a fever.", "什么是高血压？", "Write one word: 🙂"]
@@ -41,7 +42,9 @@ def _golden(folder: Path, gguf: Path, system: str = "You are a nurse.") -> Artif
         for question in QUESTIONS:
             messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
             text = render_trained(template, messages, "", "")
-            rows.append({"messages": messages, "prompt_text": text, "prompt_ids": tokenize(text)})
+            rows.append({
+                "messages": messages, "prompt_text": text, "prompt_ids": tokenize(text), "completion_ids": [1] * LIMIT,
+            })  # fmt: skip
     folder.mkdir(parents=True)
     (folder / "golden.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     facts = GoldenFacts(
@@ -51,6 +54,18 @@ def _golden(folder: Path, gguf: Path, system: str = "You are a nurse.") -> Artif
 
 
 def _certificate(folder: Path, gguf: Path, verdict: Any = "pass") -> Artifact[CertificateFacts]:
+    """Of a file that was judged before, as far as the server's part needs it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    check = Check(name="structure", verdict="pass", message="the same")
+    file = Subject(name="Q8_0", kind="quantized", file=gguf.name, file_type="Q8_0", counts="everything", checks=[check])
+    reference = {"what": "w", "prompts": 3, "positions": 3, "conversations": 0, "forward": "whole", "parameters": 1,
+                 "engine": "e"}  # fmt: skip
+    written = {
+        "schema": SCHEMA, "verdict": "pass", "message": "the export is what was trained", "blame": None, "warnings": [],
+        "chain": [link.model_dump() for link in chain_of([file])], "served_file": gguf.name, "certified": None,
+        "reference": reference, "subjects": [file.as_json()], "files": {}, "versions": {}, "made": "2026-11-25T00:00:00",
+    }  # fmt: skip
+    (folder / "certificate.json").write_text(json.dumps(written), encoding="utf-8")
     return Artifact(folder, CertificateFacts(verdict=verdict, checks={}, served_file=gguf.name), "", {}, Cost())
 
 
@@ -151,9 +166,19 @@ def test_a_swapped_template_is_refused_and_the_old_model_stays(
             row["prompt_ids"] = model.tokenize(row["prompt_text"])
     (run.golden.folder / "golden.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "trained by Hugging Face" in rows[0]["prompt_text"]
-    with pytest.raises(ParityError) as caught:
+    with pytest.raises(
+        ParityError, match="server prompt broke, seen in old:v1: 3 of 3 golden prompts differ"
+    ) as caught:
         run.create(plain)
     assert caught.value.exit_code == 6
+    # Where it is told: the certificate with the server's part, beside the stages, since what this try left goes with the next.
+    refused = tmp_path / "run" / "refused"
+    assert caught.value.hint == f"Nothing was published. Read {refused / 'certificate.html'}"
+    told = json.loads((refused / "certificate.json").read_text(encoding="utf-8"))
+    assert (told["verdict"], told["blame"]["link"], told["blame"]["where"]) == ("fail", "server prompt", "old:v1")
+    assert [subject["kind"] for subject in told["subjects"]] == ["quantized", "served"]
+    assert "server prompt" in (refused / "certificate.html").read_text(encoding="utf-8")
+    assert json.loads((run.out / "served.json").read_text(encoding="utf-8"))["verdict"] == "fail"
     assert client.models() == before
     assert client.show("old:v1")["system"] == "the old one"
     client.delete("old:v1")
@@ -187,9 +212,21 @@ def test_a_stop_word_that_cuts_answers_is_refused(run: Run, ollama_server: Serve
     partial = tmp_path / "medical"
     words = _greedy(run, 6).decode()
     partial.write_text(render(Modelfile(parameters=(("stop", words[-4:]),))))
-    with pytest.raises(ParityError, match="the server stopped where llama"):
+    with pytest.raises(ParityError, match=r"server answers broke, seen in medical: .* the server stopped where llama"):
         run.create(_recipe(partial))
+    assert (tmp_path / "run" / "refused" / "certificate.html").is_file()
     assert not [name for name in ollama_server.client.models() if name.startswith("medical")]
+
+
+@pytest.mark.ollama
+def test_a_limit_that_cuts_answers_is_refused(run: Run, tmp_path: Path) -> None:
+    partial = tmp_path / "medical"
+    partial.write_text("PARAMETER num_predict 5\n")
+    with pytest.raises(ParityError, match=r"num_predict 5 \(limit 16\): the Modelfile's own limit cuts answers"):
+        run.create(_recipe(partial))
+    assert (tmp_path / "run" / "refused").is_dir()
+    assert run.create(_recipe()).published
+    assert not (tmp_path / "run" / "refused").exists()
 
 
 @pytest.mark.ollama
@@ -208,8 +245,8 @@ def test_answers_of_another_model_are_refused(run: Run, ollama_server: Server, t
     rows = [json.loads(line) for line in (run.golden.folder / "golden.jsonl").read_text().splitlines()]
     questions = [Question(row["messages"][1:], row["prompt_text"], row["prompt_ids"]) for row in rows]
     own = OwnModel(run.gguf, 2048)
-    with pytest.raises(ParityError, match="nats"):
-        check_answers(client, Served("medical:other"), questions, own, LIMIT, lambda: None)
+    found = check_answers(client, Served("medical:other"), questions, own, LIMIT, lambda: None)
+    assert found.mean > largest_means("Q4_1")[0] and found.mean_told > largest_means("Q4_1")[1]
     questions[0].prompt_ids.insert(0, 1)
     with pytest.raises(ParityError, match=r"the served prompt has \d+ tokens, the golden one"):
         check_answers(client, Served("medical:other"), questions, own, LIMIT, lambda: None)

@@ -13,7 +13,7 @@ from tests.test_gguf_metadata import small
 from toolkit.chat_template import as_trained, render_trained
 from toolkit.errors import DataError, ParityError
 from toolkit.export.convert import PROTECTION
-from toolkit.ollama.conversations import differing, expected_texts, further_conversations
+from toolkit.ollama.conversations import Expected, differing, expected_texts, further_conversations
 from toolkit.ollama.repair import mended_template, repaired, rewrite_template
 
 LLAMA31 = "meta-llama-Llama-3.1-8B-Instruct"
@@ -44,12 +44,10 @@ def test_names_that_only_llama_cpp_sets_are_renamed_in_tags_and_nowhere_else() -
 def test_a_mended_template_renders_every_conversation_as_before(name: str) -> None:
     template = template_text(name)
     conversations = further_conversations("Be kind.", ["<|im_end|>"])
-    before, after = (expected_texts(conversations, t, "<s>", "</s>") for t in (template, mended_template(template)))
-    kept = "enable_thinking_as_trained" in mended_template(template)
-    assert [a.text for a in after if a.conversation.think is None or not kept] == [
-        b.text for b in before if b.conversation.think is None or not kept
-    ]
-    assert mended_template(template).startswith(PROTECTION)
+    mended = mended_template(template)
+    wanted = expected_texts(conversations, template, "<s>", "</s>", served=mended)
+    assert [one.text for one in expected_texts(conversations, mended, "<s>", "</s>")] == [one.text for one in wanted]
+    assert mended.startswith(PROTECTION)
 
 
 def test_the_date_of_llama_31_is_that_of_training_and_not_todays() -> None:
@@ -88,7 +86,10 @@ def test_what_cannot_be_mended_is_said_and_no_file_is_left(ollama_server: Server
     # Trained with another template than the one in the file.
     other = template.replace("start_of_turn", "begin_of_turn")
     bos, eos, _ = special_texts("gemma-4")
-    expected = expected_texts(further_conversations("", []), other, bos, eos)
+
+    def expected(served: str) -> list[Expected]:
+        return expected_texts(further_conversations("", []), other, bos, eos, served=served)
+
     with pytest.raises(ParityError, match=r"gemma\.gguf cannot be mended: this difference is not one that"):
         repaired(ollama_server.client, "mend", path, tmp_path / "mended.gguf", expected, bos)
     assert not (tmp_path / "mended.gguf").exists()

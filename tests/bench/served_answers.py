@@ -23,7 +23,7 @@ from toolkit.errors import ParityError
 from toolkit.ollama.asked import ENDPOINTS
 from toolkit.ollama.client import Client
 from toolkit.ollama.own_model import OwnModel
-from toolkit.ollama.served import LARGEST_MEAN, Question, Served, check_answers, check_rendering, read_questions
+from toolkit.ollama.served import Question, Served, check_answers, check_rendering, largest_means, read_questions
 from toolkit.ollama.server import started
 from toolkit.places import cache_home
 
@@ -43,8 +43,8 @@ def measure_file(client: Client, path: Path, questions: list[Question], system: 
     client.create(NAME, {"files": {path.name: client.upload(path)}, "system": system, "parameters": settings})
     own = OwnModel(path, CONTEXT)
     try:
-        rendered = check_rendering(client, NAME, questions, own, lambda: None)
-        cells = [f"{rendered} of {len(questions)} equal"]
+        wrong = check_rendering(client, NAME, questions, own, lambda: None)
+        cells = [f"{len(questions) - len(wrong)} of {len(questions)} equal"]
         for endpoint in ENDPOINTS:
             asked = questions if endpoint == ENDPOINTS[0] else questions[:ELSEWHERE]
             cells.append(_told(client, asked, own, endpoint))
@@ -59,7 +59,8 @@ def _told(client: Client, questions: list[Question], own: OwnModel, endpoint: An
         found = check_answers(client, Served(NAME), questions, own, LIMIT, lambda: None, endpoint)
     except ParityError as error:
         return f"differs: {error.message}"
-    return f"{found.answers} answers, {found.tokens} tokens: mean {found.mean:.2g}, largest {found.largest:.2g}"
+    means = f"mean {found.mean:.2g}, of all told {found.mean_told:.2g}"
+    return f"{found.answers} answers, {found.tokens} tokens: {means}, largest {found.largest:.2g}"
 
 
 def measure_version(version: str, run: Path) -> None:
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument("--version", action="append")
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    print(f"Limit of the mean: {LARGEST_MEAN} nats")
+    print("Limits of the means: " + "; ".join(f"{t} {largest_means(t)}" for t in ("F16", "BF16", "Q8_0", "Q4_K_M")))
     print("| Ollama | file | prompts | " + " | ".join(ENDPOINTS) + " |\n|" + "---|" * (3 + len(ENDPOINTS)))
     for version in options.version or built_versions():
         measure_version(version, options.run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,11 +61,15 @@ class Row:
         return same and real.selected in {"", chosen}
 
 
-def expected_of(template: str, vocabulary: str = "qwen2") -> tuple[list[Expected], str]:
-    """What the training template makes of the conversations, and the BOS text that the tokenizer adds by itself."""
+def expected_of(template: str, vocabulary: str = "qwen2") -> tuple[Callable[[str], list[Expected]], str]:
+    """What the training template makes of the conversations, given the served one, and the BOS text that the tokenizer adds."""
     bos, eos, by_itself = special_texts(vocabulary)
     conversations = further_conversations(SYSTEM, [text for text in (bos, eos) if text])
-    return expected_texts(conversations, template, bos, eos), bos if by_itself else ""
+
+    def expected(served: str) -> list[Expected]:
+        return expected_texts(conversations, template, bos, eos, served=served)
+
+    return expected, bos if by_itself else ""
 
 
 def measure(
@@ -89,7 +93,7 @@ def measure(
     expected, bos = expected_of(template, vocabulary)
     before = (folder / "log").stat().st_size
     client.create("template", {"files": {"model.gguf": client.upload(gguf)}})
-    plain = check_conversations(client, "template", expected, bos)
+    plain = check_conversations(client, "template", expected(template), bos)
     real = _real(folder / "models", (folder / "log").read_bytes()[before:].decode(errors="replace"))
     client.delete("template")
     if not differing(plain, version):

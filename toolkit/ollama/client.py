@@ -11,7 +11,9 @@ import ipaddress
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,6 +31,7 @@ OLDEST_VERSION = (0, 30, 0)
 KEPT_LOG = "journalctl -u ollama (where it is a service), or ~/.ollama/logs/server.log"
 """Where an Ollama that was not started here keeps its log."""
 _CHUNK = 1 << 20
+_UNLOAD_SECONDS = 10.0
 _ANSWER_SECONDS = 1800.0
 """A 7B on a CPU may take minutes to load and answer; a dead server is noticed at once, by its closed connection."""
 
@@ -61,6 +64,11 @@ def server_address() -> str:
     if host in {"0.0.0.0", "::"}:  # an address to listen on, not one to connect to  # noqa: S104
         host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _is_past(moment: str) -> bool:
+    # Go writes nanoseconds, which Python 3.10 does not read; seconds are enough.
+    return datetime.fromisoformat(re.sub(r"\.\d+", "", moment).replace("Z", "+00:00")) <= datetime.now(timezone.utc)
 
 
 def _is_here(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
@@ -172,6 +180,20 @@ class Client:
     def delete(self, model: str) -> None:
         """Remove a name, and the files that no other name uses."""
         self._call("DELETE", "/api/delete", f"removing {model}", {"model": model})
+
+    def unload(self, model: str) -> None:
+        """Have the server load the model's file anew when it is asked next.
+
+        It keeps one process for a file, and a second model of that file is answered by it, with the first one's TEMPLATE
+        (server/sched.go, needsReload).
+        """
+        self.generate(model, "", keep_alive=0)
+        deadline = time.monotonic() + _UNLOAD_SECONDS
+        while time.monotonic() < deadline:
+            loaded = self._call("GET", "/api/ps", "listing what is loaded").get("models") or []
+            if not any(_is_past(str(one["expires_at"])) for one in loaded):
+                return
+            time.sleep(0.05)
 
     def chat(self, model: str, messages: Sequence[dict[str, Any]], **fields: Any) -> dict[str, Any]:
         """`POST /api/chat`, not streamed, with `truncate: false`; `fields`: options, logprobs, top_logprobs, keep_alive …"""

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from toolkit.chat_template import render_trained
-from toolkit.errors import ParityError, ToolkitError
+from toolkit.chat_template import AS_TRAINED, THINKING, render_trained
+from toolkit.errors import ToolkitError
 from toolkit.ollama.asked import ENDPOINTS, TOOLS, Conversation, Endpoint, Messages, has_picture, request_fields
 from toolkit.ollama.client import Client
 from toolkit.ollama.pictures import picture_block, with_pictures
@@ -19,6 +19,9 @@ from toolkit.ollama.predict import GENERATE_RENDERS, numbers, takes_tools, think
 from toolkit.ollama.syntax import Message
 
 Result = Literal["equal", "differs", "differs for every model", "not applicable"]
+CALL = "call00001"
+"""Nine letters and digits, the only form of a tool call's id that Mistral's templates accept."""
+GOES_ON = "llama.cpp goes on with a turn of the assistant's, where training opens a new one"
 TURN_A_PART = (
     "/v1 makes each part of a turn a turn of its own (openai/openai.go, FromChatRequest), for every model: "
     "ask with pictures at /api/chat"
@@ -38,6 +41,8 @@ class Expected:
     others after them; and a picture before the question, the others after it."""
     picture: str = ""
     """What the template writes where a server shows its marker of a picture."""
+    always: Mapping[Endpoint, str] = field(default_factory=dict)
+    """Addresses where every model is given another text, whatever its file says, and why."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,12 @@ def further_conversations(system: str, markers: Sequence[str]) -> list[Conversat
 
     user, said = "What helps against a cold?", system or "You are a careful doctor. Answer in one sentence."
     marked = " ".join(["Explain", *markers, "please."])
-    call = {"type": "function", "id": "call_1", "function": {"name": "look_up", "arguments": {"word": "cold"}}}
+    call = {"type": "function", "id": CALL, "function": {"name": "look_up", "arguments": {"word": "cold"}}}
     asked: dict[str, Any] = {"role": "user", "content": user}
     answered: Messages = [
         asked,
         {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "call_1", "name": "look_up", "content": "an infection"},
+        {"role": "tool", "tool_call_id": CALL, "name": "look_up", "content": "an infection"},
     ]
     parts = [{"type": "text", "text": "What is this?"}, {"type": "image"}]
     return [
@@ -92,20 +97,24 @@ def expected_texts(
     system: str = "",
     turns: Sequence[Message] = (),
     sees: bool = False,
+    served: str = "",
 ) -> list[Expected]:
     """What the training template makes of conversations as the served model completes them.
 
     Args:
+        template: of the training.
         system, turns: the Modelfile's SYSTEM and MESSAGE, which Ollama puts before a conversation.
         sees: whether the served model has a projector.
+        served: the template in the served file, where it is not the training's; see `keeps_to_training`.
     """
+    trained = _Trained(template, bos, eos, sees, keeps_to_training(served or template))
     between = [{"role": turn.role, "content": turn.content} for turn in turns]
     made = []
     for one in conversations:
         first = one.messages[0]["role"] == "system"
-        found = _expected(one, [*_opening(one.messages, system), *between, *one.messages], template, bos, eos, sees)
+        found = _expected(one, [*_opening(one.messages, system), *between, *one.messages], trained)
         if between and first and found.text is not None:
-            other = _expected(one, [one.messages[0], *between, *one.messages[1:]], template, bos, eos, sees)
+            other = _expected(one, [one.messages[0], *between, *one.messages[1:]], trained)
             found = replace(found, elsewhere={"/api/generate": other.text or ""})
         made.append(found)
     return made
@@ -116,42 +125,64 @@ def _opening(messages: Messages, system: str) -> Messages:
     return [{"role": "system", "content": system}] if system and messages[0]["role"] != "system" else []
 
 
-def _expected(one: Conversation, messages: Messages, template: str, bos: str, eos: str, sees: bool) -> Expected:
-    def rendered(tools: list[dict[str, Any]] | None, **fields: Any) -> str | None:
-        return render_trained(template, messages, bos, eos, tools, **fields)
+def keeps_to_training(served: str) -> bool:
+    """Whether a file's template was mended so that it writes training's prompt whatever is said about `think`."""
+    return THINKING + AS_TRAINED in served
 
+
+@dataclass(frozen=True)
+class _Trained:
+    """The training template, and what is known of the model that is served."""
+
+    template: str
+    bos: str
+    eos: str
+    sees: bool
+    kept: bool
+    """The served file's template was mended; see `keeps_to_training`."""
+
+    def rendered(
+        self, messages: Messages, tools: list[dict[str, Any]] | None = None, think: bool | None = None
+    ) -> str | None:
+        """None: the template refuses."""
+        fields = {} if think is None or self.kept else {THINKING: think}
+        return render_trained(self.template, messages, self.bos, self.eos, tools, **fields)
+
+
+def _expected(one: Conversation, messages: Messages, trained: _Trained) -> Expected:
     if has_picture(one):
-        return _with_picture(one, messages, template, bos, eos, sees)
-    if one.messages[-1]["role"] == "assistant":
-        return Expected(one, None, "llama.cpp goes on with such a turn, where training opens a new one")
-    thinking = {} if one.think is None else {"enable_thinking": one.think}
-    text = rendered(one.tools, **thinking)
+        return _with_picture(one, messages, trained)
+    text = trained.rendered(messages, one.tools, one.think)
     if text is None:
         return Expected(one, None, "the training template refuses this conversation")
-    if one.tools and (text == rendered(None) or not takes_tools(template)):
-        return Expected(one, None, "the template ignores tools")
-    if one.think is not None and rendered(None, enable_thinking=True) == rendered(None, enable_thinking=False):
-        return Expected(one, None, "the template ignores `enable_thinking`")
-    if one.think and not thinks(template):
+    if one.think and not thinks(trained.template):
         return Expected(one, None, "Ollama does not take it for a thinking model and refuses `think`")
+    bare = trained.rendered(messages) if one.tools else None
+    if one.tools and (text == bare or not takes_tools(trained.template)):
+        if messages[-1]["role"] != "tool" or bare is None:
+            return Expected(one, None, "the template ignores tools")
+        # It ignores their definitions; a call and its answer are turns that it may write all the same.
+        return Expected(replace(one, tools=None), bare)
+    if one.messages[-1]["role"] == "assistant":
+        return Expected(one, text, always=dict.fromkeys(ENDPOINTS, GOES_ON))
     return Expected(one, text)
 
 
-def _with_picture(one: Conversation, messages: Messages, template: str, bos: str, eos: str, sees: bool) -> Expected:
-    if not sees:
+def _with_picture(one: Conversation, messages: Messages, trained: _Trained) -> Expected:
+    if not trained.sees:
         return Expected(one, None, "the model has no projector: it sees no pictures")
-    block = picture_block(template, bos, eos)
-    text = render_trained(template, messages, bos, eos)
+    block = picture_block(trained.template, trained.bos, trained.eos)
     first = [
         {**m, "content": sorted(m["content"], key=lambda part: part["type"] != "image")}
         if isinstance(m["content"], list)
         else m
         for m in messages
     ]
-    generate = render_trained(template, first, bos, eos)
+    text, generate = trained.rendered(messages), trained.rendered(first)
     if block is None or text is None or generate is None:
         return Expected(one, None, "the training template writes no picture")
-    return Expected(one, text, elsewhere={"/api/generate": generate}, picture=block)
+    always: dict[Endpoint, str] = {"/v1/chat/completions": TURN_A_PART}
+    return Expected(one, text, elsewhere={"/api/generate": generate}, picture=block, always=always)
 
 
 def check_conversations(
@@ -180,17 +211,22 @@ def _outcome(client: Client, model: str, one: Expected, endpoint: Endpoint, bos:
     try:
         found = _render(client, model, endpoint, request)
     except ToolkitError as error:
-        return Outcome(name, endpoint, "differs", f"the server refuses: {error.message[-300:]}")
+        told = f"the server refuses: {error.message[-300:]}"
+        # A picture that is refused is no turn in two parts.
+        return Outcome(name, endpoint, "differs", told) if one.picture else _different(one, endpoint, told)
     text = one.elsewhere.get(endpoint) or one.text
     if one.picture:
         found = with_pictures(found, one.picture)
     if found in {text, text.removeprefix(bos)}:
         return Outcome(name, endpoint, "equal")
     wanted = text if bos and found.startswith(bos) else text.removeprefix(bos)
-    told = first_difference(wanted, found)
-    if one.picture and endpoint == "/v1/chat/completions":
-        return Outcome(name, endpoint, "differs for every model", f"{TURN_A_PART}; {told}")
-    return Outcome(name, endpoint, "differs", told)
+    return _different(one, endpoint, first_difference(wanted, found))
+
+
+def _different(one: Expected, endpoint: Endpoint, told: str) -> Outcome:
+    if endpoint in one.always:
+        return Outcome(one.conversation.name, endpoint, "differs for every model", f"{one.always[endpoint]}; {told}")
+    return Outcome(one.conversation.name, endpoint, "differs", told)
 
 
 def _render(client: Client, model: str, endpoint: Endpoint, request: dict[str, Any]) -> str:
@@ -212,28 +248,3 @@ def differing(outcomes: Sequence[Outcome], version: str = "") -> list[Outcome]:
     """Those that differ; with a version, only what a file can do something about there."""
     bare = bool(version) and numbers(version) < GENERATE_RENDERS
     return [o for o in outcomes if o.result == "differs" and not (bare and o.endpoint == "/api/generate")]
-
-
-def require_equal(outcomes: Sequence[Outcome], what: str, version: str = "") -> int:
-    """How many were equal.
-
-    Args:
-        version: of the server, for the advice.
-
-    Raises:
-        ParityError: one differs; with the first, and where each is asked.
-    """
-    wrong = differing(outcomes)
-    if wrong:
-        named = "\n".join(f"  {one.endpoint}, {one.conversation}: {one.detail}" for one in wrong[:4])
-        hint = (
-            "tune2ollama protects its own exports from this; a GGUF of another tool can be mended: see docs/ollama.md."
-        )
-        if not differing(outcomes, version):
-            hint = f"Ollama {version} gives the model the bare question at /api/generate. Use 0.31 or newer, or: make ollama"
-        raise ParityError(
-            f"Ollama renders {len(wrong)} of {sum(o.result != 'not applicable' for o in outcomes)} conversations of {what} "
-            f"otherwise than the training template:\n{named}",
-            hint,
-        )
-    return sum(outcome.result == "equal" for outcome in outcomes)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import DataError, ExternalToolError, ParityError, ToolkitError
+from toolkit.artifacts import file_sha256, read_jsonl
+from toolkit.errors import DataError, ExternalToolError, ParityError
 from toolkit.gguf_file import read_gguf
 from toolkit.ollama.client import Client
 from toolkit.ollama.conversations import (
@@ -18,221 +21,273 @@ from toolkit.ollama.conversations import (
     expected_texts,
     further_conversations,
 )
-from toolkit.ollama.own_model import OwnModel
+from toolkit.ollama.own_model import OwnModel, Vocabulary
 from toolkit.ollama.publish import INSTALL, counting, shown_parameters
 from toolkit.ollama.served import (
+    ELSEWHERE,
     LARGEST_FLIP,
-    LARGEST_MEAN,
     Agreement,
     Question,
     Served,
     as_asked_today,
-    check_answers,
+    check_everywhere,
+    check_rendering,
+    largest_means,
     read_questions,
 )
 from toolkit.ollama.server import serving
-from toolkit.ollama.strength import served_strength
+from toolkit.ollama.strength import served_strength_check
 from toolkit.ollama.syntax import Message
-from toolkit.parity.certificate import Check, Measure, Subject, Verdict, higher_is_better, lower_is_better
+from toolkit.parity.certificate import Check, Measure, Subject, higher_is_better, lower_is_better
 from toolkit.parity.limits import file_type_of, limits_for
+from toolkit.parity.probe import probe
 from toolkit.parity.subjects import Tuned
 
 _FROM = re.compile(r"^FROM (/.+)$", re.MULTILINE)
-FORCED_POSITIONS = 60
-"""Single tokens that the server is asked for, where its own answer leaves the golden one."""
-
-
-def judge_served(
-    name: str, tuned: Tuned, golden: Path, system: str, log: Path, file: Path | None
-) -> tuple[Subject, Path | None]:
-    """Have the server render and answer the goldens, and compare both with the tuned model.
-
-    Args:
-        name: as `ollama list` shows it.
-        golden: the golden stage's folder.
-        system: the system text that was trained with; the server must bring it itself, since chat apps send none.
-        log: gets what a server says that has to be started.
-        file: the GGUF that it serves, when its own copy cannot be read here.
-
-    Returns:
-        The subject, and the server's own copy of the GGUF (None when it is not on this machine).
-
-    Raises:
-        UsageError: the server has no such model.
-        ExternalToolError: no server, or one that does not show its prompts.
-    """
-    started = time.monotonic()
-    with serving(log) as client:
-        if client is None:
-            raise ExternalToolError("there is no Ollama to ask", INSTALL[:1].upper() + INSTALL[1:])
-        shown = client.show(name)
-        blob = _blob(shown)
-        path = blob or file
-        if path is None:
-            raise DataError(
-                f"the file behind {name} is not on this machine",
-                "Name it too: --gguf FILE, the one that was given to Ollama.",
-            )
-        context = int(shown_parameters(str(shown.get("parameters", ""))).get("num_ctx", 4096))
-        questions = read_questions(golden / "golden.jsonl", system)
-        own = OwnModel(path, max(context, _longest(questions, tuned)))
-        try:
-            asked = _Asked(client, name, shown, questions, own, tuned, system)
-            checks = [_prompts(asked), _answers(asked, context), _strength(asked, golden, path)]
-        finally:
-            own.close()
-    return Subject(
-        name=name, kind="served", file=path.name, file_type=f"Ollama at {client.address}", counts="everything", served=True,
-        checks=checks, seconds=round(time.monotonic() - started, 2),
-    ), blob  # fmt: skip
-
-
-def created_subject(
-    model: str, file: Path, at: str, rendered: int, outcomes: list[Outcome], agreement: Agreement
-) -> Subject:
-    """What `create` proved of a candidate before it gave it its name; all of it passed, or it would have stopped.
-
-    Args:
-        at: the server, in words.
-        rendered: golden prompts that were equal, byte for byte.
-    """
-    equal = sum(outcome.result == "equal" for outcome in outcomes)
-    measures = [
-        lower_is_better("golden prompts that differ", 0, 0, 0),
-        lower_is_better("conversations that differ", len(differing(outcomes)), 0, 0),
-    ]
-    told = f"{rendered} golden prompts and {equal} conversations at three addresses are equal, byte for byte"
-    details = {"conversations": [vars(outcome) for outcome in outcomes]}
-    checks = [Check.of("prompts", measures, told, details), _agreement_check(agreement, [])]
-    return Subject(
-        name=model, kind="served", file=file.name, file_type=at, counts="everything", served=True, checks=checks
-    )
-
-
-def _agreement_check(agreement: Agreement, before: list[Measure]) -> Check:
-    measures = [
-        *before,
-        lower_is_better("mean |log-probability difference|", agreement.mean, LARGEST_MEAN, 2e-4, "nats"),
-        lower_is_better("largest lead of another choice", agreement.largest_flip, LARGEST_FLIP, 0.0, "nats"),
-        Measure(name="largest |log-probability difference|", value=agreement.largest, unit="nats"),
-    ]
-    return Check.of("answers", measures, f"{agreement.answers} answers are those of llama.cpp on the same file")
-
-
-def _blob(shown: dict[str, Any]) -> Path | None:
-    found = _FROM.search(str(shown.get("modelfile", "")))
-    return Path(found[1]) if found and Path(found[1]).is_file() else None
-
-
-def _longest(questions: list[Question], tuned: Tuned) -> int:
-    return max(len(question.prompt_ids) for question in questions) + tuned.new_tokens
+_HOW_TO_GET_IT = (
+    "Name the file that was given to Ollama: --gguf FILE. Or get at Ollama's own: sudo usermod -aG ollama $USER, then log "
+    "in again; or, for this once, sudo cp it somewhere and name that."
+)
+_DEFAULTS = {"num_ctx": 4096, "num_predict": -1, "temperature": 0.8, "repeat_penalty": 1.0}
+"""Where a model says nothing (api/types.go, DefaultOptions); num_ctx: under 24 GiB of graphics memory."""
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A served model, and what it is asked."""
+class ServedModel:
+    """A model on a server, and the file behind it."""
 
     client: Client
     name: str
+    """As `ollama list` shows it."""
     shown: dict[str, Any]
     """`/api/show`"""
-    questions: list[Question]
-    own: OwnModel
-    tuned: Tuned
-    system: str
+    file: Path
 
     @property
-    def template(self) -> str:
-        return str(self.tuned.tokenizer.get_chat_template())
+    def parameters(self) -> dict[str, Any]:
+        """Of its Modelfile, with Ollama's defaults."""
+        return _DEFAULTS | shown_parameters(str(self.shown.get("parameters", "")))
 
     @property
     def turns(self) -> tuple[Message, ...]:
         """MESSAGE turns of its Modelfile."""
         return tuple(Message(str(turn["role"]), str(turn["content"])) for turn in self.shown.get("messages") or [])
 
-    @property
-    def bos(self) -> str:
-        return self.own.bos_text if self.own.adds_bos else ""
 
-    def wanted(self) -> list[Question]:
-        """The questions as the server must make them today."""
-        day = self.tuned.goldens.facts.day
-        return as_asked_today(self.questions, self.turns, self.system, self.template, self.own, day)
+@dataclass(frozen=True)
+class Trained:
+    """What was trained, as a server has to show it."""
+
+    golden: Path
+    """The golden stage's folder."""
+    system: str
+    """The server must bring it itself, since chat apps send none."""
+    template: str
+    day: str
+    """On which the goldens were rendered."""
+    new_tokens: int
+    """Tokens of an answer at most."""
 
 
-def _prompts(asked: _Asked) -> Check:
-    """Goldens without their system text, as chat apps ask; then every conversation at every address."""
-    own, shown = asked.own, asked.shown
-    wanted = asked.wanted()
-    wrong = []
-    for number, question in enumerate(wanted, 1):
-        found = asked.client.rendered(asked.name, question.messages)
-        if found not in {question.prompt_text, question.prompt_text.removeprefix(asked.bos)}:
-            wrong.append({"conversation": f"golden {number}", "wanted": question.prompt_text, "found": found})
-    expected = expected_texts(
-        further_conversations(asked.system, own.markers), asked.template, own.bos_text, own.eos_text,
-        str(shown.get("system", "")), asked.turns, sees="vision" in shown.get("capabilities", []),
+@dataclass
+class Shown:
+    """What a server showed, and whether it is what was trained."""
+
+    checks: list[Check]
+    rendered: int = 0
+    """Golden prompts that were equal, byte for byte."""
+    outcomes: list[Outcome] = field(default_factory=list)
+    agreement: Agreement = field(default_factory=Agreement)
+    """Over the answers at `/api/chat`."""
+
+
+@contextlib.contextmanager
+def served_model(name: str, log: Path, files: Sequence[Path]) -> Iterator[ServedModel]:
+    """The model of the running server, or of one that is started for it.
+
+    Args:
+        log: gets what a server says that has to be started.
+        files: GGUF files that are judged anyway. One of them is taken for the one that is served when it has the same
+            bytes, and the first one when the server's own copy cannot be read.
+
+    Raises:
+        UsageError: the server has no such model.
+        ExternalToolError: no server, or one that is too old.
+        DataError: the file behind it cannot be read, or llama.cpp cannot run it.
+    """
+    with serving(log) as client:
+        if client is None:
+            raise ExternalToolError("there is no Ollama to ask", INSTALL[:1].upper() + INSTALL[1:])
+        client.version()
+        shown = client.show(name)
+        copy = own_copy(shown)
+        file = next((path for path in files if copy is None or _same(path, copy)), copy)
+        if file is None:
+            raise DataError(_unreadable(name, shown), _HOW_TO_GET_IT)
+        if file == copy:
+            probe(file)
+        yield ServedModel(client, name, shown, file)
+
+
+def own_copy(shown: dict[str, Any]) -> Path | None:
+    """The server's own copy of the GGUF; None when it is not on this machine, or not to be read by this user."""
+    found = _FROM.search(str(shown.get("modelfile", "")))
+    if found is None:
+        return None
+    try:
+        with Path(found[1]).open("rb"):
+            return Path(found[1])
+    except OSError:  # also of a folder that is closed, as /usr/share/ollama is to everybody but its service
+        return None
+
+
+def _same(file: Path, copy: Path) -> bool:
+    # Ollama names its files after their sums.
+    return file.stat().st_size == copy.stat().st_size and file_sha256(file) == copy.name.removeprefix("sha256-")
+
+
+def _unreadable(name: str, shown: dict[str, Any]) -> str:
+    found = _FROM.search(str(shown.get("modelfile", "")))
+    if found is None:
+        return f"Ollama does not tell which file is behind {name}"
+    return f"the file behind {name} is not here, or not to be read by you: {found[1]}"
+
+
+def judge_served(model: ServedModel, tuned: Tuned, golden: Path, system: str, whole: bool) -> Subject:
+    """Have the server render and answer the goldens, and compare both with the tuned model.
+
+    Args:
+        golden: the golden stage's folder.
+        whole: whether the served file's weights show the adapter whole; see `toolkit.parity.logits.WHOLE_LOW`.
+    """
+    started = time.monotonic()
+    template, day = str(tuned.tokenizer.get_chat_template()), tuned.goldens.facts.day
+    shown = what_is_shown(model, Trained(golden, system, template, day, tuned.new_tokens))
+    limits, _ = limits_for(file_type_of(read_gguf(model.file), model.file), tuned.parameters, 0.0)
+    subject = subject_of(model, shown)
+    vocabulary = Vocabulary(model.file)
+    try:
+        strength = served_strength_check(model.client, model.name, golden, vocabulary, limits, whole)
+    finally:
+        vocabulary.close()
+    checks = [*shown.checks, strength]
+    return subject.model_copy(update={"checks": checks, "seconds": round(time.monotonic() - started, 2)})
+
+
+def subject_of(model: ServedModel, shown: Shown, name: str = "") -> Subject:
+    """What a server showed, as the certificate has it."""
+    return Subject(
+        name=name or model.name, kind="served", file=model.file.name, file_type=f"Ollama {model.client.version()}",
+        counts="everything", served=True, checks=shown.checks,
     )  # fmt: skip
-    outcomes = check_conversations(asked.client, asked.name, expected, asked.bos)
+
+
+def what_is_shown(model: ServedModel, trained: Trained) -> Shown:
+    """Prompts and answers of a served model, against what was trained."""
+    rows = read_jsonl(trained.golden / "golden.jsonl")
+    vocabulary = Vocabulary(model.file)
+    try:
+        questions = read_questions(trained.golden / "golden.jsonl", trained.system)
+        wanted = as_asked_today(questions, model.turns, trained.system, trained.template, vocabulary, trained.day)
+        needed = max(len(question.prompt_ids) for question in wanted) + trained.new_tokens
+        room = higher_is_better("num_ctx", int(model.parameters["num_ctx"]), needed)
+        if room.verdict == "fail":  # it cuts the prompts too, which would then be blamed
+            told = f"num_ctx is {room.value:.0f}, but golden prompts and answers need {needed} tokens"
+            return Shown([Check.of("answers", [room], told)])
+        model.client.unload(model.name)
+        shown = _prompts(model, trained, vocabulary, wanted)
+    except ParityError as error:
+        return Shown([Check(name="prompts", verdict="fail", message=error.message)])
+    finally:
+        vocabulary.close()
+    longest = max((len(row.get("completion_ids", ())) for row in rows), default=0)
+    check, shown.agreement = _answers(model, wanted, trained.new_tokens, needed, [room, *_cut(model, longest)])
+    shown.checks.append(check)
+    return shown
+
+
+def _cut(model: ServedModel, longest: int) -> list[Measure]:
+    """Whether the Modelfile's own limit cuts the longest golden answer. Requests for comparison bring a limit of their own."""
+    most = int(model.parameters["num_predict"])
+    return [] if most < 0 else [higher_is_better("num_predict", most, longest)]
+
+
+def _prompts(model: ServedModel, trained: Trained, vocabulary: Vocabulary, wanted: list[Question]) -> Shown:
+    """Goldens without their system text, as chat apps ask; then every conversation at every address."""
+    shown = model.shown
+    with counting(f"prompts of {model.name}", len(wanted)) as tick:
+        wrong = check_rendering(model.client, model.name, wanted, vocabulary, tick)
+    served = str(read_gguf(model.file).metadata.get("tokenizer.chat_template", ""))
+    expected = expected_texts(
+        further_conversations(trained.system, vocabulary.markers), trained.template, vocabulary.bos_text,
+        vocabulary.eos_text, str(shown.get("system", "")), model.turns, "vision" in shown.get("capabilities", []), served,
+    )  # fmt: skip
+    bos = vocabulary.bos_text if vocabulary.adds_bos else ""
+    outcomes = check_conversations(model.client, model.name, expected, bos)
     told = differing(outcomes)
-    count = len(wanted) + sum(o.result in ("equal", "differs") for o in outcomes)
+    equal = sum(outcome.result == "equal" for outcome in outcomes)
     measures = [
         lower_is_better("golden prompts that differ", len(wrong), 0, 0),
         lower_is_better("conversations that differ", len(told), 0, 0),
     ]
-    message = f"{count} of {count} prompts are equal, byte for byte, at every address"
+    message = f"{len(wanted)} golden prompts and {equal} conversations at three addresses are equal, byte for byte"
     if wrong:
-        message = (
-            f"{len(wrong)} of {len(wanted)} golden prompts differ; the first: {wrong[0]['found'][:80]!r} instead of "
-        )
-        message += f"{wrong[0]['wanted'][:80]!r}"
+        message = f"{len(wrong)} of {len(wanted)} golden prompts differ; the first, {wrong[0][0]}, {wrong[0][1]}"
     elif told:
-        message = (
-            f"{len(told)} conversations differ; the first: {told[0].endpoint}, {told[0].conversation}: {told[0].detail}"
-        )
-    details = {"different": wrong[:5], "conversations": [vars(outcome) for outcome in outcomes]}
-    return Check.of("prompts", measures, message, details)
+        first = told[0]
+        message = f"{len(told)} conversations differ; the first: {first.endpoint}, {first.conversation}: {first.detail}"
+        version = model.client.version()
+        if not differing(outcomes, version):
+            message = (
+                f"Ollama {version} gives the model the bare question at /api/generate: use 0.31 or newer; {message}"
+            )
+    details = {
+        "different": [{"conversation": name, "first_difference": where} for name, where in wrong[:5]],
+        "conversations": [vars(outcome) for outcome in outcomes],
+    }
+    return Shown([Check.of("prompts", measures, message, details)], len(wanted) - len(wrong), outcomes)
 
 
-def _answers(asked: _Asked, context: int) -> Check:
-    tuned = asked.tuned
-    needed = _longest(asked.questions, tuned)
-    room = higher_is_better("num_ctx", context, needed)
-    if room.verdict == "fail":
-        message = f"num_ctx is {context}, but golden prompts and answers need {needed} tokens"
-        return Check.of("answers", [room], message)
-    stops = tuple(shown_parameters(str(asked.shown.get("parameters", ""))).get("stop", ()))
-    wanted = asked.wanted()
+def _answers(
+    model: ServedModel, wanted: list[Question], new_tokens: int, needed: int, measures: list[Measure]
+) -> tuple[Check, Agreement]:
+    """Every answer at `/api/chat`, a few at the other addresses, each followed by llama.cpp on the same file."""
+    own = OwnModel(model.file, needed)
+    parameters = model.parameters
+    served = Served(model.name, tuple(parameters.get("stop", ())), float(parameters["repeat_penalty"]))
     try:
-        with counting(f"answers of {asked.name}", len(wanted)) as tick:
-            served = Served(asked.name, stops)
-            agreement = check_answers(asked.client, served, wanted, asked.own, tuned.new_tokens, tick)
+        with counting(f"answers of {model.name}, compared with llama.cpp", len(wanted) + 2 * ELSEWHERE) as tick:
+            agreement, elsewhere = check_everywhere(model.client, served, wanted, own, new_tokens, tick)
     except ParityError as error:
-        return Check(name="answers", verdict="fail", message=error.message, measures=[room])
-    return _agreement_check(agreement, [room])
+        return Check(name="answers", verdict="fail", message=error.message, measures=measures), Agreement()
+    finally:
+        own.close()
+    file_type = file_type_of(read_gguf(model.file), model.file)
+    return _agreement_check(agreement, elsewhere, file_type, measures, parameters), agreement
 
 
-def _strength(asked: _Asked, golden: Path, file: Path) -> Check:
-    try:
-        found = served_strength(asked.client, asked.name, golden, asked.own, FORCED_POSITIONS)
-    except ToolkitError as error:
-        return Check(name="strength", verdict="inconclusive", message=error.message)
-    header = read_gguf(file)
-    limits, _ = limits_for(file_type_of(header, file), asked.tuned.parameters, 0.0)
-    low, high = limits.strength_low, limits.strength_high
-    if found.strength is None:
-        return Check(
-            name="strength", verdict="inconclusive", message="the tuning changed nothing that the server shows"
-        )
-    value = found.strength
-    outside = value.high < low or value.low > high
-    verdict: Verdict = "fail" if outside else "pass" if low <= value.low and value.high <= high else "inconclusive"
+def _agreement_check(
+    agreement: Agreement, elsewhere: Agreement, file_type: str, before: list[Measure], parameters: dict[str, Any]
+) -> Check:
+    both, (limit, limit_told) = agreement + elsewhere, largest_means(file_type)
     measures = [
-        Measure(name="strength", value=value.value, limit=low, floor=1.0, verdict=verdict),
-        Measure(name="strength low", value=value.low, limit=low),
-        Measure(name="strength high", value=value.high, limit=high),
-        Measure(name="positions", value=found.positions),
-        Measure(name="probability in the 20 tokens told", value=found.window),
+        *before,
+        lower_is_better("mean |log-probability difference|", both.mean, limit, 2e-4, "nats"),
+        lower_is_better("the same, over all that is told", both.mean_told, limit_told, 2e-4, "nats"),
+        lower_is_better("largest lead of another choice", both.largest_flip, LARGEST_FLIP, 0.0, "nats"),
+        Measure(name="largest |log-probability difference|", value=both.largest, unit="nats"),
     ]
-    said = f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}] over {found.positions} positions, wanted within "
-    return Check(name="strength", verdict=verdict, message=f"{said}[{low:g}, {high:g}]", measures=measures)
+    broken = [measure for measure in measures if measure.verdict == "fail"]
+    message = f"{agreement.answers} answers, and {elsewhere.answers} at other addresses, are those of llama.cpp on the same file"
+    if broken:
+        message = "; ".join(measure.told() for measure in broken)
+        if broken[0].name == "num_predict":
+            message += ": the Modelfile's own limit cuts answers"
+        else:
+            message += ": the server computes another answer from the same file; OLLAMA_KV_CACHE_TYPE should be f16"
+    for name, greedy in (("temperature", 0.0), ("repeat_penalty", 1.0)):
+        value = float(parameters[name])
+        measures.append(Measure(name=name, value=value))
+        if value != greedy:
+            message += f"; apps that do not say {name} get {value:g}, and these answers are for {greedy:g}"
+    return Check.of("answers", measures, message)

@@ -1,9 +1,11 @@
-"""The GGUF that Ollama serves, in this process: what its answers are compared with."""
+"""The GGUF that Ollama serves, in this process: what its prompts and answers are compared with."""
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +18,70 @@ from toolkit.errors import DataError
 Row = npt.NDArray[np.float64]
 
 
-class OwnModel:
-    """The served GGUF in this process, with the settings that Ollama runs it with: F16 cache, flash attention."""
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _say_nothing(_level: int, _text: bytes, _data: ctypes.c_void_p) -> None:
+    pass
+
+
+class Vocabulary:
+    """The served GGUF's tokens; none of its weights are read.
+
+    Raises:
+        DataError: llama.cpp cannot load it.
+    """
+
+    def __init__(self, gguf: Path) -> None:
+        llama_cpp.llama_log_set(_say_nothing, ctypes.c_void_p(0))
+        parameters = llama_cpp.llama_model_default_params()
+        parameters.vocab_only = True
+        self._vocabulary_only = llama_cpp.llama_model_load_from_file(str(gguf).encode(), parameters)
+        if not self._vocabulary_only:
+            raise DataError(f"{gguf} cannot be loaded by llama.cpp", "Convert it again.")
+        self._read(llama_cpp.llama_model_get_vocab(self._vocabulary_only))
+
+    def _read(self, vocab: llama_cpp.llama_vocab_p) -> None:
+        self._vocab = vocab
+        self.size = llama_cpp.llama_vocab_n_tokens(vocab)
+        self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(vocab))
+        bos = llama_cpp.llama_vocab_bos(vocab)
+        eos, eot = llama_cpp.llama_vocab_eos(vocab), llama_cpp.llama_vocab_eot(vocab)
+        self.bos_text, self.eos_text, eot_text = (
+            self.piece(token, special=True).decode(errors="replace") if token >= 0 else "" for token in (bos, eos, eot)
+        )
+        self.markers = [text for text in dict.fromkeys((self.bos_text, self.eos_text, eot_text)) if text]
+        """Texts of the tokens that open and close, which a user may write too."""
+
+    def close(self) -> None:
+        """Give the memory back."""
+        llama_cpp.llama_model_free(self._vocabulary_only)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids as the server makes them: special tokens are parsed, BOS as the metadata says."""
+        data = text.encode("utf-8", errors="surrogatepass")
+        tokens = (llama_cpp.llama_token * (len(data) + 8))()
+        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, len(tokens), self.adds_bos, True)
+        return [int(token) for token in tokens[: max(count, 0)]]
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """The bytes that a token adds to a text; a control token adds none unless `special`."""
+        buffer = ctypes.create_string_buffer(512)
+        length = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, 512, 0, special)
+        return buffer.raw[: max(length, 0)]
+
+    @functools.cached_property
+    def token_of(self) -> dict[bytes, int]:
+        """Text → token, of the texts that belong to exactly one: texts are all that a server tells."""
+        texts = [self.piece(token) for token in range(self.size)]
+        shared = Counter(texts)
+        return {text: token for token, text in enumerate(texts) if text and shared[text] == 1}
+
+
+class OwnModel(Vocabulary):
+    """The served GGUF in this process, with the settings that Ollama runs it with: F16 cache, flash attention.
+
+    Args:
+        context: tokens that a prompt and its answer take at most.
+    """
 
     def __init__(self, gguf: Path, context: int) -> None:
         try:
@@ -26,30 +90,12 @@ class OwnModel:
             )
         except (ValueError, RuntimeError, OSError) as error:
             raise DataError(f"{gguf} cannot be loaded by llama.cpp: {error}", "Run the convert stage again.") from error
-        self._vocab = llama_cpp.llama_model_get_vocab(self._llama.model)
-        self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(self._vocab))
-        bos = llama_cpp.llama_vocab_bos(self._vocab)
-        eos, eot = llama_cpp.llama_vocab_eos(self._vocab), llama_cpp.llama_vocab_eot(self._vocab)
-        self.bos_text, self.eos_text, eot_text = (
-            self.piece(token, special=True).decode(errors="replace") if token >= 0 else "" for token in (bos, eos, eot)
-        )
-        self.markers = [text for text in dict.fromkeys((self.bos_text, self.eos_text, eot_text)) if text]
-        """Texts of the tokens that open and close, which a user may write too."""
-        self.end_ids = [i for i in range(self._llama.n_vocab()) if llama_cpp.llama_vocab_is_eog(self._vocab, i)]
+        self._read(llama_cpp.llama_model_get_vocab(self._llama.model))
+        self.end_ids = [i for i in range(self.size) if llama_cpp.llama_vocab_is_eog(self._vocab, i)]
 
     def close(self) -> None:
         """Give the memory back."""
         self._llama.close()
-
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids as the server makes them: special tokens are parsed, BOS as the metadata says."""
-        return [int(i) for i in self._llama.tokenize(text.encode(), add_bos=self.adds_bos, special=True)]
-
-    def piece(self, token: int, special: bool = False) -> bytes:
-        """The bytes that a token adds to a text; a control token adds none unless `special`."""
-        buffer = ctypes.create_string_buffer(512)
-        length = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, 512, 0, special)
-        return buffer.raw[: max(length, 0)]
 
     def start(self, ids: Sequence[int]) -> Row:
         """Forget everything, read a prompt; log-probabilities of the next token, [vocabulary]."""
@@ -60,6 +106,6 @@ class OwnModel:
         """Read more tokens; log-probabilities of the next, [vocabulary]."""
         self._llama.eval(list(ids))
         pointer = llama_cpp.llama_get_logits_ith(self._llama.ctx, -1)
-        row: Row = np.ctypeslib.as_array(pointer, shape=(self._llama.n_vocab(),)).astype(np.float64)
+        row: Row = np.ctypeslib.as_array(pointer, shape=(self.size,)).astype(np.float64)
         row = row - row.max()
         return row - math.log(float(np.exp(row).sum()))

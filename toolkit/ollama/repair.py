@@ -11,11 +11,11 @@ What no template can mend is said: an architecture whose prompts Ollama writes i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.chat_template import AS_TRAINED, THINKING, as_trained
+from toolkit.chat_template import as_trained
 from toolkit.errors import DataError, ParityError
 from toolkit.export.convert import protect_template
 from toolkit.gguf_file import GGUFHeader, read_gguf
@@ -58,7 +58,7 @@ def repaired(
     name: str,
     gguf: Path,
     out: Path,
-    expected: Sequence[Expected],
+    expected: Callable[[str], Sequence[Expected]],
     bos: str = "",
 ) -> Repair:
     """Create the plain model, and if the server renders a conversation otherwise, mend the file and prove the mended one.
@@ -68,20 +68,21 @@ def repaired(
     Args:
         name: of the models that are made for the proof.
         out: the mended file; not written when nothing has to be mended.
-        expected: what the training template makes of each conversation.
+        expected: what the training template makes of each conversation, given the served file's template; see
+            `toolkit.ollama.conversations.expected_texts`.
 
     Raises:
         ParityError: the mended file is served otherwise too; with the reason, as far as it is known.
     """
-    before = _served(client, f"{name}:plain", gguf, expected, bos)
+    header = read_gguf(gguf)
+    template = str(header.metadata.get(_KEY, ""))
+    before = _served(client, f"{name}:plain", gguf, expected(template), bos)
     version = client.version()
     if not differing(before, version):
         return Repair(gguf, before, before)
-    header = read_gguf(gguf)
-    template = str(header.metadata.get(_KEY, ""))
     mended = mended_template(template)
     rewrite_template(gguf, out, mended, header)
-    after = _served(client, f"{name}:mended", out, _still_asked(expected, template, mended), bos)
+    after = _served(client, f"{name}:mended", out, expected(mended), bos)
     if wrong := differing(after, version):
         out.unlink()
         why = "this difference is not one that a template's own text can mend"
@@ -92,14 +93,6 @@ def repaired(
             "Train with the template that is served, or serve the file with llama.cpp's own llama-server.",
         )
     return Repair(out, before, after)
-
-
-def _still_asked(expected: Sequence[Expected], template: str, mended: str) -> list[Expected]:
-    """Without `think`, where the mended template keeps to what training said about it."""
-    if THINKING + AS_TRAINED not in mended or THINKING + AS_TRAINED in template:
-        return list(expected)
-    reason = "the mended template keeps to training's prompt, and `think` no longer changes it"
-    return [one if one.conversation.think is None else Expected(one.conversation, None, reason) for one in expected]
 
 
 def _served(client: Client, model: str, gguf: Path, expected: Sequence[Expected], bos: str) -> list[Outcome]:

@@ -6,12 +6,16 @@ exactly one token (S), p being the tuned model's probabilities renormalised over
     strength = sum_positions E_p[d_t d_e] / sum_positions E_p[d_t ** 2],   d_t = tuned - base,   d_e = served - base,
 
 is the same slope, seen through a window. A position counts when the server has read exactly the golden's tokens before it: along
-its own greedy answer as long as that is the golden one, and then by asking for one token after the golden text so far.
+its own greedy answer as long as that is the golden one, and beyond it by asking for one token after the golden text so far.
+
+A model's own answers follow the goldens where it agrees with them, so these positions alone flatter it. The others are asked
+in rounds, drawn from all goldens alike; each of them then stands for its share of those that were not asked.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +24,21 @@ import numpy as np
 import torch
 
 from toolkit.artifacts import read_jsonl
-from toolkit.errors import DataError, ExternalToolError
+from toolkit.errors import DataError, ExternalToolError, ToolkitError
 from toolkit.ollama.client import Client
-from toolkit.ollama.own_model import OwnModel
+from toolkit.ollama.own_model import Vocabulary
 from toolkit.ollama.served import GREEDY
-from toolkit.parity.strength import Strength, moments, strength
+from toolkit.parity.certificate import Check, Measure, Verdict
+from toolkit.parity.limits import Limits
+from toolkit.parity.logits import WHOLE_HIGH, WHOLE_LOW
+from toolkit.parity.strength import SEED, Strength, moments, strength
 
 TOLD = 20
 """Most that Ollama tells (server/routes.go refuses more)."""
+ROUND = 60
+"""Single tokens that are asked for before the interval is looked at again."""
+MOST_FORCED = 600
+"""Ten rounds. A lost, halved or whole adapter was told by the first (docs/ollama.md); each request reads a prompt."""
 
 
 @dataclass(frozen=True)
@@ -43,64 +54,138 @@ class ServedStrength:
     """Mean probability (tuned model) of the tokens that could be compared."""
     skipped: int
     """Positions where the server read other tokens than the golden's, or told fewer than two that can be told apart."""
+    left: int
+    """Positions that were neither on the server's own way nor asked for."""
 
 
 def served_strength(
-    client: Client, model: str, golden: Path, own: OwnModel, most_forced: int = 100, most_rows: int | None = None
+    client: Client,
+    model: str,
+    golden: Path,
+    vocabulary: Vocabulary,
+    most_forced: int = MOST_FORCED,
+    decided: Callable[[Strength], bool] = lambda _: False,
 ) -> ServedStrength:
     """Measure the adapter in what a server answers.
 
     Args:
         golden: the golden stage's folder: golden.jsonl, tuned.npy, base.npy.
-        own: the served GGUF's vocabulary (its weights are not used).
+        vocabulary: of the served GGUF.
         most_forced: requests for single tokens at most, where the server's greedy answer leaves the golden one.
-        most_rows: golden prompts at most.
+        decided: whether an interval is narrow enough to stop asking.
 
     Raises:
         DataError: the goldens are damaged, or of another vocabulary.
         ExternalToolError: the server gives no log-probabilities.
     """
-    rows = read_jsonl(golden / "golden.jsonl")[:most_rows]
+    rows = read_jsonl(golden / "golden.jsonl")
     try:
         tuned, base = (np.load(golden / f"{name}.npy", mmap_mode="r") for name in ("tuned", "base"))
     except (OSError, ValueError) as error:
         raise DataError(f"{golden} has no reference logits: {error}", "Run the golden stage again.") from error
-    window = _Window(client, model, own, tuned, base, most_forced)
-    for row in rows:
-        window.follow(row)
-    found = strength(np.array(window.together), np.array(window.alone)) if window.alone else None
+    if tuned.shape[1] != vocabulary.size:
+        raise DataError(
+            f"the served model has {vocabulary.size} tokens, the goldens have {tuned.shape[1]}: nothing can be compared",
+            "Serve the file that was made of this adapter.",
+        )
+    window = _Window(client, model, vocabulary, tuned, base)
+    beyond = [place for row in rows for place in window.follow(row)]
+    # In any order, so that each round is spread over all goldens; the same order each time.
+    waiting = [beyond[i] for i in np.random.default_rng(SEED).permutation(len(beyond))]
+    forced = _Window(client, model, vocabulary, tuned, base)
+    found = _slope(window, forced, len(beyond))
+    while waiting and forced.asked < most_forced and not (forced.asked and found is not None and decided(found)):
+        size = min(ROUND, most_forced - forced.asked)
+        # Neighbours one after the other: the server keeps what it has read.
+        for row, at in sorted(waiting[:size], key=lambda place: (place[0]["first_row"], place[1])):
+            forced.force(row, at)
+        waiting = waiting[size:]
+        found = _slope(window, forced, len(beyond))
+    covered = window.covered + forced.covered
     return ServedStrength(
-        found,
-        len(window.alone),
-        window.asked,
-        float(np.mean(window.covered)) if window.covered else 0.0,
-        window.skipped,
-    )
+        found, len(covered), window.asked + forced.asked, float(np.mean(covered)) if covered else 0.0,
+        window.skipped + forced.skipped, len(waiting),
+    )  # fmt: skip
+
+
+def served_strength_check(
+    client: Client, model: str, golden: Path, vocabulary: Vocabulary, limits: Limits, whole: bool
+) -> Check:
+    """Is the adapter there, whole, once, in what a server answers?
+
+    Args:
+        whole: whether the served file's weights show it whole; see `toolkit.parity.logits.WHOLE_LOW`.
+    """
+
+    def verdict_on(found: Strength) -> Verdict:
+        low, high = limits.strength_low, limits.strength_high
+        if (low <= found.low and found.high <= high) or (whole and WHOLE_LOW <= found.value <= WHOLE_HIGH):
+            return "pass"
+        return "fail" if found.high < low or found.low > high else "inconclusive"
+
+    try:
+        found = served_strength(
+            client, model, golden, vocabulary, decided=lambda so_far: verdict_on(so_far) != "inconclusive"
+        )
+    except ToolkitError as error:
+        return Check(name="strength", verdict="inconclusive", message=error.message)
+    value = found.strength
+    if value is None:
+        return Check(
+            name="strength", verdict="inconclusive", message="the tuning changed nothing that the server shows"
+        )
+    verdict = verdict_on(value)
+    low, high = limits.strength_low, limits.strength_high
+    measures = [
+        Measure(name="strength", value=value.value, limit=low, floor=1.0, verdict=verdict),
+        Measure(name="strength low", value=value.low, limit=low),
+        Measure(name="strength high", value=value.high, limit=high),
+        Measure(name="positions", value=found.positions),
+        Measure(name="requests", value=found.asked),
+        Measure(name="positions that could not be compared", value=found.skipped),
+        Measure(name="probability in the 20 tokens told", value=found.window),
+    ]
+    said = f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}] over {found.positions} positions, wanted within "
+    said += f"[{low:g}, {high:g}]"
+    if verdict == "pass" and not (low <= value.low and value.high <= high):
+        said += "; rounding moves it, and the weights show the adapter whole"
+    if verdict == "inconclusive":
+        said += f"; {_would_decide(value, limits, found)}"
+    return Check(name="strength", verdict=verdict, message=said, measures=measures)
+
+
+def _would_decide(value: Strength, limits: Limits, found: ServedStrength) -> str:
+    room = max(value.value - limits.strength_low, limits.strength_high - value.value, key=lambda side: -abs(side))
+    # The interval narrows with the square root of the number of positions, until it no longer holds the band's end.
+    positions = int(found.positions * max((value.half_width / max(abs(room), 1e-6)) ** 2, 1.5)) + 1
+    return f"about {positions} positions would decide: add golden prompts, or let their answers be longer"
+
+
+def _slope(window: _Window, forced: _Window, beyond: int) -> Strength | None:
+    share = beyond / len(forced.alone) if forced.alone else 1.0
+    together = [*window.together, *(share * moment for moment in forced.together)]
+    alone = [*window.alone, *(share * moment for moment in forced.alone)]
+    return strength(np.array(together), np.array(alone), np.array([*window.text, *forced.text]))
+
+
+Place = tuple[dict[str, Any], int]
+"""A golden, and the index of a token of its answer."""
 
 
 class _Window:
-    def __init__(
-        self, client: Client, model: str, own: OwnModel, tuned: np.ndarray, base: np.ndarray, forced: int
-    ) -> None:
-        self.client, self.model, self.own, self.tuned, self.base = client, model, own, tuned, base
-        self.forced = forced
+    def __init__(self, client: Client, model: str, vocabulary: Vocabulary, tuned: np.ndarray, base: np.ndarray) -> None:
+        self.client, self.model, self.vocabulary, self.tuned, self.base = client, model, vocabulary, tuned, base
         self.asked = self.skipped = 0
         self.together: list[float] = []
         self.alone: list[float] = []
         self.covered: list[float] = []
-        texts = [own.piece(i) for i in range(tuned.shape[1])]
-        shared = Counter(texts)
-        self.token_of = {text: i for i, text in enumerate(texts) if text and shared[text] == 1}
+        self.text: list[int] = []
+        """The golden of each, by its first row."""
 
-    def follow(self, row: dict[str, Any]) -> None:
-        """Every position of one golden answer that can be reached."""
+    def follow(self, row: dict[str, Any]) -> list[Place]:
+        """Compare along the server's own answer; the places of the golden one that it does not reach."""
         ids, first = [int(i) for i in row["completion_ids"]], int(row["first_row"])
-        reached = self._along(row, ids, first)
-        for at in range(reached, len(ids)):
-            if self.forced <= 0:
-                return
-            self.forced -= 1
-            self._force(row, ids[:at], first + at)
+        return [(row, at) for at in range(self._along(row, ids, first), len(ids))]
 
     def _along(self, row: dict[str, Any], ids: list[int], first: int) -> int:
         """Positions of the server's own greedy answer while it is the golden one; gives how many."""
@@ -108,27 +193,30 @@ class _Window:
         if answer is None:
             return 0
         for at, (entry, token) in enumerate(zip(answer, ids)):
-            self._compare(entry, first + at)
+            self._compare(entry, first, at)
             # Text that was held back for the rest of a character or of a stop word stands for several tokens.
-            if str(entry["token"]).encode() != self.own.piece(token):
+            if str(entry["token"]).encode() != self.vocabulary.piece(token):
                 return at + 1
         return min(len(answer), len(ids))
 
-    def _force(self, row: dict[str, Any], before: list[int], place: int) -> None:
-        text = b"".join(self.own.piece(token, special=True) for token in before)
+    def force(self, row: dict[str, Any], at: int) -> None:
+        """Compare at one place, by asking for the token after the golden text before it."""
+        before = [int(i) for i in row["completion_ids"][:at]]
+        text = b"".join(self.vocabulary.piece(token, special=True) for token in before)
         try:
             forced = row["prompt_text"] + text.decode()
         except UnicodeDecodeError:  # in the middle of a character
+            self.asked += 1  # counted all the same: a round has to end
             self.skipped += 1
             return
         answer = self._ask(forced, len(row["prompt_ids"]) + len(before), 1)
         if answer:
-            self._compare(answer[0], place)
+            self._compare(answer[0], int(row["first_row"]), at)
 
     def _ask(self, text: str, tokens: int, predict: int) -> list[dict[str, Any]] | None:
         """The positions of an answer to a raw prompt; None when the server read another number of tokens."""
         self.asked += 1
-        bos = self.own.bos_text if self.own.adds_bos else ""
+        bos = self.vocabulary.bos_text if self.vocabulary.adds_bos else ""
         # Stop words of the model would hold text back.
         answer = self.client.generate(
             self.model, text.removeprefix(bos) if bos else text, raw=True, logprobs=True, top_logprobs=TOLD,
@@ -144,18 +232,19 @@ class _Window:
             )
         return found
 
-    def _compare(self, entry: dict[str, Any], place: int) -> None:
+    def _compare(self, entry: dict[str, Any], first: int, at: int) -> None:
         told = entry.get("top_logprobs") or []
         shown = Counter(str(one["token"]).encode() for one in told)
         served = {
-            self.token_of[text]: float(one["logprob"])
+            self.vocabulary.token_of[text]: float(one["logprob"])
             for one in told
-            if shown[text := str(one["token"]).encode()] == 1 and text in self.token_of
+            if shown[text := str(one["token"]).encode()] == 1 and text in self.vocabulary.token_of
         }
         if len(served) < 2:
             self.skipped += 1
             return
         ids = list(served)
+        place = first + at
         tuned = torch.from_numpy(self.tuned[place].astype(np.float64))
         base = torch.from_numpy(self.base[place][ids].astype(np.float64))
         self.covered.append(float(tuned.softmax(-1)[ids].sum()))
@@ -163,3 +252,4 @@ class _Window:
         together, alone = moments(tuned[ids][None], base[None], export)
         self.together.append(float(together[0]))
         self.alone.append(float(alone[0]))
+        self.text.append(first)
