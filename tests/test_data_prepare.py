@@ -206,6 +206,23 @@ def test_the_real_rows(real: Path, tmp_path: Path) -> None:
     assert not prompts["train"] & prompts["validation"]
 
 
+@pytest.mark.parametrize(
+    ("said", "row", "found"),
+    [
+        ("en", "头疼怎么办{}？,多休息{}。", "zh"),  # other data for the same recipe: MEDICAL_DATA=…
+        ("zh", "How do I treat {}?,Rest {}.", "en"),
+        ("de", "Was hilft gegen {}?,Ruhe {}.", "de"),  # from English it cannot be told
+        ("ja", "頭痛には{}？,休{}。", "ja"),
+    ],
+)
+def test_the_language_is_the_rows_own(said: str, row: str, found: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    rows = "".join(row.format(text_sha256(str(i))[:4], i) + "\n" for i in range(60))
+    path.write_text(f"ask,answer\n{rows}", encoding="utf-8")
+    facts = prepare(recipe(path, language=said, validation=0, test=0), tmp_path / "out")
+    assert facts.language == found
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_shipped_rows(language: str, tmp_path: Path) -> None:
     folder = REPOSITORY / "data" / "medical" / language

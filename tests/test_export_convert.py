@@ -16,7 +16,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.models import TREE, adapter_artifact, base_facts, tiny_adapter, tiny_llama, tiny_qwen2
-from toolkit.artifacts import Artifact, BaseFacts, Cost, GGUFFacts, ModelFacts, file_sha256, text_sha256
+from toolkit.artifacts import Artifact, BaseFacts, Cost, DatasetFacts, GGUFFacts, ModelFacts, file_sha256, text_sha256
 from toolkit.bases import check_folder, read_chat_template
 from toolkit.errors import DataError, ExternalToolError, UsageError
 from toolkit.export import llama_cpp
@@ -44,7 +44,7 @@ def recipe(file_type: str = "F16", **changes: Any) -> Recipe:
         "golden": {"from_test": 1},
         "ollama": {"model": "tiny"},
     }
-    tree |= {"data": {"path": "/secret/place/rows", "language": "zh"}, "license": "cc-by-4.0"}
+    tree |= {"data": {"path": "/secret/place/rows", "language": "en"}, "license": "cc-by-4.0"}
     tree |= {"export": {"file_types": [file_type], "serve": file_type}}
     return Recipe.model_validate({**tree, **changes})
 
@@ -68,7 +68,10 @@ def variant(model: Path, folder: Path) -> Path:
 
 def run(model: Path, out: Path, file_type: str = "F16") -> GGUFFacts:
     out.mkdir()
-    return convert(recipe(file_type), adapter_artifact(model, model, "full"), model_artifact(model), out)
+    # The rows are in another language than the recipe says.
+    facts = DatasetFacts(rows={}, read=1, kept=1, dropped={}, repaired={}, encodings={}, language="zh")
+    dataset = Artifact(out, facts, "", {}, Cost())
+    return convert(recipe(file_type), adapter_artifact(model, model, "full"), model_artifact(model), out, dataset)
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,7 @@ def artifacts(tmp_path: Path) -> dict[str, Artifact[Any]]:
     )  # fmt: skip
     data = DatasetFacts(
         rows={"train": 170, "validation": 12, "test": 12}, read=200, kept=194, dropped={"duplicate": 4, "empty": 2},
-        repaired={}, encodings={"health.csv": "utf-8"}, language="en",
+        repaired={}, encodings={"health.csv": "utf-8"}, language="zh",
     )  # fmt: skip
     answers = [
         _golden("Same?", "Yes.", "Yes."),
@@ -277,10 +277,11 @@ def test_the_model_card_is_one_that_the_hub_reads(
     assert yaml.safe_load(front) == {
         "license": "apache-2.0",
         "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "language": ["en"],
+        "language": ["zh"],  # of the rows, whatever the recipe says
         "tags": ["tune2ollama", "gguf", "qlora"],
     }
     assert "> Answer in two sentences." in body
+    assert "Trained in one language (zh)" in body
     assert "**pass**: what is served is what was trained. Wider limits were used: a model under 1B." in body
     assert "All that was measured: [certificate.html](certificate.html)." in body
     assert "\n- SHA-256 of health-Q8_0.gguf: `ab12`\n- mean KL 0.0025 (limit 0.015)\n" in body

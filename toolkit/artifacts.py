@@ -42,6 +42,7 @@ class DatasetFacts(Facts):
     encodings: dict[str, str]
     """File (relative to the data path) → encoding it was read with."""
     language: str
+    """Two-letter code, as the rows are; see `toolkit.data.prepare`."""
 
 
 class Quantization(Facts):

@@ -394,8 +394,9 @@ def stage_process() -> None:
     from toolkit.pipeline import run_stage_here
     from toolkit.processes import die_with_parent
 
-    die_with_parent(signal.SIGKILL)()
-    run_stage_here(json.load(sys.stdin))
+    order = json.load(sys.stdin)
+    die_with_parent(signal.SIGKILL, order["parent"])()
+    run_stage_here(order)
 
 
 def _tell(error: ToolkitError) -> None:
@@ -408,8 +409,11 @@ def _tell(error: ToolkitError) -> None:
 
 def main() -> None:
     """Run the command; the one place where an error becomes text and an exit code."""
+    from toolkit.processes import keep_interrupts
+
     # A polite `kill` ends like Ctrl-C: locks are released, started servers are stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    keep_interrupts()
     debug = "--debug" in sys.argv or bool(os.environ.get("TUNE2OLLAMA_DEBUG"))
     try:
         cli.main(standalone_mode=False)

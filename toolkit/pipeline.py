@@ -243,7 +243,13 @@ def _run_stage(stage: Stage, recipe: Recipe, folder: Path, key: dict[str, Any], 
     partial.mkdir(exist_ok=True)
     write_json(marker, key)
     stderr.print(f"[cyan]▶[/] {stage.name:<9}{reason}")
-    order = {"stage": stage.name, "recipe": recipe.model_dump(mode="json"), "key": key, "folder": str(folder)}
+    order = {
+        "parent": os.getpid(),
+        "stage": stage.name,
+        "recipe": recipe.model_dump(mode="json"),
+        "key": key,
+        "folder": str(folder),
+    }
     command = [sys.executable, "-m", "toolkit.cli", "stage-process"]
     # In a session of its own: Ctrl-C reaches this process only, which then ends the stage, once.
     process = subprocess.Popen(

@@ -55,7 +55,7 @@ class Data(Section):
     encoding: str | None = None
     """Of the files that have no byte-order mark and are not UTF-8 (gb18030, big5, cp1252 …); None: told from their bytes."""
     language: str = "en"
-    """Two-letter code, for the model's metadata."""
+    """Two-letter code, for the model's metadata; rows that are plainly Chinese, or plainly not, overrule it."""
     max_characters: Annotated[int, Field(gt=0)] | None = None
     """Pairs (prompt + completion) with more characters are dropped."""
     max_rows: Annotated[int, Field(gt=0)] | None = None

@@ -46,6 +46,7 @@ STAGES = (
         (),
         ("data", "system", "golden.prompts", "golden.from_test"),  # golden prompts are kept from the training split
         ("charset-normalizer",),
+        version=2,
     ),
     Stage(
         "train",
@@ -59,10 +60,10 @@ STAGES = (
     Stage(
         "convert",
         GGUFFacts,
-        ("train", "merge"),
+        ("prepare", "train", "merge"),
         ("export.converted", "name", "license", "data"),
         ("gguf", "llama-cpp-python"),
-        version=2,
+        version=3,
     ),
     Stage("quantize", GGUFFacts, ("convert",), ("export.quantized", "name"), ("llama-cpp-python",)),
     Stage(
@@ -127,7 +128,7 @@ def call_stage(name: str, recipe: Recipe, have: Mapping[str, Artifact[Any]], out
         case "convert":
             from toolkit.export.convert import convert
 
-            return convert(recipe, have["train"], have["merge"], out)
+            return convert(recipe, have["train"], have["merge"], out, have.get("prepare"))
         case "quantize":
             from toolkit.export.quantize import quantize
 

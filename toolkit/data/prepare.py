@@ -13,6 +13,7 @@ from rich.progress import Progress
 from toolkit.artifacts import DatasetFacts, write_jsonl
 from toolkit.data.cleaning import clean
 from toolkit.data.formats import Example, check_columns, missing_columns
+from toolkit.data.peek import language_of
 from toolkit.data.readers import Dropped, Table, find_files, read_file
 from toolkit.data.splitting import SIDES, Side, choose, split
 from toolkit.errors import DataError, ToolkitError, UsageError
@@ -21,6 +22,7 @@ from toolkit.recipe import Data, Recipe
 
 TWO_SIDES = "near duplicate of rows on two sides of the split"
 GOLDEN = "resembles a golden prompt"
+_WRITTEN_IN_HAN = {"zh", "yue", "ja"}
 OVER_MAX_ROWS = "over max_rows"
 _FIRST_ROWS = 100
 
@@ -61,8 +63,14 @@ def prepare_dataset(recipe: Recipe, out: Path) -> DatasetFacts:
         dropped=_counts(dropped),
         repaired=dict(repaired),
         encodings=table.encodings,
-        language=data.language,
+        language=_language([e for rows in parts.values() for e in rows], data.language),
     )
+
+
+def _language(examples: list[Example], said: str) -> str:
+    """The recipe's word for it, unless the script of the rows says otherwise (a recipe is used for other data, too)."""
+    found = language_of([f"{example.prompt_text} {example.completion}" for example in examples])
+    return said if (found == "zh") == (said in _WRITTEN_IN_HAN) else found
 
 
 def check_data(recipe: Recipe) -> list[ToolkitError]:

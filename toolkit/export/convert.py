@@ -22,6 +22,7 @@ from toolkit.artifacts import (
     AdapterFacts,
     Artifact,
     BaseFacts,
+    DatasetFacts,
     GGUFFacts,
     GGUFFile,
     ModelFacts,
@@ -62,7 +63,13 @@ def protect_template(template: str) -> str:
     return PROTECTION + ("\n" if template[:1].isspace() else "") + template
 
 
-def convert(recipe: Recipe, adapter: Artifact[AdapterFacts], model: Artifact[ModelFacts], out: Path) -> GGUFFacts:
+def convert(
+    recipe: Recipe,
+    adapter: Artifact[AdapterFacts],
+    model: Artifact[ModelFacts],
+    out: Path,
+    dataset: Artifact[DatasetFacts] | None = None,
+) -> GGUFFacts:
     """Write `<name>-<type>.gguf` into `out`, of the type `recipe.export.converted` (F32, F16 or BF16).
 
     Raises:
@@ -82,7 +89,7 @@ def convert(recipe: Recipe, adapter: Artifact[AdapterFacts], model: Artifact[Mod
         # The converter takes names for the metadata from the folder's name.
         view = Path(scratch) / recipe.name
         link_view(model.folder, view)
-        write_json(Path(scratch) / "metadata.json", metadata(recipe, adapter, model.facts))
+        write_json(Path(scratch) / "metadata.json", metadata(recipe, adapter, model.facts, dataset))
         # The one thing that the converter takes only from a model card.
         card = {"license": licenses(recipe, adapter.facts)}
         (view / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n", encoding="utf-8")
@@ -124,7 +131,9 @@ def link_view(model: Path, view: Path) -> None:
             write_json(settings, values)
 
 
-def metadata(recipe: Recipe, adapter: Artifact[AdapterFacts], model: ModelFacts) -> dict[str, Any]:
+def metadata(
+    recipe: Recipe, adapter: Artifact[AdapterFacts], model: ModelFacts, dataset: Artifact[DatasetFacts] | None
+) -> dict[str, Any]:
     """What the GGUF says of itself, as the converter's `--metadata` reads it. Names, never paths of this machine."""
     method, base = adapter.facts.method, base_model(adapter.facts.base)
     found: dict[str, Any] = {
@@ -136,8 +145,9 @@ def metadata(recipe: Recipe, adapter: Artifact[AdapterFacts], model: ModelFacts)
         "general.tags": ["text-generation", "tune2ollama", method],
         "general.quantized_by": f"tune2ollama {version('tune2ollama')}",
     }
+    if dataset is not None:
+        found["general.languages"] = [dataset.facts.language]
     if recipe.data is not None:
-        found["general.languages"] = [recipe.data.language]
         found["general.datasets"] = [{"name": Path(recipe.data.path).name}]
     return found
 

@@ -21,7 +21,7 @@ def card_text(recipe: Recipe, adapter: AdapterFacts, summary: Summary) -> str:
     head = {
         "license": recipe.license,
         "base_model": base.id.partition("@")[0] if hub else "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "language": [recipe.data.language] if recipe.data is not None else None,
+        "language": [summary.language] if summary.language else None,
         "tags": ["tune2ollama", "gguf", adapter.method],
     }
     if not hub and not base.id.startswith("embedded:"):
@@ -44,7 +44,7 @@ def card_text(recipe: Recipe, adapter: AdapterFacts, summary: Summary) -> str:
     parts.append(
         "## Files\n\n" + "\n".join(f"- {file.name}: {file.file_type}, {size(file.bytes)}" for file in summary.files)
     )
-    parts.append("## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(recipe, adapter)))
+    parts.append("## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(recipe, adapter, summary.language)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -69,7 +69,7 @@ def _served_file(certificate: dict[str, Any]) -> str:
     return "".join(f"\n- {line}" for line in told)
 
 
-def _limits(recipe: Recipe, adapter: AdapterFacts) -> list[str]:
+def _limits(recipe: Recipe, adapter: AdapterFacts, language: str) -> list[str]:
     limits = [
         "It can be wrong and sound sure. It learnt the manner of its data, and knows little more than its base did.",
         "No advice on health, law, money or safety: ask somebody who knows.",
@@ -78,8 +78,8 @@ def _limits(recipe: Recipe, adapter: AdapterFacts) -> list[str]:
         if adapter.trained_here
         else "It was trained by another tool, whose settings are not known here.",
     ]
-    if recipe.data is not None:
-        limits.append(f"Trained in one language ({recipe.data.language}); in others it is no better than its base.")
+    if language:
+        limits.append(f"Trained in one language ({language}); in others it is no better than its base.")
     if adapter.base.id.startswith("embedded:"):
         limits.append("The base has 135 million parameters: good for showing the way, not for relying on answers.")
     return limits

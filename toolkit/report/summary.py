@@ -43,6 +43,8 @@ class Summary:
 
     name: str
     model: str
+    language: str
+    """Of the rows that were trained on; empty where another tool trained."""
     trained: list[tuple[str, str]]
     """What was trained on what: (label, value)."""
     losses: list[tuple[str, str]]
@@ -67,6 +69,7 @@ def summarize(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Summary
     return Summary(
         name=recipe.name,
         model=ollama.model,
+        language=artifacts["prepare"].facts.language if "prepare" in artifacts else "",
         trained=_trained(recipe, adapter, artifacts.get("prepare")),
         losses=_losses(adapter, artifacts["merge"].facts),
         answers=_answers(artifacts["golden"].folder / "golden.jsonl"),
