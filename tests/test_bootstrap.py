@@ -12,27 +12,35 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from toolkit import bootstrap
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest needs it there
 
 ROOT = Path(bootstrap.__file__).parent.parent
 
 
-def pins() -> dict[str, Requirement]:
-    lines = bootstrap.CONSTRAINTS.read_text(encoding="utf-8").splitlines()
+def pins(*files: Path) -> dict[str, Requirement]:
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     found = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    return {r.name.lower(): r for r in found if r.marker is None or r.marker.evaluate()}
+    return {canonicalize_name(r.name): r for r in found if r.marker is None or r.marker.evaluate()}
 
 
 def test_the_constraints_pin_every_package_that_the_project_asks_for() -> None:
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[project.optional-dependencies]")
-    listed = re.findall(r'^    "([^"]+)",$', text[0] + text[1].split("[project.scripts]")[0], re.MULTILINE)
-    pinned = pins()
-    assert len(listed) > 20
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    assert sorted(extras) == ["dev", "gpu", "train"]
+    pinned = pins(bootstrap.CONSTRAINTS, bootstrap.GPU_CONSTRAINTS)
+    listed = [*project["dependencies"], *(text for extra in extras.values() for text in extra)]
+    assert "unsloth" in {Requirement(text).name for text in listed}
     for wanted in map(Requirement, listed):
         if wanted.name in {"tune2ollama", "llama-cpp-python"}:
             continue
-        exact = next(iter(pinned[wanted.name.lower()].specifier))
+        exact = next(iter(pinned[canonicalize_name(wanted.name)].specifier))
         assert exact.operator == "=="
         assert wanted.specifier.contains(exact.version), (
             f"{wanted} is not met by {exact}: compile the constraints again"
@@ -40,11 +48,27 @@ def test_the_constraints_pin_every_package_that_the_project_asks_for() -> None:
 
 
 def test_the_pins_that_decide_between_working_and_crashing() -> None:
-    pinned = {name: str(requirement.specifier) for name, requirement in pins().items()}
+    pinned = {name: str(requirement.specifier) for name, requirement in pins(bootstrap.CONSTRAINTS).items()}
     assert pinned["trl"] == "==1.14.2"
     assert pinned["torch"] == "==2.14.1"
     assert version("llama-cpp-python") == bootstrap.LLAMA_CPP_PYTHON
     assert f'"llama-cpp-python=={bootstrap.LLAMA_CPP_PYTHON}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_what_only_a_card_needs_is_pinned_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    always, with_card = pins(bootstrap.CONSTRAINTS), pins(bootstrap.GPU_CONSTRAINTS)
+    assert str(with_card["unsloth"].specifier) == str(with_card["unsloth-zoo"].specifier) == "==2026.10.7"
+    assert not always.keys() & with_card.keys()
+    steps: dict[str, list[str]] = {}
+    monkeypatch.setattr(bootstrap, "run", lambda step, command, *_: steps.update({step: [str(c) for c in command]}))
+    monkeypatch.setattr(bootstrap, "make_venv", lambda: ["install"])
+    monkeypatch.setattr(bootstrap, "_llama_cpp", lambda _: tmp_path / "x.whl")
+    for card in (False, True):
+        steps.clear()
+        monkeypatch.setattr(bootstrap, "_wants_gpu", lambda card=card: card)
+        bootstrap.install(tmp_path)
+        named = [step for step, command in steps.items() if str(bootstrap.GPU_CONSTRAINTS) in command]
+        assert named == (["install gpu extra"] if card else [])
 
 
 def test_a_bare_machine_is_told_everything_that_is_missing_at_once(

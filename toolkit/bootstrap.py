@@ -1,7 +1,7 @@
 """Set-up: `python3 -m toolkit.bootstrap`, run by the bare system Python with nothing installed (standard library only).
 
-Makes `.venv` from the pinned `toolkit/constraints.txt` and, while the big downloads run, compiles llama-cpp-python. Clones
-share what is in the cache folder (`$TUNE2OLLAMA_HOME`, or else `~/.cache/tune2ollama`):
+Makes `.venv` from the pinned `toolkit/constraints.txt` (with a card, `constraints-gpu.txt` too) and, while the big downloads
+run, compiles llama-cpp-python. Clones share what is in the cache folder (`$TUNE2OLLAMA_HOME`, or else `~/.cache/tune2ollama`):
 
     sources/llama_cpp_python-<version>.tar.gz   checked against SHA-256
     wheels/llama_cpp_python-<version>-*.whl     compiled portably
@@ -29,6 +29,7 @@ from toolkit.places import cache_home
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 CONSTRAINTS = ROOT / "toolkit" / "constraints.txt"
+GPU_CONSTRAINTS = ROOT / "toolkit" / "constraints-gpu.txt"
 
 LLAMA_CPP_PYTHON = "0.3.36"
 LLAMA_CPP_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
@@ -124,7 +125,7 @@ def _existing(path: Path) -> Path:
 def stamp_text() -> str:
     """What an up-to-date `.venv/.ready` holds: a hash over everything that decides what is installed."""
     digest = hashlib.sha256(f"{sys.version_info[:2]} {ROOT} {_wants_gpu()}".encode())
-    for path in (ROOT / "pyproject.toml", CONSTRAINTS, Path(__file__)):
+    for path in (ROOT / "pyproject.toml", CONSTRAINTS, GPU_CONSTRAINTS, Path(__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -259,7 +260,8 @@ def install(cache: Path) -> None:
     run("install tune2ollama", [*installer, "--no-deps", "--no-build-isolation", "--editable", ROOT])
     if _wants_gpu():
         say("an NVIDIA card is here: installing Unsloth too (TUNE2OLLAMA_NO_GPU=1 leaves it out)")
-        run("install gpu extra", [*installer, "-c", CONSTRAINTS, "--no-build-isolation", "--editable", f"{ROOT}[gpu]"])
+        pins = ("-c", CONSTRAINTS, "-c", GPU_CONSTRAINTS)
+        run("install gpu extra", [*installer, *pins, "--no-build-isolation", "--editable", f"{ROOT}[gpu]"])
 
 
 def main() -> int:
