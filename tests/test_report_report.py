@@ -105,7 +105,8 @@ def artifacts(tmp_path: Path) -> dict[str, Artifact[Any]]:
         "served_file": "health-Q8_0.gguf", "warnings": ["Q4_0: logits fails"],
         "chain": [link.model_dump() for link in chain_of(subjects)], "reference": {"positions": 40},
         "subjects": [subject.as_json() for subject in subjects],
-        "files": {"quantize/health-Q8_0.gguf": {"sha256": "ab12", "bytes": 144_811_360}},
+        "files": {"quantize/health-Q8_0.gguf": {"sha256": "a0a0", "bytes": 144_811_000}},
+        "certified": {"file": "verify/health-Q8_0.gguf", "sha256": "ab12", "bytes": 144_811_360},
         "versions": {"gguf": "0.19.0"}, "made": "2026-10-01T08:00:00+00:00",
     }  # fmt: skip
     golden = GoldenFacts(
@@ -284,7 +285,10 @@ def test_the_model_card_is_one_that_the_hub_reads(
     assert "Trained in one language (zh)" in body
     assert "**pass**: what is served is what was trained. Wider limits were used: a model under 1B." in body
     assert "All that was measured: [certificate.html](certificate.html)." in body
-    assert "\n- SHA-256 of health-Q8_0.gguf: `ab12`\n- mean KL 0.0025 (limit 0.015)\n" in body
+    assert (
+        "\n- SHA-256 of health-Q8_0.gguf: `ab12`; its metadata holds this summary too\n- mean KL 0.0025 (limit 0.015)\n"
+        in body
+    )
     assert "- not to be used: Q4_0: logits fails" in body
     assert "health-Q8_0.gguf: Q8_0, 144.8 MB" in body
     assert "at most 512 tokens" in body
