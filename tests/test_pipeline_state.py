@@ -12,11 +12,12 @@ import pytest
 from tests.models import base_facts, tiny_adapter, tiny_llama
 from toolkit import bases, hub, pipeline
 from toolkit.artifacts import AdapterFacts, Artifact, Cost, DatasetFacts, Facts, OllamaFacts, publish
-from toolkit.errors import ResourceError, ToolkitError
+from toolkit.errors import ResourceError, ToolkitError, UsageError
+from toolkit.keys import make_key
 from toolkit.locks import only_run
-from toolkit.pipeline import find_current, make_key, plan_of_stages
+from toolkit.pipeline import find_current, plan_of_stages
 from toolkit.recipe import Recipe
-from toolkit.stages import stages_of
+from toolkit.stages import STAGE_NAMES, stages_of
 from toolkit.train.adopt import recipe_for_adapter
 
 
@@ -133,28 +134,30 @@ class _Checked(Exception):
     """The checks were reached."""
 
 
-def _checked_with(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The stages that `run` tells its checks to be current."""
+def _checked_with(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, upto: str = "report") -> set[str]:
+    """The stages that `run` has checked, because they will run."""
     told: list[set[str]] = []
 
-    def preflight(recipe: Recipe, folder: Path, current: Collection[str]) -> None:
-        told.append(set(current))
+    def preflight(recipe: Recipe, folder: Path, runs: Collection[str]) -> None:
+        told.append(set(runs))
         raise _Checked
 
     monkeypatch.setattr(pipeline, "preflight", preflight)
     with pytest.raises(_Checked):
-        pipeline.run(recipe)
+        pipeline.run(recipe, upto)
     return told[0]
 
 
 def test_what_is_out_of_date_counts_as_work(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = _recipe(tiny)
     _trained(recipe, tiny)
-    assert _checked_with(recipe, monkeypatch) == {"prepare", "train"}
-    assert _checked_with(_recipe(tiny, lora={"r": 4}), monkeypatch) == {"prepare"}
+    assert _checked_with(recipe, monkeypatch) == set(STAGE_NAMES) - {"prepare", "train"}
+    other = _recipe(tiny, lora={"r": 4})
+    assert _checked_with(other, monkeypatch) == set(STAGE_NAMES) - {"prepare"}
+    assert _checked_with(other, monkeypatch, "golden") == {"train", "golden"}
     # The rows will most likely be the same ones: memory for training is not asked for.
     Path("golden.txt").write_text("Is it so?\n", encoding="utf-8")
-    assert _checked_with(recipe, monkeypatch) == {"train"}
+    assert _checked_with(recipe, monkeypatch) == set(STAGE_NAMES) - {"train"}
 
 
 def test_all_faults_are_told_before_the_first_stage(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +179,17 @@ def test_all_faults_are_told_before_the_first_stage(tiny: Path, monkeypatch: pyt
     assert lines[2].startswith("modelfile: remove ADAPTER")
     assert fault.hint.splitlines()[1:] == ["Name a text file with a prompt a line.", "Mend modelfile and run again."]
     assert "there is no base model" in fault_of(_recipe("./gone")).message
+
+
+def test_a_stage_is_not_refused_for_what_only_later_ones_need(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_run_stage", lambda *_: "done")
+    assert pipeline.run(_recipe("./gone"), upto="prepare") == {"prepare": "done"}
+
+
+def test_an_adopted_adapter_has_no_rows_to_prepare(tiny: Path, tmp_path: Path) -> None:
+    recipe = recipe_for_adapter(tiny_adapter(tiny, tmp_path / "adapter"), "other", str(tiny))
+    with pytest.raises(UsageError, match="other has no stage prepare: its adapter is trained already"):
+        pipeline.run(recipe, upto="prepare")
 
 
 def test_a_second_run_is_told_how_to_go_its_own_way(tiny: Path) -> None:

@@ -16,6 +16,7 @@ from toolkit.hardware import Hardware
 from toolkit.plan import GIB, Plan, check_plan, make_plan, print_plan
 from toolkit.recipe import Recipe
 from toolkit.sizes import EMBEDDED, KNOWN, shape_of_base, shape_of_config
+from toolkit.stages import STAGE_NAMES
 
 LAPTOP = Hardware(2, 24 * GIB, 20 * GIB, "", 0)
 T4 = Hardware(8, 32 * GIB, 28 * GIB, "Tesla T4", 15 * GIB)
@@ -123,9 +124,9 @@ def test_a_7b_in_4_bits_fits_a_16_gb_card_and_in_16_bits_does_not(rows: Path, mo
     base, train = "Qwen/Qwen2.5-7B-Instruct", {"gradient_checkpointing": True, "bf16": True, "optim": "adamw_8bit"}
     fits = make_plan(recipe(rows, base=base, train=train), T4)
     assert 6 * GIB < _stage(fits, "train").gpu_memory_bytes < 12 * GIB
-    assert check_plan(fits, replace(T4, gpu_memory_bytes=15 * GIB), Path("runs/none"), ()) == []
+    assert check_plan(fits, replace(T4, gpu_memory_bytes=15 * GIB), Path("runs/none"), STAGE_NAMES) == []
     too_big = make_plan(recipe(rows, base=base, train={**train, "method": "lora"}), T4)
-    (fault,) = check_plan(too_big, T4, Path("runs/none"), ())
+    (fault,) = check_plan(too_big, T4, Path("runs/none"), STAGE_NAMES)
     assert isinstance(fault, ResourceError)
     assert fault.message.startswith("train needs about 1")
     assert fault.message.endswith("GiB of GPU memory, and 15.0 GiB are free")
@@ -153,7 +154,7 @@ def test_too_little_memory_and_disk_are_named_with_numbers(
     small = replace(LAPTOP, available_memory_bytes=1 * GIB)
     plan = make_plan(recipe(rows), small)
     monkeypatch.setattr("toolkit.plan.free_disk_bytes", lambda _: GIB // 2)
-    faults = check_plan(plan, small, tmp_path, ())
+    faults = check_plan(plan, small, tmp_path, STAGE_NAMES)
     text = "\n".join(f.message for f in faults)
     assert all(fault.exit_code == 4 for fault in faults)
     assert "train needs about" in text
@@ -162,8 +163,8 @@ def test_too_little_memory_and_disk_are_named_with_numbers(
     # What is current costs nothing again; a result that is out of date does.
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "artifact.json").write_text("{}", encoding="utf-8")
-    assert check_plan(plan, small, tmp_path, {"prepare"})[0].message.startswith("train needs about")
-    assert check_plan(plan, small, tmp_path, [stage.name for stage in plan.stages]) == []
+    assert check_plan(plan, small, tmp_path, {"train"})[0].message.startswith("train needs about")
+    assert check_plan(plan, small, tmp_path, ()) == []
 
 
 def test_data_that_cannot_be_read_is_a_note_here(tmp_path: Path) -> None:

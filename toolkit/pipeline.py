@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -20,14 +19,22 @@ from rich.console import Console
 from toolkit.artifacts import (
     Artifact,
     Cost,
-    file_sha256,
     finish_publishing,
     publish,
     read_artifact,
     write_json,
 )
-from toolkit.bases import is_here, resolve_base
-from toolkit.errors import DataError, InconclusiveError, ParityError, ResourceError, StageFailed, ToolkitError
+from toolkit.bases import is_here
+from toolkit.errors import (
+    DataError,
+    InconclusiveError,
+    ParityError,
+    ResourceError,
+    StageFailed,
+    ToolkitError,
+    UsageError,
+)
+from toolkit.keys import difference, make_key
 from toolkit.locks import NAMES_OF_ITS_OWN, only_run
 from toolkit.preflight import preflight
 from toolkit.recipe import Recipe
@@ -64,10 +71,13 @@ def run(recipe: Recipe, upto: str = "report", force: str = "") -> dict[str, Arti
         The artifacts by stage.
 
     Raises:
+        UsageError: this recipe has no such stage.
         ResourceError: another run holds the folder, or a stage was killed for memory.
         ParityError, InconclusiveError: `verify` did not pass; nothing after it runs.
         StageFailed: another stage failed; its process has printed why.
     """
+    if upto not in {stage.name for stage in stages_of(recipe)}:
+        raise UsageError(f"{recipe.name} has no stage {upto}: its adapter is trained already", "Name a later stage.")
     folder = run_folder(recipe)
     with only_run(folder, NAMES_OF_ITS_OWN):
         return _run(recipe, folder, upto, force)
@@ -80,7 +90,7 @@ def _run(recipe: Recipe, folder: Path, upto: str, force: str) -> dict[str, Artif
     for stage in stages_of(recipe):
         finish_publishing(_partial(folder, stage), folder / stage.name)
         if not checked and _fetches(stage, recipe):
-            preflight(recipe, folder, _spared(recipe, folder))
+            preflight(recipe, folder, _to_run(recipe, folder, upto))
             checked = True
         key = make_key(stage, recipe, have)
         artifact, reason = find_current(stage, folder, key)
@@ -88,7 +98,7 @@ def _run(recipe: Recipe, folder: Path, upto: str, force: str) -> dict[str, Artif
             artifact, reason = None, "asked for"
         if artifact is None:
             if not checked:
-                preflight(recipe, folder, _spared(recipe, folder) - {stage.name})
+                preflight(recipe, folder, _to_run(recipe, folder, upto) | {stage.name})
                 checked = True
             artifact = _run_stage(stage, recipe, folder, key, reason)
         else:
@@ -129,63 +139,16 @@ def _states(recipe: Recipe, folder: Path, believed: str = "") -> list[tuple[str,
     return rows
 
 
-def _spared(recipe: Recipe, folder: Path) -> set[str]:
-    """Stages that need nothing, as far as can be told: prepare takes seconds, and often gives the same rows again."""
-    return {name for name, state in _states(recipe, folder, believed="prepare") if state == "current"}
+def _to_run(recipe: Recipe, folder: Path, upto: str) -> set[str]:
+    """Stages that will run, as far as can be told: prepare takes seconds, and often gives the same rows again."""
+    states = _states(recipe, folder, believed="prepare")
+    last = next(number for number, (name, _) in enumerate(states) if name == upto)
+    return {name for name, state in states[: last + 1] if state != "current"}
 
 
 def _fetches(stage: Stage, recipe: Recipe) -> bool:
     """Whether even the question what a stage is made from downloads or rebuilds the base."""
     return stage.name == "train" and not is_here(recipe.base)
-
-
-def make_key(stage: Stage, recipe: Recipe, have: dict[str, Artifact[Any]]) -> dict[str, Any]:
-    """What a stage's artifact is made from: inputs, its slice of the recipe, files it reads, versions."""
-    sliced = {key: _slice(recipe, key) for key in stage.recipe_keys}
-    return {
-        "version": stage.version,
-        "inputs": {name: have[name].digest for name in stage.inputs},
-        "recipe": sliced,
-        "files": _outside_files(stage, recipe, have),
-        "libraries": {name: _version(name) for name in stage.libraries},
-    }
-
-
-def _slice(recipe: Recipe, dotted: str) -> Any:
-    value: Any = recipe
-    for part in dotted.split("."):
-        value = getattr(value, part)
-    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-
-
-def _outside_files(stage: Stage, recipe: Recipe, have: dict[str, Artifact[Any]]) -> dict[str, str]:
-    golden = recipe.golden
-    match stage.name:
-        case "prepare":
-            return _hashes(recipe.data.path if recipe.data else None, golden.prompts)
-        case "train":
-            return {**_hashes(recipe.adapter), "base": resolve_base(recipe.base).digest}
-        case "golden":
-            return {**_hashes(golden.prompts, golden.answers_from), "base": have["train"].facts.base.digest}
-        case "merge":  # an adapter that was adopted is the same files, whatever became of its base
-            return {"base": have["train"].facts.base.digest}
-        case "create":
-            return _hashes(recipe.ollama.modelfile)
-    return {}
-
-
-def _hashes(*paths: str | list[str] | None) -> dict[str, str]:
-    """SHA-256 of every file that a key of the recipe names, alone or in a folder; prompts may stand in the recipe itself."""
-    named = [Path(path) for path in paths if isinstance(path, str)]
-    files = [p for path in named for p in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    return {p.as_posix(): file_sha256(p) for p in files if p.is_file()}
-
-
-def _version(library: str) -> str:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def find_current(stage: Stage, folder: Path, key: dict[str, Any]) -> tuple[Artifact[Any] | None, str]:
@@ -196,38 +159,12 @@ def find_current(stage: Stage, folder: Path, key: dict[str, Any]) -> tuple[Artif
         return None, error.message
     if artifact is None:
         return None, "going on where it was cut short" if _partial(folder, stage).is_dir() else "not done yet"
-    reason = _difference(artifact.key, key)
+    reason = difference(artifact.key, key)
     if not reason and stage.name == "create":
         from toolkit.ollama.publish import still_published
 
         reason = still_published(artifact.facts)
     return (None, reason) if reason else (artifact, "")
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    for name, digest in new["inputs"].items():
-        if old["inputs"].get(name) != digest:
-            return f"{name} gave something new"
-    before, now = _flat(old["recipe"]), _flat(new["recipe"])
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name):
-            return f"the recipe's {name} changed: {before.get(name)} → {now.get(name)}"
-    for name in sorted(old["files"].keys() | new["files"].keys()):
-        if old["files"].get(name) != new["files"].get(name):
-            return f"{name} changed"
-    for name, version in new["libraries"].items():
-        if old["libraries"].get(name) != version:
-            return f"{name} changed: {old['libraries'].get(name)} → {version}"
-    return "" if old == new else "this toolkit's version of the stage changed"
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat.update(_flat(inner, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
 
 
 def _partial(folder: Path, stage: Stage) -> Path:

@@ -101,15 +101,15 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
     )
 
 
-def check_plan(plan: Plan, hardware: Hardware, folder: Path, current: Collection[str]) -> list[ToolkitError]:
+def check_plan(plan: Plan, hardware: Hardware, folder: Path, runs: Collection[str]) -> list[ToolkitError]:
     """What this machine lacks for `plan`: memory, GPU memory, disk; empty when it fits.
 
     Args:
         folder: runs/<name>.
-        current: stages that will not run, and so need nothing.
+        runs: stages that will run; the others need nothing.
     """
     faults: list[ToolkitError] = []
-    left = [stage for stage in plan.stages if stage.name not in current]
+    left = [stage for stage in plan.stages if stage.name in runs]
     hint = "Lower one of these, best first:\n  " + "\n  ".join(plan.lower)
     for stage in left:
         advice = hint if stage.name == "train" else "Close other programs, or take a smaller base: --set base=…"

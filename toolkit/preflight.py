@@ -10,34 +10,37 @@ from toolkit.hardware import read_hardware
 from toolkit.recipe import Recipe
 
 
-def preflight(recipe: Recipe, folder: Path, current: Collection[str]) -> None:
-    """Check data, base, golden prompts, Modelfile, memory and disk.
+def preflight(recipe: Recipe, folder: Path, runs: Collection[str]) -> None:
+    """Check data, base, golden prompts, Modelfile, memory and disk, as far as a stage that will run needs them.
 
     Args:
         folder: runs/<name>.
-        current: stages that will not run.
+        runs: the stages that will run.
 
     Raises:
         ToolkitError: every fault in one message; the exit code is that of the first.
     """
     faults: list[ToolkitError] = []
-    if recipe.data is not None:
+    if "prepare" in runs:
         from toolkit.data.prepare import check_data
 
         faults += _collect(lambda: check_data(recipe))
-    from toolkit.bases import check_base
+    if "train" in runs:
+        from toolkit.bases import check_base
 
-    faults += _raised(lambda: check_base(recipe.base))
-    from toolkit.prompts_file import golden_turns
+        faults += _raised(lambda: check_base(recipe.base))
+    if "prepare" in runs or "golden" in runs:
+        from toolkit.prompts_file import golden_turns
 
-    faults += _raised(lambda: golden_turns(recipe))
-    from toolkit.ollama.modelfile import check_modelfile
+        faults += _raised(lambda: golden_turns(recipe))
+    if "create" in runs:
+        from toolkit.ollama.modelfile import check_modelfile
 
-    faults += _collect(lambda: check_modelfile(recipe))
+        faults += _collect(lambda: check_modelfile(recipe))
     from toolkit.plan import check_plan, make_plan
 
     hardware = read_hardware()
-    faults += _collect(lambda: check_plan(make_plan(recipe, hardware), hardware, folder, current))
+    faults += _collect(lambda: check_plan(make_plan(recipe, hardware), hardware, folder, runs))
     if faults:
         hints = "\n".join(dict.fromkeys(f.hint for f in faults if f.hint))
         error = type(faults[0])("\n".join(f.message for f in faults), hints)
