@@ -226,8 +226,7 @@ def test_the_language_is_the_rows_own(said: str, row: str, found: str, tmp_path:
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_shipped_rows(language: str, tmp_path: Path) -> None:
     folder = REPOSITORY / "data" / "medical" / language
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not written yet")
+    assert folder.is_dir(), f"{folder} ships with the project"
     facts = prepare(recipe(folder, max_characters=200, language=language, validation=0.1, test=0.1), tmp_path / "out")
     assert facts.kept >= 160
     assert facts.dropped == {}
