@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from tests.faults.chains import with_adapter
 from tests.models import tiny_adapter, tiny_llama
 from toolkit.lora import LoraAdapter
 from toolkit.parity.certificate import Check
-from toolkit.parity.moved import moved_check
+from toolkit.parity.moved import moved_check, out_of_reach
 
 LAYERS = 4
 
@@ -78,6 +81,42 @@ def test_values_that_are_no_numbers(adapter: Path, tmp_path: Path) -> None:
     )
     assert measures(check)["modules that hold no numbers"] == 1
     assert all(math.isfinite(size) for size in check.details["layers"].values())
+
+
+@pytest.mark.parametrize(
+    ("still", "excused"),
+    [
+        (["visual.blocks.0.attn.qkv", "visual.merger.mlp.0"], ["visual.blocks.0.attn.qkv", "visual.merger.mlp.0"]),
+        # Pictures came by, and something was lost on the way.
+        (["visual.blocks.0.attn.qkv"], []),
+        (["model.layers.0.mlp.experts.1.up_proj", "model.layers.0.mlp.experts.1.down_proj"],
+         ["model.layers.0.mlp.experts.1.up_proj", "model.layers.0.mlp.experts.1.down_proj"]),
+        # Of an expert that the router chose, every part learns.
+        (["model.layers.0.mlp.experts.1.up_proj"], []),
+        # A layer none of whose experts moved has lost its gradients.
+        ([f"model.layers.0.mlp.experts.{i}.{p}_proj" for i in (0, 1) for p in ("up", "down")], []),
+        (["model.layers.0.self_attn.q_proj"], []),
+    ],
+)  # fmt: skip
+def test_parts_that_no_row_came_by(still: list[str], excused: list[str]) -> None:
+    experts = [f"model.layers.{n}.mlp.experts.{i}.{p}_proj" for n in (0, 1) for i in (0, 1) for p in ("up", "down")]
+    modules = ["visual.blocks.0.attn.qkv", "visual.merger.mlp.0", "model.layers.0.self_attn.q_proj", *experts]
+    assert out_of_reach(still, modules) == excused
+
+
+def test_a_training_on_texts_leaves_the_part_for_pictures_as_it_was(adapter: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    shutil.copytree(adapter, folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    prefix = "base_model.model.visual.blocks.0.attn.qkv"
+    tensors |= {f"{prefix}.lora_A.weight": torch.ones(8, 16), f"{prefix}.lora_B.weight": torch.zeros(16, 8)}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    check = moved_check(LoraAdapter(folder))
+    assert check.verdict == "pass"
+    assert check.message.endswith("but 1 that the training rows did not reach, first visual.blocks.0.attn.qkv")
+    assert measures(check)["modules that the training rows did not reach"] == 1
+    assert measures(check)["modules that never moved"] == 0
+    assert check.details["still"] == ["visual.blocks.0.attn.qkv"]
 
 
 def test_nothing_moved(adapter: Path, tmp_path: Path) -> None:

@@ -52,6 +52,12 @@ def test_a_second_rounding_is_found(source: GGUFWeights, first: str, then: str, 
     )
 
 
+def test_where_nothing_can_be_rounded_anew_nothing_was_compared() -> None:
+    found = source_check([])
+    assert found.verdict == "not compared"
+    assert found.message == "no tensor is of a type that can be rounded anew without an importance matrix"
+
+
 def test_without_the_converted_file_the_tuned_weights_tell(source: GGUFWeights, tmp_path: Path) -> None:
     base = source.path.parent.parent / "base"
     tuning = Tuning(adapter_artifact(base, base, "full"), "as trained")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import pytest
 
@@ -62,11 +63,33 @@ def test_an_answer_is_finished_as_if_it_had_been_generated_alone(candidate: Cand
     assert (answers[0].matched, answers[1].matched) == (len(own), 3)
 
 
-def check(candidate: Candidate, answers: list[Answer]) -> Any:
+def test_a_cache_that_cannot_be_shortened_is_filled_anew(candidate: Candidate, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As recurrent layers have it: a part of a sequence cannot be forgotten.
+    remove = llama_cpp.llama_memory_seq_rm
+
+    def all_or_nothing(memory: Any, slot: int, first: int, last: int) -> bool:
+        return bool(remove(memory, slot, first, last)) if first <= 0 else False
+
+    own = greedy(candidate, 12)
+    monkeypatch.setattr(llama_cpp, "llama_memory_seq_rm", all_or_nothing)
+    other = [*own[:3], own[3] + 1, *own[4:]]
+    golden = row(candidate, other)
+    with candidate.slots(1, 128) as slots:
+        ids = golden["prompt_ids"]
+        answer = begin(golden, slots.logits(0, ids + other, len(ids)).argmax(-1).tolist())
+        assert answer.tokens == own[:4]
+        finish(slots, candidate, [answer], 12)
+        # The next golden in the same slot begins from nothing.
+        again = slots.logits(0, ids + other, len(ids)).argmax(-1).tolist()
+    assert answer.tokens == own
+    assert again[:4] == own[:4]
+
+
+def check(candidate: Candidate, answers: list[Answer], own: bool = False) -> Any:
     positions = Positions()
     tuned = np.tile(np.array([3.0, 1.0, 0.0, 0.0], dtype=np.float32), (4, 1))
     positions.add(0, [0] * 4, tuned, tuned * 0, tuned)
-    return stops_check(candidate, answers, positions, LIMITS, [END], ["<|im_start|>", "<|im_end|>"])
+    return stops_check(candidate, answers, positions, LIMITS, [END], ["<|im_start|>", "<|im_end|>"], own)
 
 
 def test_verdicts(candidate: Candidate) -> None:
@@ -84,6 +107,15 @@ def test_verdicts(candidate: Candidate) -> None:
     assert candidate.ends(0)
     other = check(candidate, [Answer(golden, [*paris[:-1], 0])] * 6)
     assert other.verdict == "fail"
+    # Where the goldens' answers are the export's own, they say nothing about it.
+    told = check(candidate, [runs_on] * 6, own=True)
+    assert (told.verdict, [m.verdict for m in told.measures]) == ("pass", ["pass", None, None, None, None])
+    assert "the goldens' answers are this file's own" in told.message
+    # Where no golden ended, nobody knows how the export ends.
+    endless = row(candidate, paris[:-1])
+    unknown = check(candidate, [Answer(endless, paris[:-1])] * 6)
+    assert unknown.verdict == "not compared"
+    assert unknown.message.startswith("no golden answer ended by itself")
     assert "end with another token 6" in other.message
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from toolkit.parity.limits import limits_for
 from toolkit.parity.logits import Positions, strength_check
 from toolkit.parity.strength import moments, strength
+from toolkit.report.drawn import limit_told
 
 
 def logits(seed: int, positions: int = 6, vocabulary: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,3 +95,28 @@ def test_verdicts() -> None:
     assert whole.verdict == "pass"
     assert "the weights show the adapter whole" in whole.message
     assert strength_check(positions(tuned, base, base), limits, whole_in_weights=True).verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("factor", "whole", "limit", "band"),
+    [
+        (0.5, False, 0.95, [0.95, 1.05]),
+        (2.0, False, 1.05, [0.95, 1.05]),
+        (0.8, True, 0.5, [0.5, 1.5]),
+        (1.3, True, 1.5, [0.5, 1.5]),
+        (1.0, True, 0.95, [0.95, 1.05]),
+    ],
+)
+def test_the_limit_that_is_told_is_the_one_that_decides(
+    factor: float, whole: bool, limit: float, band: list[float]
+) -> None:
+    tuned, base = logits(3, positions=40)
+    found = strength_check(
+        positions(tuned, base, base + factor * (tuned - base)), limits_for("Q8_0", 10**10, 0.0)[0], whole
+    )
+    value, low, high, _ = found.measures
+    # At 1 both ends are as far.
+    assert value.limit == (pytest.approx(limit) if factor != 1.0 else pytest.approx(1, abs=0.051))
+    assert [low.limit, high.limit] == found.details["band"] == band
+    if factor != 1.0:
+        assert limit_told(value) == f"{'≥' if factor < 1 else '≤'} {limit:g}"

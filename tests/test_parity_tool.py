@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,18 +15,21 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from tests.faults.chains import change_json
 from tests.faults.files import change_tensor
-from tests.models import TREE
+from tests.models import TREE, tiny_llama
 from tests.parity_chain import GOLDEN, SYSTEM, Chain, chain
+from tests.test_gguf_file import written
 from toolkit.artifacts import ARTIFACT_FILE, file_sha256
 from toolkit.cli import cli
-from toolkit.errors import DataError, ParityError, ToolkitError, UsageError
+from toolkit.errors import DataError, ExternalToolError, ParityError, ToolkitError, UsageError
 from toolkit.gguf_metadata import copy_with_texts
+from toolkit.parity import probe as probe_module
 from toolkit.parity.certificate import SCHEMA, Check, Subject
 from toolkit.parity.probe import probe
 from toolkit.parity.summary_in_file import FOUND, JUDGED, VERDICT
 from toolkit.parity.summary_in_file import SCHEMA as SCHEMA_KEY
-from toolkit.parity.tool import Asked, _without_base, recipe_of
+from toolkit.parity.tool import Asked, _check_merged, _without_base, recipe_of
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +132,52 @@ def test_a_served_model_of_no_known_base_has_no_strength(has_base: bool, left: l
     assert [check.name for check in _without_base(subject, tuned).checks] == left
 
 
-def test_a_vocabulary_of_another_size(place: Path, clean: Chain) -> None:
+def test_a_file_of_another_architecture_is_refused_before_anything_is_computed(place: Path, clean: Chain) -> None:
     from tests.models import tiny_qwen2
 
+    tiny_qwen2(place / "qwen2", layers=1)
+    _convert(place / "qwen2", place / "qwen2.gguf")
+    done = verify(place, clean, "--gguf", place / "qwen2.gguf", "--prompts", "other.jsonl")
+    assert done.returncode == 3, done.stderr[-2000:]
+    said = " ".join(done.stderr.split())
+    assert "qwen2.gguf: general.architecture is qwen2, and the base (llama) converts to llama: name a file" in said
+    assert "▶ train" not in said and "About" not in said
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("missing", "there is no folder"),
+        ("no config", "merged/config.json: "),
+        ("no weights", "merged has neither model.safetensors nor"),
+        ("quantized", "merged is quantized"),
+        ("no tokenizer", "the tokenizer in"),
+    ],
+)
+def test_a_folder_that_is_no_whole_model(damage: str, said: str, tmp_path: Path) -> None:
+    folder = tmp_path / "merged"
+    if damage != "missing":
+        tiny_llama(folder, layers=1)
+    match damage:
+        case "no config":
+            (folder / "config.json").unlink()
+        case "no weights":
+            (folder / "model.safetensors").unlink()
+        case "quantized":
+            change_json(
+                folder / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}
+            )
+        case "no tokenizer":
+            (folder / "tokenizer.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match=re.escape(said)) as caught:
+        _check_merged(folder)
+    assert caught.value.hint
+
+
+def test_a_vocabulary_of_another_size(place: Path, clean: Chain) -> None:
     other = place / "other"
     if not other.exists():
-        tiny_qwen2(other)
+        tiny_llama(other, layers=1, tokenizer="qwen2")
         _convert(other, place / "other.gguf")
     done = verify(place, clean, "--gguf", place / "other.gguf", "--json")
     assert done.returncode == 6, done.stderr[-2000:]
@@ -172,6 +216,52 @@ def test_a_damaged_file_ends_in_words_not_in_a_crash(clean: Chain, tmp_path: Pat
     with pytest.raises(DataError, match=r"x\.gguf") as caught:
         probe(path)
     assert caught.value.hint
+
+
+def child(path: Path, script: str) -> str:
+    """A program in the place of Python."""
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_llama_cpp_that_dies_of_a_file(small_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", child(tmp_path / "dies", "kill -ABRT $$"))
+    with pytest.raises(
+        DataError, match=r"llama\.cpp dies of .*small\.gguf \(signal 6\): a llama of \d+ tensors"
+    ) as caught:
+        probe(small_gguf)
+    assert "convert it again" in caught.value.hint
+
+
+def test_llama_cpp_that_never_answers(small_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", child(tmp_path / "waits", "exec sleep 600"))
+    monkeypatch.setattr(probe_module, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(probe_module, "SLOWEST_BYTES_PER_SECOND", 1e12)
+    with pytest.raises(ExternalToolError, match=r"did not load .*small\.gguf and decode one token within 0 s"):
+        probe(small_gguf)
+
+
+def test_the_estimate_comes_before_the_file_is_loaded(
+    clean: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def loaded(path: Path) -> None:
+        said.append(f"loads {path.name}")
+        raise DataError("stop")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(probe_module, "probe", loaded)
+    monkeypatch.setattr("toolkit.parity.tool.stderr.print", said.append)
+    run_here("--adapter", clean.adapter.folder, "--base", clean.adapter.facts.base.folder, "--gguf", served(clean, 0))
+    assert [text.split()[0] for text in said] == ["Comparing", "loads"]
+
+
+def test_a_file_of_a_type_without_limits_is_refused_at_once(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.gguf", ("general.file_type", 4, (15).to_bytes(4, "little")))
+    code, said = run_here("--adapter", tmp_path / "not-even-there", "--gguf", path)
+    assert (code, said.startswith(f"{path} holds no matrix")) == (3, True)
 
 
 def test_what_cannot_be_asked(tmp_path: Path) -> None:

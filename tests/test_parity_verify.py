@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from toolkit.artifacts import CertificateFacts
 from toolkit.parity.certificate import SCHEMA, certificate_text
 from toolkit.parity.subjects import GGUFUnderTest, Tuned
 from toolkit.parity.table import certificate_table
-from toolkit.parity.verify import certificate_of, judge, verify
+from toolkit.parity.verify import _reference, certificate_of, hashes, judge, verify
 from toolkit.report.page import certificate_page
 
 TYPES = ["F16", "Q8_0", "Q4_K_M"]
@@ -39,6 +40,29 @@ def value(certificate: dict[str, Any], link: str, check: str, measure: str) -> f
     found = next(x for x in certificate["subjects"] if x["name"] == link)
     found = next(x for x in found["checks"] if x["name"] == check)
     return float(next(x for x in found["measures"] if x["name"] == measure)["value"])
+
+
+def test_every_file_has_a_name_of_its_own(tmp_path: Path) -> None:
+    files = [tmp_path / folder / "model.gguf" for folder in ("a/out", "b/out", "c")]
+    for number, file in enumerate(files):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(bytes(number))
+    (tmp_path / "c" / "other.gguf").symlink_to(files[0])
+    found = hashes(*files, tmp_path / "c", files[0])
+    assert {name: known["bytes"] for name, known in found.items()} == {
+        "a/out/model.gguf": 0, "b/out/model.gguf": 1, "c/model.gguf": 2, "c/other.gguf": 0,
+    }  # fmt: skip
+
+
+def test_what_the_goldens_are_is_told(clean: Chain, tmp_path: Path) -> None:
+    tuned: Any = SimpleNamespace(
+        goldens=SimpleNamespace(facts=clean.golden.facts, conversations=[]), answers_from=None, parameters=1
+    )
+    own = "the tuned model as it was trained, teacher-forced on its own greedy answers, float32"
+    assert _reference(tuned)["what"] == own
+    tuned.answers_from = tmp_path / "big.gguf"
+    wanted = "the tuned model as it was trained, teacher-forced on the greedy answers of big.gguf, which is judged here, float32"
+    assert _reference(tuned)["what"] == wanted
 
 
 def test_a_clean_chain_passes_at_every_quantization(clean: Chain, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from tests.parity_chain import blend, chain, damaged
 from toolkit.parity.certificate import LINKS, SCHEMA
 from toolkit.parity.limits import _TABLE
 from toolkit.parity.verify import verify
+from toolkit.parity.weights import LARGEST, LARGEST_QUANTIZED
+from toolkit.parity.weights_check import LARGEST_ORIGINAL_SHARE, STRENGTH_ROOM, STRENGTH_ROOM_ELSE
 from toolkit.report.page import certificate_page
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +94,13 @@ def test_every_limit_is_told() -> None:
         told = " | ".join(f"{value:g}" for value in numbers)
         row = f"| {file_type} | {told} | {limits.strength_low:g} … {limits.strength_high:g} | {limits.stops:g} |"
         assert row in DOC, row
+
+
+def test_the_limits_of_the_weights_are_told() -> None:
+    assert f"| `share of the original base` | {LARGEST_ORIGINAL_SHARE:g}," in DOC
+    for room in {STRENGTH_ROOM_ELSE, *STRENGTH_ROOM.values()}:
+        assert f"{1 - room:g} to {1 + room:g}" in DOC, room
+    assert f"{LARGEST // 10**6} million weights, or {LARGEST_QUANTIZED:,}" in DOC
 
 
 def test_the_picture_is_there_and_small() -> None:

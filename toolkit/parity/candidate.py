@@ -212,13 +212,15 @@ class Slots:
     def __init__(self, candidate: Candidate, context: Any, batch: int) -> None:
         self._candidate, self._context, self._size = candidate, context, batch
         self._memory = llama_cpp.llama_get_memory(context)
+        self._held: dict[int, list[int]] = {}
+        """Slot → tokens that its cache holds."""
 
     def logits(self, slot: int, ids: Sequence[int], first: int) -> Logits:
         """Teacher-forced logits, float32 [len(ids) - first, vocabulary]: row i predicts ids[first + i].
 
         The last token is not evaluated: nothing follows it.
         """
-        self.shorten(slot, 0)
+        self._clear(slot)
         rows = np.empty((len(ids) - first, self._candidate.vocabulary), dtype=np.float32)
         done = 0
         for start in range(0, len(ids) - 1, self._size):
@@ -232,8 +234,21 @@ class Slots:
         return rows
 
     def shorten(self, slot: int, length: int) -> None:
-        """Forget all but the first `length` tokens of a slot."""
-        llama_cpp.llama_memory_seq_rm(self._memory, slot, length, -1)
+        """Forget all but the first `length` tokens of a slot.
+
+        Recurrent layers keep one state and cannot forget a part: there the first tokens are evaluated anew.
+        """
+        held = self._held.get(slot, [])[:length]
+        if llama_cpp.llama_memory_seq_rm(self._memory, slot, length, -1):
+            self._held[slot] = held
+            return
+        self._clear(slot)
+        for start in range(0, len(held), self._size):
+            self._decode([(slot, start + i, token, False) for i, token in enumerate(held[start : start + self._size])])
+
+    def _clear(self, slot: int) -> None:
+        llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)  # of a whole sequence it never fails
+        self._held[slot] = []
 
     def step(self, tokens: list[tuple[int, int, int]]) -> Logits:
         """One more token for several slots at once. (slot, position, token) → logits [len(tokens), vocabulary]."""
@@ -258,6 +273,8 @@ class Slots:
                 )
         finally:
             llama_cpp.llama_batch_free(batch)
+        for slot, position, token, _ in tokens:
+            self._held[slot] = [*self._held[slot][:position], token]
         outputs = [i for i, token in enumerate(tokens) if token[3]]
         rows = np.empty((len(outputs), self._candidate.vocabulary), dtype=np.float32)
         for row, i in enumerate(outputs):

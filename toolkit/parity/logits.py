@@ -25,6 +25,10 @@ its answers, and at 1.000 in its weights. Where the weights show the adapter who
 rounding may move them is judged by the logits."""
 
 
+PRECISE = 0.05
+"""Half the width of a strength's interval that tells a whole adapter from half of one, whatever the file's noise."""
+
+
 class Flip(NamedTuple):
     """A position where the most probable token differs."""
 
@@ -170,7 +174,7 @@ def strength_check(positions: Positions, limits: Limits, whole_in_weights: bool 
     """Is the adapter there, whole, once, as the answers tell it?
 
     pass: the 95 % interval lies inside the file type's band, and either the tuned model is ten times farther from its base
-    than from its export, or the interval is a tenth of the band or less wide: precise enough to tell without it.
+    than from its export, or the interval is at most ± 0.05 wide: precise enough to tell without it.
     fail: the interval lies outside the band. Anything else is inconclusive, which never passes. Where the weights have shown
     that the adapter is in the file, whole and once, a wider band is enough: see `WHOLE_LOW`.
     """
@@ -188,18 +192,21 @@ def strength_check(positions: Positions, limits: Limits, whole_in_weights: bool 
             details=details,
         )
     low, high = limits.strength_low, limits.strength_high
+    wanted = f"wanted within [{low:g}, {high:g}]"
     inside = low <= found.low and found.high <= high
     outside = found.high < low or found.low > high
-    precise = found.half_width <= 0.05
+    precise = found.half_width <= PRECISE
     verdict: Verdict = "fail" if outside else "pass" if inside and (power >= POWER or precise) else "inconclusive"
-    said = f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}], wanted within [{low:g}, {high:g}]"
+    said = f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}], {wanted}"
     if verdict != "pass" and whole_in_weights and WHOLE_LOW <= found.value <= WHOLE_HIGH:
         verdict = "pass"
-        said += "; rounding moves it, and the weights show the adapter whole"
+        low, high = WHOLE_LOW, WHOLE_HIGH
+        said += f"; rounding moves it, and the weights show the adapter whole: then [{low:g}, {high:g}] is enough"
     if verdict == "inconclusive":
         said += f"; {_needed(found, limits, len(positions.kl))}"
+    details["band"] = [low, high]
     measures = [
-        Measure(name="strength", value=found.value, verdict=verdict, limit=low, floor=1.0),
+        Measure(name="strength", value=found.value, verdict=verdict, limit=high if found.value > 1 else low, floor=1.0),
         Measure(name="strength low", value=found.low, limit=low),
         Measure(name="strength high", value=found.high, limit=high),
         Measure(name="effect / distance", value=power, limit=POWER),

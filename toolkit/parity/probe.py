@@ -10,19 +10,30 @@ from pathlib import Path
 from toolkit.errors import DataError, ExternalToolError
 from toolkit.gguf_file import read_gguf
 
+PATIENCE_SECONDS = 120.0
+SLOWEST_BYTES_PER_SECOND = 20e6
+"""A disk or a network folder that gives less is not waited for."""
+
 
 def probe(path: Path) -> None:
     """Read a GGUF's header here; then load it and decode one token in a child, which may die of it.
 
     Raises:
         DataError: no GGUF, damaged, truncated, or one that llama.cpp cannot load or run.
+        ExternalToolError: it takes too long.
     """
     header = read_gguf(path)
     if not header.tensors:
         raise DataError(f"{path} holds no weights, only {header.architecture or 'metadata'}", "Name the model's file.")
-    done = subprocess.run(
-        [sys.executable, "-m", "toolkit.parity.probe", str(path)], capture_output=True, text=True, check=False
-    )
+    patience = PATIENCE_SECONDS + path.stat().st_size / SLOWEST_BYTES_PER_SECOND
+    command = [sys.executable, "-m", "toolkit.parity.probe", str(path)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patience)
+    except subprocess.TimeoutExpired as error:
+        raise ExternalToolError(
+            f"llama.cpp did not load {path} and decode one token within {patience:.0f} s",
+            "Try a smaller file or another disk; tune2ollama doctor says whether llama.cpp decodes here.",
+        ) from error
     if done.returncode == 0:
         return
     if done.returncode < 0:

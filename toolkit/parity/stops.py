@@ -70,6 +70,7 @@ def stops_check(
     limits: Limits,
     end_tokens: list[int],
     markers: list[str],
+    own: bool = False,
 ) -> Check:
     """Judge the ends.
 
@@ -81,6 +82,7 @@ def stops_check(
     Args:
         end_tokens: ids at which the tuned model ends.
         markers: texts of all special tokens.
+        own: the goldens' answers are this export's own, so what it answers is only told.
     """
     measures: list[Measure] = []
     missed = [
@@ -99,8 +101,12 @@ def stops_check(
     measures.append(lower_is_better("answers that leak a marker", len(leaks), 0, 0))
     matched = [answer.matched / len(answer.golden["completion_ids"]) for answer in answers]
     measures.append(Measure(name="mean matched prefix", value=sum(matched) / len(matched)))
+    if own:
+        measures = [measures[0], *(measure.model_copy(update={"verdict": None}) for measure in measures[1:])]
     broken = [m.told() for m in measures if m.verdict == "fail"]
     message = "; ".join(broken) or _good(ended, wanted)
+    if own:
+        message += "; the goldens' answers are this file's own, so how it answers is only told"
     if leaks:
         message += f"; first leak {leaks[0]!r}"
     details = {
@@ -108,7 +114,10 @@ def stops_check(
         "leaks": leaks[:10],
         "answers": [candidate.text(answer.tokens, special=False) for answer in answers[:4]],
     }
-    return Check.of("stops", measures, message, details)
+    check = Check.of("stops", measures, message, details)
+    if wanted == 0 and check.verdict == "pass":
+        return check.model_copy(update={"verdict": "not compared"})
+    return check
 
 
 def least_endings(wanted: int, share: float) -> int:
@@ -121,7 +130,9 @@ def least_endings(wanted: int, share: float) -> int:
 
 def _good(ended: int, wanted: int) -> str:
     if wanted == 0:
-        return "end tokens are equal; no golden answer ended by itself, so nothing more is known: raise max_new_tokens"
+        return (
+            "no golden answer ended by itself, so nobody knows how the export ends its own: raise golden.max_new_tokens"
+        )
     return f"{ended} answers end by themselves, the tuned model's {wanted}"
 
 

@@ -54,6 +54,8 @@ class Tuned:
     """As it was trained with."""
     new_tokens: int
     """Tokens of an answer at most."""
+    answers_from: Path | None
+    """The export whose answers the goldens are, where the tuned model does not fit into memory."""
     further: Further
     """More positions, where the goldens do not decide."""
 
@@ -74,7 +76,9 @@ class Tuned:
         tuning = Tuning(adapter, recipe.merge.onto)
         goldens = Goldens.read(golden)
         further = Further(as_merged(adapter, recipe.merge.onto), goldens, tokenizer)
-        return cls(goldens, tuning, lora, tokenizer, recipe.golden.max_new_tokens, further)
+        told = recipe.golden.answers_from
+        answers_from = Path(told).resolve() if told is not None else None
+        return cls(goldens, tuning, lora, tokenizer, recipe.golden.max_new_tokens, answers_from, further)
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,15 @@ def gguf_subject(tuned: Tuned, file: GGUFUnderTest, checks: list[Check], tick: C
                 checks.append(_strength(tuned, candidate, positions, limits, whole_in_weights(checks)))
             checks += [
                 logits_check(positions, limits, heat(positions, goldens.rows, candidate.piece)),
-                stops_check(candidate, answers, positions, limits, goldens.facts.end_tokens, markers),
+                stops_check(
+                    candidate,
+                    answers,
+                    positions,
+                    limits,
+                    goldens.facts.end_tokens,
+                    markers,
+                    own=file.path.resolve() == tuned.answers_from,
+                ),
             ]
         else:
             message = f"not compared: the vocabulary has {candidate.vocabulary} tokens, not {goldens.facts.vocabulary}"

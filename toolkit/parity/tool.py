@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from rich.console import Console
 
 from toolkit.artifacts import Artifact, write_text
-from toolkit.errors import InconclusiveError, ParityError, UsageError
+from toolkit.errors import DataError, InconclusiveError, ParityError, UsageError
 from toolkit.gguf_file import read_gguf
 from toolkit.parity.certificate import Subject, certificate_text
 from toolkit.parity.limits import file_type_of
@@ -129,7 +129,9 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
     for file in asked.ggufs:
         if not file.is_file():
             raise UsageError(f"there is no file {file}", "Name a GGUF file.")
+        file_type_of(read_gguf(file), file)
     given, recipe = recipe is not None, recipe or recipe_of(asked)
+    merged = asked.hf if given or asked.adapter is not None else None
     if given and not asked.exports:
         raise UsageError(_NOTHING, _NAME_ONE)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see toolkit.pipeline
@@ -139,15 +141,15 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
     from toolkit.bases import resolve_base
     from toolkit.parity.probe import probe
 
+    _check_exports(asked.ggufs, merged, Path(resolve_base(recipe.base).folder))
+    recipe = _of_an_export_where_too_large(recipe, asked)
+    _tell_plan(recipe, asked, merged)
     for file in asked.ggufs:
         probe(file)
-    resolve_base(recipe.base)  # a base that is not there is told before anything is estimated
-    recipe = _of_an_export_where_too_large(recipe, asked)
-    _tell_plan(recipe, asked)
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(_served(asked, pipeline.run_folder(recipe))) if asked.ollama else None
         have = pipeline.run(recipe, upto="golden")
-        certificate = _judge(recipe, have, asked, asked.hf if given or asked.adapter is not None else None, model)
+        certificate = _judge(recipe, have, asked, merged, model)
     for file in asked.ggufs:
         _tell_summary(file)
     _write(certificate, out or pipeline.run_folder(recipe) / "checked")
@@ -201,16 +203,55 @@ def _of_an_export_where_too_large(recipe: Recipe, asked: Asked) -> Recipe:
     return recipe.model_copy(update={"golden": golden})
 
 
-def _tell_plan(recipe: Recipe, asked: Asked) -> None:
+def _check_exports(ggufs: tuple[Path, ...], merged: Path | None, base: Path) -> None:
+    """What can be known to be wrong of an export before anything is computed.
+
+    Raises:
+        DataError: a GGUF of another architecture; a folder that is no whole model.
+    """
+    from toolkit.parity.structure import other_architecture, text_config
+
+    config = text_config(base)
+    for file in ggufs:
+        if other := other_architecture(config, read_gguf(file)):
+            raise DataError(
+                f"{file}: {other}", f"The base is {base}. Or name the base that this file was made from: --base."
+            )
+    if merged is not None:
+        _check_merged(merged)
+
+
+def _check_merged(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from toolkit.parity.exported import FolderWeights
+    from toolkit.parity.structure import text_config
+
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}", "Name the folder of the merged model: --hf FOLDER")
+    if getattr(text_config(folder), "quantization_config", None) is not None:
+        raise DataError(f"{folder} is quantized: its weights cannot be compared", "Name the merge in 16 or 32 bits.")
+    FolderWeights(folder)
+    try:
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # each tokenizer class fails in its own way
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"the tokenizer in {folder} cannot be read: {reason}", "Save it there with the model."
+        ) from error
+
+
+def _tell_plan(recipe: Recipe, asked: Asked, merged: Path | None) -> None:
     """What will be compared, and about how long it takes."""
     from toolkit.hardware import read_hardware
     from toolkit.plan import check_seconds
 
-    files = [*asked.ggufs, *([asked.hf] if asked.hf and asked.adapter else [])]
+    files = [*asked.ggufs, *([merged] if merged else [])]
+    tuned = asked.adapter or (recipe.name if merged else asked.hf) or recipe.name
     names = [path.name for path in files] + ([f"Ollama's {asked.ollama}"] if asked.ollama else [])
     golden, each = check_seconds(recipe, read_hardware())
     stderr.print(
-        f"Comparing {', '.join(names) or 'nothing'} with {asked.adapter or asked.hf or recipe.name}. About {golden:.0f} s to "
+        f"Comparing {', '.join(names) or 'nothing'} with {tuned}. About {golden:.0f} s to "
         f"record what the tuned model says (kept for the next time), then about {each:.0f} s for each file."
     )
 

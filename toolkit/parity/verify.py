@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -129,9 +130,12 @@ def certificate_of(tuned: Tuned, subjects: list[Subject], files: dict[str, dict[
 
 
 def _reference(tuned: Tuned) -> dict[str, Any]:
-    facts = tuned.goldens.facts
+    facts, source = tuned.goldens.facts, tuned.answers_from
+    answers = (
+        "its own greedy answers" if source is None else f"the greedy answers of {source.name}, which is judged here"
+    )
     return {
-        "what": "the tuned model as it was trained, teacher-forced on its own greedy answers, float32",
+        "what": f"the tuned model as it was trained, teacher-forced on {answers}, float32",
         "prompts": facts.prompts,
         "positions": facts.positions,
         "conversations": len(tuned.goldens.conversations),
@@ -142,12 +146,32 @@ def _reference(tuned: Tuned) -> dict[str, Any]:
 
 
 def hashes(*paths: Path) -> dict[str, dict[str, Any]]:
-    """SHA-256 and size of every file, by its folder's name and its own; folders are read one level deep."""
-    found = {}
-    for path in paths:
-        for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
-            found[f"{file.parent.name}/{file.name}"] = {"sha256": file_sha256(file), "bytes": file.stat().st_size}
-    return found
+    """SHA-256 and size of every file, by its folder's name and its own; folders are read one level deep.
+
+    Where two files would be called the same, more of their folders' names tells them apart.
+    """
+    files = dict.fromkeys(
+        file.parent.resolve() / file.name
+        for path in paths
+        for file in (sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path])
+    )
+    return {
+        name: {"sha256": file_sha256(file), "bytes": file.stat().st_size}
+        for file, name in _told_apart([*files]).items()
+    }
+
+
+def _told_apart(files: list[Path]) -> dict[Path, str]:
+    """The shortest end of each path, of two parts or more, that no other has."""
+    names: dict[Path, str] = {}
+    left, parts = files, 2
+    while left:
+        ends = {file: "/".join(file.parts[-parts:]) for file in left}
+        seen = Counter(ends.values())
+        names |= {file: end for file, end in ends.items() if seen[end] == 1}
+        left = [file for file in left if seen[ends[file]] > 1]
+        parts += 1
+    return {file: names[file] for file in files}
 
 
 def _progress() -> Any:
