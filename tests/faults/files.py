@@ -10,7 +10,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFWriter
 
 from toolkit.export.llama_cpp import file_type_number, library
 from toolkit.ollama.repair import rewrite_template
@@ -47,6 +47,26 @@ def change_tensor(path: Path, name: str, change: Callable[[Values], Values]) -> 
     """Change an F32 or F16 tensor; values in transformers' order of the axes, float32."""
     tensor = next(t for t in GGUFReader(path, "r+").tensors if t.name == name)
     tensor.data[:] = change(tensor.data.astype(np.float32)).astype(tensor.data.dtype)
+
+
+def add_tensor(path: Path, name: str, values: Values) -> None:
+    """Write a GGUF anew with one more tensor, F16."""
+    reader = GGUFReader(path)
+    made = path.with_name("more.gguf")
+    writer = GGUFWriter(made, str(reader.fields["general.architecture"].contents()))
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            writer.add_key_value(
+                field.name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None
+            )
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.add_tensor(name, values.astype(np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    made.replace(path)
 
 
 def change_template(path: Path, old: str, new: str) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 
 from tests.faults.chains import ADDED, Clean, change_json, fault_chain, head_chain, still_chain, with_adapter
-from tests.faults.files import add_flag, change_template, change_tensor, quantize_again, respell, set_value
+from tests.faults.files import add_flag, add_tensor, change_template, change_tensor, quantize_again, respell, set_value
 from tests.models import adapter_artifact, put_tokenizer
 from tests.parity_chain import damaged, export, finished
 from toolkit.export.convert import convert
@@ -175,6 +176,12 @@ def _last_rows_zero(values: Any) -> Any:
     return values
 
 
+def _another_head(path: Path) -> None:
+    stored = next(t for t in GGUFReader(path).tensors if t.name == "token_embd.weight").data.astype("float32")
+    noise = torch.randn(stored.shape, generator=torch.Generator().manual_seed(7)).numpy()
+    add_tensor(path, "output.weight", stored + 0.2 * stored.std() * noise)
+
+
 def _set(key: str, value: Any, index: int | None = None) -> Callable[[Path], None]:
     return lambda path: set_value(path, key, value, index)
 
@@ -223,6 +230,7 @@ FAULTS = [
     Fault("q and k in the wrong order", "conversion", "rows are in another order", _in_file(_permuted_back), True),
     Fault("q transposed", "conversion", "transposed", _in_file(_each(["blk.0.attn_q.weight"], lambda v: v.T)), True),
     Fault("tensor truncated", "conversion", "rows are zero", _in_file(_each(["blk.1.ffn_down.weight"], _last_rows_zero)), True),
+    Fault("tied head untied, another one written", "conversion", "lm_head.weight (", _in_file(_another_head), True),
     Fault("RoPE base changed", "structure", "rope.freq_base", _in_file(_set("llama.rope.freq_base", 10_000.0)), True),
     Fault("RoPE scaling lost", "structure", "rope_freqs", _in_file(_each(["rope_freqs.weight"], lambda v: v * 0 + 1)), True),
     Fault("norm epsilon changed", "structure", "epsilon", _in_file(_set("llama.attention.layer_norm_rms_epsilon", 1e-3)), True),
