@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -23,11 +24,15 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import free_port
 from tests.models import tiny_llama
 from toolkit.artifacts import Cost, ModelFacts, publish, read_artifact
+from toolkit.ollama.client import Client
+from toolkit.ollama.server import find_ollama
 from toolkit.stages import STAGE_NAMES
 
-pytestmark = [pytest.mark.slow, pytest.mark.ollama]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
+QUICK = {"prepare", "golden", "quantize", "verify", "report"}
+"""Stages that end within moments after their first file."""
 SYLLABLES = ["ba", "ke", "lo", "mi", "nu", "ra", "se", "to", "vi", "zu", "pa", "de", "go", "hi", "fu"]
 
 
@@ -98,6 +103,14 @@ class Project:
         """Where the artifacts are."""
         return self.folder / "runs" / "small"
 
+    def published(self) -> list[str]:
+        """Tags of the model that Ollama has."""
+        return sorted(path.name for path in (self.folder / "home/models/manifests").glob("*/library/small/*"))
+
+    def usual_seconds(self, stage: str) -> float:
+        """How long a stage took."""
+        return float(json.loads((self.run / stage / "artifact.json").read_text())["cost"]["seconds"])
+
     def digests(self) -> dict[str, str]:
         """Stage → digest of its files."""
         return {stage: json.loads((self.run / stage / "artifact.json").read_text())["digest"] for stage in STAGE_NAMES}
@@ -109,8 +122,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clean(base: Path, ollama_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """A project that went the whole way."""
+def clean(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A project that went the whole way, as far as it goes where there is no Ollama."""
     project = Project(tmp_path_factory.mktemp("clean") / "project", base)
     done = project.tune2ollama("run", "small.yaml")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -122,16 +135,19 @@ def _certificate(project: Project) -> dict[str, Any]:
     return json.loads((project.run / "verify" / "certificate.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
-def test_the_chain_ends_with_a_served_model(clean: Project) -> None:
-    certificate = _certificate(clean)
-    assert certificate["verdict"] == "pass"
+def test_the_chain_ends_with_a_certificate(clean: Project) -> None:
+    assert _certificate(clean)["verdict"] == "pass"
+    prepared = json.loads((clean.run / "prepare" / "artifact.json").read_text())["facts"]
+    assert prepared["encodings"] == {"rows.csv": "GB2312"}
+    assert "ollama run small" in (clean.folder / "screen.txt").read_text().splitlines()[-1]
+
+
+@pytest.mark.ollama
+def test_the_chain_ends_with_a_served_model(clean: Project, ollama_binary: Path) -> None:
     created = json.loads((clean.run / "create" / "artifact.json").read_text())["facts"]
     assert created["published"] and created["model"] == "small"
     assert created["rendered_equal"] == created["answers_compared"] == 3
-    assert (clean.folder / "home" / "models" / "manifests").is_dir()
-    assert "ollama run small" in (clean.folder / "screen.txt").read_text().splitlines()[-1]
-    prepared = json.loads((clean.run / "prepare" / "artifact.json").read_text())["facts"]
-    assert prepared["encodings"] == {"rows.csv": "GB2312"}
+    assert clean.published() == ["latest"]
 
 
 def test_a_second_run_does_nothing_and_says_so(clean: Project) -> None:
@@ -141,6 +157,20 @@ def test_a_second_run_does_nothing_and_says_so(clean: Project) -> None:
     assert re.findall(r"✓ (\w+) +current", done.stderr) == list(STAGE_NAMES)
     assert "▶" not in done.stderr
     assert clean.digests() == before
+
+
+def test_the_recipe_as_it_ran_goes_on_with_the_same_run(clean: Project) -> None:
+    done = clean.tune2ollama("quantize", "runs/small/recipe.yaml")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"✓ (\w+) +current", done.stderr) == list(STAGE_NAMES[: STAGE_NAMES.index("verify")])
+    assert done.stderr.splitlines()[-1].endswith("tune2ollama verify runs/small/recipe.yaml")
+
+
+def test_the_modelfile_is_about_the_certified_file(clean: Project) -> None:
+    done = clean.tune2ollama("modelfile", "small.yaml")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "FROM ./runs/small/verify/small-Q8_0.gguf"
+    assert (clean.run / "verify" / "small-Q8_0.gguf").is_file()
 
 
 def test_dry_run_says_what_a_change_would_redo_and_why(clean: Project) -> None:
@@ -156,31 +186,56 @@ def test_the_runtime_s_answer_is_the_tuned_model_s(clean: Project) -> None:
     assert any(row["completion"] != row["base_completion"] for row in rows)
 
 
-def _stop_during(project: Project, stage: str, number: signal.Signals) -> tuple[int, str]:
-    """Run until a stage is at work, then send the command a signal; give its exit code and what it said."""
-    process = project.start("run", "small.yaml")
-    at_work = project.run / f"{stage}.partial"
+def _at_work(project: Project, stage: str, since: float) -> bool:
+    """Whether a stage has written something, since a moment, that a kill can leave behind."""
+    partial = project.run / f"{stage}.partial"
     if stage == "train":  # late enough that there is something to go on from
-        at_work = at_work / "checkpoints" / "checkpoint-4" / "complete"
-    while not at_work.exists() and process.poll() is None:
-        time.sleep(0.01)
-    assert process.poll() is None, process.communicate()[1][-3000:]
-    time.sleep(0.3)
+        return (partial / "checkpoints" / "checkpoint-4" / "complete").exists()
+    if stage == "create":
+        return "candidate" in project.published()
+    with contextlib.suppress(FileNotFoundError):  # it has been renamed
+        return any(path.lstat().st_mtime >= since for path in partial.iterdir())
+    return False
+
+
+def _stop_during(project: Project, stage: str, number: signal.Signals, delay: float | None = None) -> tuple[int, str]:
+    """Run until a stage is at work, or for a delay after it was begun, then send the command a signal.
+
+    Returns:
+        Its exit code and what it said. What the stage was quick enough to finish is removed, so that it can be stopped again.
+    """
+    since = time.time()
+    process = project.start("run", "small.yaml")
+    begun, finished = project.run / f"{stage}.partial", project.run / stage
+    while process.poll() is None and not finished.exists():
+        if begun.exists() if delay is not None else _at_work(project, stage, since):
+            break
+        time.sleep(0.002)
+    time.sleep(delay or 0)
     process.send_signal(number)
-    return process.wait(timeout=120), process.communicate()[1]
+    _, said = process.communicate(timeout=300)
+    with Client(f"http://{project.environment['OLLAMA_HOST']}") as client:
+        while client.answers():  # a server that was started for the run ends with it
+            time.sleep(0.05)
+    if finished.exists():
+        assert stage in QUICK or delay is not None, said[-2000:]
+        shutil.rmtree(finished)
+    return process.returncode, said
 
 
+@pytest.mark.timeout(1800)
 def test_stopped_at_every_stage_it_ends_with_the_same_artifacts(clean: Project, base: Path, tmp_path: Path) -> None:
-    project = Project(tmp_path / "project", base)
+    project, random = Project(tmp_path / "project", base), Random(20)
     for stage in STAGE_NAMES:
-        if stage not in {"prepare", "report"}:  # over too soon to be caught twice
-            code, said = _stop_during(project, stage, signal.SIGINT)
+        if stage == "create" and find_ollama() is None:
+            continue  # nothing to be stopped: it only says what remains
+        delay = min(clean.usual_seconds(stage) * random.uniform(0.2, 0.7), 2)
+        code, said = _stop_during(project, stage, signal.SIGINT, delay)
+        if code != 0 or stage != "report":
             assert code == 130, (stage, said[-2000:])
             assert "run the same command again" in said and "Traceback" not in said
-            assert not (project.run / stage / "artifact.json").exists()
         code, _ = _stop_during(project, stage, signal.SIGKILL)
-        assert code == -signal.SIGKILL
-        assert not (project.run / stage / "artifact.json").exists() or stage in {"prepare", "report"}
+        assert code == -signal.SIGKILL or stage == "report"
     done = project.tune2ollama("run", "small.yaml")
     assert done.returncode == 0, done.stderr[-3000:]
     wanted, got = clean.digests(), project.digests()
@@ -190,6 +245,7 @@ def test_stopped_at_every_stage_it_ends_with_the_same_artifacts(clean: Project, 
     assert (project.run / "create" / "Modelfile").read_bytes() == (clean.run / "create" / "Modelfile").read_bytes()
     assert _certificate(project)["verdict"] == "pass"
     assert sorted(p.name for p in project.run.iterdir() if p.name.endswith((".partial", ".old"))) == []
+    assert project.published() == clean.published()
 
 
 def test_two_runs_at_once_are_refused(clean: Project, base: Path, tmp_path: Path) -> None:
@@ -235,6 +291,8 @@ def test_a_wrong_export_is_refused_with_exit_code_6(clean: Project, base: Path, 
     assert done.returncode == 6, done.stderr[-2000:]
     assert "the certificate says fail" in done.stderr and "Nothing was published" in done.stderr
     assert not (project.run / "create").exists()
+    if fault == "template swapped":
+        assert project.tune2ollama("modelfile", "small.yaml").returncode == 6
     failed = {
         f"{subject['name']}: {check['name']}"
         for subject in _certificate(project)["subjects"]
