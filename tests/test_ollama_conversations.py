@@ -28,6 +28,7 @@ from toolkit.ollama.served import GREEDY
 from toolkit.ollama.syntax import Message
 
 QWEN3, QWEN25 = "Qwen-Qwen3-0.6B", "Qwen-Qwen2.5-7B-Instruct"
+NEMO = "mistralai-Mistral-Nemo-Instruct-2407"
 LOOPED = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 
 
@@ -61,6 +62,28 @@ def test_every_conversation_is_equal_at_every_address_that_can_be_asked(ollama_s
         next(o for o in outcomes if o.conversation == "image").detail
         == "the model has no projector: it sees no pictures"
     )
+
+
+@pytest.mark.ollama
+def test_what_a_template_ignores_is_asked_all_the_same(ollama_server: Server, tmp_path: Path) -> None:
+    """Mistral's templates take nine letters and digits for a call's id, and know no thoughts; the loop knows no tools."""
+    for template, vocabulary in ((template_text(NEMO), "llama-spm"), (LOOPED, "qwen2")):
+        client, mended = ollama_server.client, protect_template(template)
+        bos, eos, by_itself = special_texts(vocabulary)
+        gguf = tiny_gguf(tmp_path, "ignores", mended, vocabulary)
+        expected = expected_texts(further_conversations(SYSTEM, []), template, bos, eos)
+        client.create("ignores", {"files": {"m.gguf": client.upload(gguf)}})
+        outcomes = check_conversations(client, "ignores", expected, bos if by_itself else "")
+        client.delete("ignores")
+        assert differing(outcomes) == []
+        assert named(outcomes, "no think") == dict.fromkeys(ENDPOINTS, "equal")
+        assert named(outcomes, "a tool's answer") == {
+            "/api/chat": "equal", "/api/generate": "not applicable", "/v1/chat/completions": "equal",
+        }  # fmt: skip
+        assert named(outcomes, "ends with the assistant") == {
+            "/api/chat": "differs for every model", "/api/generate": "not applicable",
+            "/v1/chat/completions": "differs for every model",
+        }  # fmt: skip
 
 
 @pytest.mark.ollama

@@ -13,9 +13,11 @@ from tests.conftest import Server
 from tests.parity_chain import blend, chain
 from toolkit.artifacts import read_jsonl
 from toolkit.errors import DataError
-from toolkit.ollama.own_model import OwnModel
-from toolkit.ollama.strength import ServedStrength, served_strength
-from toolkit.parity.strength import moments, strength
+from toolkit.ollama.client import Client
+from toolkit.ollama.own_model import OwnModel, Vocabulary
+from toolkit.ollama.strength import ServedStrength, served_strength, served_strength_check
+from toolkit.parity.limits import limits_for
+from toolkit.parity.strength import Strength, moments, strength
 
 
 def exports(folder: Path) -> dict[str, Path]:
@@ -76,6 +78,59 @@ def test_whole_half_and_lost_adapters_are_told_apart(ollama_server: Server, tmp_
     # this tiny model answers half an adapter with more than half the change, the more so among tokens outside the window.
     for name, bias in (("F16", 0.01), ("Q4_K_M", 0.03), ("lost", 0.01), ("half", 0.15)):
         assert slopes[name] == pytest.approx(whole_vocabulary(files[name], golden), abs=bias), name
+
+
+@pytest.mark.ollama
+@pytest.mark.slow
+def test_a_sample_of_all_goldens_tells_what_all_positions_tell(ollama_server: Server, tmp_path: Path) -> None:
+    golden, client, files = chain().golden.folder, ollama_server.client, exports(tmp_path)
+    vocabulary = Vocabulary(files["F16"])
+    positions = sum(len(row["completion_ids"]) for row in read_jsonl(golden / "golden.jsonl"))
+    client.create("strength", {"files": {"m.gguf": client.upload(files["half"])}, "parameters": {"num_ctx": 1024}})
+    every = served_strength(client, "strength", golden, vocabulary, most_forced=1000)
+    some = served_strength(client, "strength", golden, vocabulary, most_forced=60)
+    stopped = served_strength(client, "strength", golden, vocabulary, decided=lambda found: found.high < 0.9)
+    lenient = limits_for("F16", 0, 0.0)[0]
+    check = served_strength_check(client, "strength", golden, vocabulary, lenient, whole=False)
+    client.delete("strength")
+    vocabulary.close()
+    assert every.strength is not None and some.strength is not None and stopped.strength is not None
+    assert (every.left, every.positions + every.skipped) == (0, positions)
+    assert (some.asked, some.positions + some.skipped + some.left) == (12 + 60, positions)
+    assert some.left > 60  # it is a sample, from all goldens and not from the first
+    assert some.strength.value == pytest.approx(every.strength.value, abs=0.06)
+    assert stopped.asked == some.asked  # the first round decided
+    assert stopped.strength == pytest.approx(some.strength, abs=1e-4)
+    assert check.verdict == "fail" and check.message.startswith(f"{some.strength.value:.3f} [")
+    told = {measure.name: measure.value for measure in check.measures}
+    assert (told["requests"], told["positions that could not be compared"]) == (72, some.skipped)
+
+
+RIGHT = Strength(0.835, 0.818, 0.853)
+"""In the answers of a right Q4_K_M after a short training; 1.000 in its weights (see `WHOLE_LOW`)."""
+
+
+@pytest.mark.parametrize(
+    ("found", "whole", "verdict", "said"),
+    [
+        (RIGHT, True, "pass", "rounding moves it, and the weights show the adapter whole"),
+        (RIGHT, False, "fail", "wanted within [0.9, 1.1]"),
+        (Strength(0.3, 0.2, 0.4), True, "fail", "wanted within [0.9, 1.1]"),
+        (Strength(0.94, 0.86, 1.02), False, "inconclusive", "about 401 positions would decide"),
+        (Strength(1.0, 0.98, 1.02), False, "pass", "over 100 positions"),
+    ],
+)
+def test_what_the_weights_show_counts_for_the_answers(
+    found: Strength, whole: bool, verdict: str, said: str, monkeypatch: pytest.MonkeyPatch, smollm2_gguf: Path
+) -> None:
+    told = ServedStrength(found, 100, 112, 0.9, 3, 0)
+    monkeypatch.setattr("toolkit.ollama.strength.served_strength", lambda *_, **__: told)
+    limits, _ = limits_for("Q4_K_M", 135_000_000, 0.0)
+    vocabulary = Vocabulary(smollm2_gguf)
+    with Client("http://127.0.0.1:9") as client:
+        check = served_strength_check(client, "m", Path("unused"), vocabulary, limits, whole)
+    vocabulary.close()
+    assert (check.verdict, said in check.message) == (verdict, True), check.message
 
 
 @pytest.mark.ollama

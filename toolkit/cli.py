@@ -168,6 +168,12 @@ _ADOPTED = ("train", "golden", "merge", "convert", "quantize", "verify", "create
     "--against", "others", type=_PATH, multiple=True, help="Another export of the same model, judged beside it."
 )
 @click.option("--ollama", default="", metavar="NAME:TAG", help="A model of the running Ollama to judge.")
+@click.option(
+    "--repair",
+    type=_PATH,
+    metavar="OUT.gguf",
+    help="Where Ollama would serve the --gguf otherwise than trained: write a copy that it serves rightly.",
+)
 @click.option("--system", default="", help="The system text that the adapter was trained with.")
 @click.option("--prompts", type=_PATH, help="Golden prompts, one a line, or JSONL with a key prompt.")
 @click.option("--out", type=_PATH, help="Folder for the certificate; by default runs/<name>/checked.")
@@ -185,6 +191,7 @@ def verify(
     Example:  tune2ollama verify --adapter outputs/checkpoint-60 --gguf model-Q4_K_M.gguf
     Example:  tune2ollama verify --adapter outputs/checkpoint-60 --ollama mymodel:latest --json
     Example:  tune2ollama verify --adapter outputs/checkpoint-60 --gguf ours.gguf --against theirs.gguf
+    Example:  tune2ollama verify --adapter outputs/checkpoint-60 --gguf model.gguf --repair mended.gguf
     """
     from toolkit.parity.tool import Asked, check, raise_unless_passed, refuse_ignored, verify_recipe
 

@@ -214,6 +214,15 @@ class Client:
         """The prompt that the server makes of a conversation for `/api/chat`, without answering it."""
         return self.shown_prompt(self.chat(model, messages, _debug_render_only=True, **fields))
 
+    def require_shown_prompts(self, model: str) -> None:
+        """ExternalToolError when the server does not know `_debug_render_only`; it then answers instead."""
+        question = [{"role": "user", "content": "a"}]
+        try:
+            answer = self.chat(model, question, _debug_render_only=True, options={"num_predict": 1})
+        except ExternalToolError:
+            return  # a template that cannot be rendered is for the comparison to tell
+        self.shown_prompt(answer)
+
     def shown_prompt(self, answer: dict[str, Any]) -> str:
         """The prompt in an answer to a request with `_debug_render_only`; ExternalToolError when the server shows none."""
         try:

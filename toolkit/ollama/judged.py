@@ -124,6 +124,7 @@ def served_model(name: str, log: Path, files: Sequence[Path]) -> Iterator[Served
         file = next((path for path in files if copy is None or _same(path, copy)), copy)
         if file is None:
             raise DataError(_unreadable(name, shown), _HOW_TO_GET_IT)
+        client.require_shown_prompts(name)
         if file == copy:
             probe(file)
         yield ServedModel(client, name, shown, file)

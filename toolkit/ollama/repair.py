@@ -11,18 +11,29 @@ What no template can mend is said: an architecture whose prompts Ollama writes i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.chat_template import as_trained
-from toolkit.errors import DataError, ParityError
+from toolkit.errors import DataError, ExternalToolError, ParityError
 from toolkit.export.convert import protect_template
 from toolkit.gguf_file import GGUFHeader, read_gguf
 from toolkit.gguf_metadata import copy_with_texts
 from toolkit.ollama.client import Client
-from toolkit.ollama.conversations import Expected, Outcome, check_conversations, differing
+from toolkit.ollama.conversations import (
+    Expected,
+    Outcome,
+    check_conversations,
+    differing,
+    expected_texts,
+    further_conversations,
+)
+from toolkit.ollama.own_model import Vocabulary
 from toolkit.ollama.predict import RENDERER_OF
+from toolkit.ollama.publish import INSTALL
+from toolkit.ollama.server import serving
 
 _KEY = "tokenizer.chat_template"
 
@@ -51,6 +62,46 @@ def rewrite_template(gguf: Path, out: Path, template: str, header: GGUFHeader | 
     if not isinstance(header.metadata.get(_KEY), str):
         raise DataError(f"{gguf} has no chat template to replace", "Convert the model again, with its chat template.")
     return copy_with_texts(gguf, out, {_KEY: template}, header)
+
+
+def repair_file(gguf: Path, out: Path, template: str, system: str, log: Path) -> str:
+    """Mend a file for the Ollama of this machine, if it has to be.
+
+    Args:
+        template: of the training.
+        system: that was trained with.
+        log: gets what a server says that has to be started.
+
+    Returns:
+        What was found and done, in a sentence.
+
+    Raises:
+        ExternalToolError: there is no Ollama to prove it with.
+        ParityError: the file cannot be mended.
+    """
+    with serving(log) as client:
+        if client is None:
+            raise ExternalToolError("a repair is proved by an Ollama, and there is none here", INSTALL)
+        vocabulary = Vocabulary(gguf)
+        bos, eos, markers = vocabulary.bos_text, vocabulary.eos_text, vocabulary.markers
+        adds_bos = vocabulary.adds_bos
+        vocabulary.close()
+        conversations = further_conversations(system, markers)
+
+        def expected(served: str) -> list[Expected]:
+            return expected_texts(conversations, template, bos, eos, served=served)
+
+        name = f"tune2ollama-repair-{os.getpid()}"
+        found = repaired(client, name, gguf, out, expected, bos if adds_bos else "")
+        version = client.version()
+    wrong = differing(found.before, version)
+    if not wrong:
+        return f"Ollama {version} serves {gguf.name} as it was trained: there is nothing to mend, and {out} was not written."
+    equal = sum(outcome.result == "equal" for outcome in found.after)
+    return (
+        f"Ollama {version} served {len(wrong)} of {gguf.name}'s conversations otherwise than trained; the first: "
+        f"{wrong[0].endpoint}, {wrong[0].conversation}: {wrong[0].detail}. Mended: {out}, whose {equal} conversations are equal."
+    )
 
 
 def repaired(

@@ -53,7 +53,7 @@ class ServedStrength:
     window: float
     """Mean probability (tuned model) of the tokens that could be compared."""
     skipped: int
-    """Positions where the server read other tokens than the golden's, or told fewer than two that can be told apart."""
+    """Positions where the server read other tokens than the golden's, told fewer than two that can be told apart, or ended."""
     left: int
     """Positions that were neither on the server's own way nor asked for."""
 
@@ -212,6 +212,8 @@ class _Window:
         answer = self._ask(forced, len(row["prompt_ids"]) + len(before), 1)
         if answer:
             self._compare(answer[0], int(row["first_row"]), at)
+        elif answer is not None:  # it ends here, and of an end nothing is told
+            self.skipped += 1
 
     def _ask(self, text: str, tokens: int, predict: int) -> list[dict[str, Any]] | None:
         """The positions of an answer to a raw prompt; None when the server read another number of tokens."""

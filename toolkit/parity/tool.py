@@ -47,6 +47,8 @@ class Asked:
     prompts: Path | None = None
     load_in_4bit: bool | None = None
     """Whether the adapter was trained on the base in NF4; None: told from its files."""
+    repair: Path | None = None
+    """Gets a copy of the GGUF file that Ollama serves as it was trained, where it would not serve the file itself so."""
 
     @property
     def exports(self) -> bool:
@@ -130,6 +132,7 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
         if not file.is_file():
             raise UsageError(f"there is no file {file}", "Name a GGUF file.")
         file_type_of(read_gguf(file), file)
+    _check_repair(asked)
     given, recipe = recipe is not None, recipe or recipe_of(asked)
     merged = asked.hf if given or asked.adapter is not None else None
     if given and not asked.exports:
@@ -153,7 +156,29 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
     for file in asked.ggufs:
         _tell_summary(file)
     _write(certificate, out or pipeline.run_folder(recipe) / "checked")
+    if asked.repair is not None:
+        _repair(asked.ggufs[0], asked.repair, recipe, have["train"].folder)
     return certificate
+
+
+def _check_repair(asked: Asked) -> None:
+    if asked.repair is None:
+        return
+    if len(asked.ggufs) != 1:
+        raise UsageError("--repair mends one file", "Name exactly one --gguf FILE.")
+    if asked.repair.exists():
+        raise UsageError(f"--repair: {asked.repair} is there already", "Name another file, or remove it.")
+
+
+def _repair(file: Path, out: Path, recipe: Recipe, adapter: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from toolkit.ollama.repair import repair_file
+    from toolkit.pipeline import run_folder
+
+    template = str(AutoTokenizer.from_pretrained(adapter, trust_remote_code=False).get_chat_template())
+    told = repair_file(file, out, template, recipe.system, run_folder(recipe) / "ollama-server.log")
+    stderr.print(told, markup=False)
 
 
 def recipe_of(asked: Asked) -> Recipe:
