@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 from toolkit.artifacts import file_sha256, read_jsonl
 from toolkit.errors import DataError, ExternalToolError, ParityError
 from toolkit.gguf_file import read_gguf
@@ -21,8 +24,8 @@ from toolkit.ollama.conversations import (
     expected_texts,
     further_conversations,
 )
+from toolkit.ollama.modelfile import shown_parameters
 from toolkit.ollama.own_model import OwnModel, Vocabulary
-from toolkit.ollama.publish import INSTALL, counting, shown_parameters
 from toolkit.ollama.served import (
     ELSEWHERE,
     LARGEST_FLIP,
@@ -35,7 +38,7 @@ from toolkit.ollama.served import (
     largest_means,
     read_questions,
 )
-from toolkit.ollama.server import serving
+from toolkit.ollama.server import INSTALL, serving
 from toolkit.ollama.strength import served_strength_check
 from toolkit.ollama.syntax import Message
 from toolkit.parity.certificate import Check, Measure, Subject, higher_is_better, lower_is_better
@@ -216,7 +219,7 @@ def _cut(model: ServedModel, longest: int) -> list[Measure]:
 def _prompts(model: ServedModel, trained: Trained, vocabulary: Vocabulary, wanted: list[Question]) -> Shown:
     """Goldens without their system text, as chat apps ask; then every conversation at every address."""
     shown = model.shown
-    with counting(f"prompts of {model.name}", len(wanted)) as tick:
+    with _counting(f"prompts of {model.name}", len(wanted)) as tick:
         wrong = check_rendering(model.client, model.name, wanted, vocabulary, tick)
     served = str(read_gguf(model.file).metadata.get("tokenizer.chat_template", ""))
     expected = expected_texts(
@@ -257,7 +260,7 @@ def _answers(
     parameters = model.parameters
     served = Served(model.name, tuple(parameters.get("stop", ())), float(parameters["repeat_penalty"]))
     try:
-        with counting(f"answers of {model.name}, compared with llama.cpp", len(wanted) + 2 * ELSEWHERE) as tick:
+        with _counting(f"answers of {model.name}, compared with llama.cpp", len(wanted) + 2 * ELSEWHERE) as tick:
             agreement, elsewhere = check_everywhere(model.client, served, wanted, own, new_tokens, tick)
     except ParityError as error:
         return Check(name="answers", verdict="fail", message=error.message, measures=measures), Agreement()
@@ -292,3 +295,11 @@ def _agreement_check(
         if value != greedy:
             message += f"; apps that do not say {name} get {value:g}, and these answers are for {greedy:g}"
     return Check.of("answers", measures, message)
+
+
+@contextlib.contextmanager
+def _counting(text: str, total: int) -> Iterator[Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda: progress.advance(task)

@@ -1,12 +1,15 @@
-"""The Modelfile of a recipe: the user's partial one, checked and completed."""
+"""The Modelfile of a recipe: the user's partial one, checked and completed; and its parameters as a server shows them."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from toolkit.errors import UsageError
 from toolkit.ollama.syntax import Modelfile, Value, read_modelfile
@@ -130,3 +133,24 @@ def complete(
         parameters=tuple(parameters),
         licenses=partial.licenses or (f"{gguf_license or recipe.license} ({names})",),
     )
+
+
+def shown_parameters(text: str) -> dict[str, Any]:
+    """`/api/show` lists a parameter a line: its name and its value as Go prints it."""
+    found: dict[str, Any] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        if name == "stop":
+            found.setdefault(name, []).append(_go_text(value.strip()))
+        else:
+            found[name] = json.loads(value)
+    return found
+
+
+def _go_text(quoted: str) -> str:
+    # Go's %#v uses back quotes where it can, and \x and \a, which JSON has not.
+    if quoted.startswith("`"):
+        return quoted[1:-1]
+    with contextlib.suppress(ValueError):
+        return str(json.loads(quoted))
+    return quoted[1:-1].encode("latin-1", "backslashreplace").decode("unicode_escape")

@@ -11,13 +11,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from toolkit.artifacts import (
     Artifact,
@@ -32,8 +31,8 @@ from toolkit.artifacts import (
 from toolkit.errors import ExternalToolError, ParityError, ToolkitError, UsageError
 from toolkit.locks import NAMES_OF_ITS_OWN, locked
 from toolkit.ollama.client import Client, server_address
-from toolkit.ollama.modelfile import candidate_name, check_name, complete, full_name
-from toolkit.ollama.server import find_ollama, serving
+from toolkit.ollama.modelfile import candidate_name, check_name, complete, full_name, shown_parameters
+from toolkit.ollama.server import INSTALL, find_ollama, serving
 from toolkit.ollama.syntax import Modelfile, read_modelfile, render_for_people
 from toolkit.places import cache_home, own_command
 from toolkit.recipe import Recipe
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 
 REFUSED = "refused"
 """Folder of a run, for the certificate of a model that a server showed to be another than the trained one."""
-INSTALL = "install Ollama: curl -fsSL https://ollama.com/install.sh | sh   (or, with Go and CMake here: make ollama)"
 
 
 def completed_modelfile(recipe: Recipe, served: Path, gguf: str) -> Modelfile:
@@ -210,35 +208,6 @@ def check_stored(shown: dict[str, Any], modelfile: Modelfile) -> None:
     if wrong:
         lines = "\n".join(f"  {key}: sent {wanted.get(key)!r}, stored {found.get(key)!r}" for key in wrong)
         raise ParityError(f"Ollama stored something else than it was sent:\n{lines}", "Nothing was published.")
-
-
-def shown_parameters(text: str) -> dict[str, Any]:
-    """`/api/show` lists a parameter a line: its name and its value as Go prints it."""
-    found: dict[str, Any] = {}
-    for line in text.splitlines():
-        name, _, value = line.partition(" ")
-        if name == "stop":
-            found.setdefault(name, []).append(_go_text(value.strip()))
-        else:
-            found[name] = json.loads(value)
-    return found
-
-
-def _go_text(quoted: str) -> str:
-    # Go's %#v uses back quotes where it can, and \x and \a, which JSON has not.
-    if quoted.startswith("`"):
-        return quoted[1:-1]
-    with contextlib.suppress(ValueError):
-        return str(json.loads(quoted))
-    return quoted[1:-1].encode("latin-1", "backslashreplace").decode("unicode_escape")
-
-
-@contextlib.contextmanager
-def counting(text: str, total: int) -> Iterator[Any]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(text, total=total)
-        yield lambda: progress.advance(task)
 
 
 def to_run() -> list[str]:

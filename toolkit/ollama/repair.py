@@ -32,8 +32,7 @@ from toolkit.ollama.conversations import (
 )
 from toolkit.ollama.own_model import Vocabulary
 from toolkit.ollama.predict import RENDERER_OF
-from toolkit.ollama.publish import INSTALL
-from toolkit.ollama.server import serving
+from toolkit.ollama.server import INSTALL, serving
 
 _KEY = "tokenizer.chat_template"
 

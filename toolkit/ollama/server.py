@@ -18,6 +18,7 @@ from toolkit.ollama.client import Client, server_address
 from toolkit.places import cache_home
 from toolkit.processes import die_with_parent
 
+INSTALL = "install Ollama: curl -fsSL https://ollama.com/install.sh | sh   (or, with Go and CMake here: make ollama)"
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 
