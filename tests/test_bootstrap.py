@@ -103,6 +103,17 @@ def test_a_step_that_fails_shows_the_end_of_its_log(
     assert re.search(r"compile it: \d+ s … \[7/9\] Building", capsys.readouterr().err)
 
 
+def test_a_slow_machine_sees_the_log_of_its_new_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(bootstrap, "HEARTBEAT_SECONDS", 0.05)
+    (tmp_path / ".venv" / "left").mkdir(parents=True)
+    bootstrap.new_venv()
+    assert "virtual environment: 0 s …" in capsys.readouterr().err
+    assert (tmp_path / ".venv" / "bin" / "python").exists() and not (tmp_path / ".venv" / "left").exists()
+
+
 def _source(folder: Path, name: str, content: bytes) -> Path:
     path = folder / f"llama_cpp_python-{bootstrap.LLAMA_CPP_PYTHON}.tar.gz"
     with tarfile.open(path, "w:gz") as archive:

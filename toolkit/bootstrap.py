@@ -145,11 +145,18 @@ def is_ready(cache: Path) -> bool:
     )
 
 
+def new_venv() -> None:
+    """An empty `.venv`, whatever was there before."""
+    # Not by `venv --clear`: that would remove the log of this very step while it is read.
+    shutil.rmtree(VENV, ignore_errors=True)
+    run("virtual environment", [sys.executable, "-m", "venv", VENV])
+
+
 def make_venv() -> list[str | Path]:
     """Make `.venv` when there is none, and give the command that installs into it: uv, or pip where uv cannot be had."""
     python = VENV / "bin" / "python"
     if not python.exists() or subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode:
-        run("virtual environment", [sys.executable, "-m", "venv", "--clear", VENV])
+        new_venv()
     uv = VENV / "bin" / "uv"
     try:
         if not uv.exists():
