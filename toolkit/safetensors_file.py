@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import DataError, ResourceError
+from toolkit.errors import MAKE_ROOM, DataError, ResourceError
 
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -138,7 +138,7 @@ def writing(path: Path) -> Iterator[None]:
             raise
         raise ResourceError(
             f"no space to write {path}: {reason}",
-            "Free some disk space (tune2ollama clean lists what can go), then run again.",
+            f"{MAKE_ROOM}; then run again.",
         ) from error
 
 
