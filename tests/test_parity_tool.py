@@ -25,11 +25,12 @@ from toolkit.cli import cli
 from toolkit.errors import DataError, ExternalToolError, ParityError, ToolkitError, UsageError
 from toolkit.gguf_metadata import copy_with_texts
 from toolkit.parity import probe as probe_module
+from toolkit.parity.asked import Asked, _check_merged, recipe_of
 from toolkit.parity.certificate import SCHEMA, Check, Subject
 from toolkit.parity.probe import probe
 from toolkit.parity.summary_in_file import FOUND, JUDGED, VERDICT
 from toolkit.parity.summary_in_file import SCHEMA as SCHEMA_KEY
-from toolkit.parity.tool import Asked, _check_merged, _without_base, recipe_of
+from toolkit.parity.tool import _without_base
 
 
 @pytest.fixture(scope="module")

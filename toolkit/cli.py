@@ -193,7 +193,8 @@ def verify(
     Example:  tune2ollama verify --adapter outputs/checkpoint-60 --gguf ours.gguf --against theirs.gguf
     Example:  tune2ollama verify --adapter outputs/checkpoint-60 --gguf model.gguf --repair mended.gguf
     """
-    from toolkit.parity.tool import Asked, check, raise_unless_passed, refuse_ignored, verify_recipe
+    from toolkit.parity.asked import Asked, refuse_ignored
+    from toolkit.parity.tool import check, raise_unless_passed, verify_recipe
 
     these = Asked.of(**asked)
     refuse_ignored(these, recipe is not None, {"--profile": profile, "--set": settings, "--force": force})

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
-import re
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
 from toolkit.artifacts import Artifact, write_text
-from toolkit.errors import DataError, InconclusiveError, ParityError, UsageError
+from toolkit.errors import InconclusiveError, ParityError, UsageError
 from toolkit.gguf_file import read_gguf
+from toolkit.parity.asked import NAME_ONE, NOTHING, Asked, check_exports, check_repair, recipe_of
 from toolkit.parity.certificate import Subject, certificate_text
 from toolkit.parity.limits import file_type_of
 from toolkit.recipe import Recipe
@@ -28,65 +26,6 @@ if TYPE_CHECKING:
     from toolkit.parity.subjects import Tuned
 
 stderr = Console(stderr=True, highlight=False)
-_NOTHING = "there is nothing to compare: no export is named"
-_NAME_ONE = "Name --gguf FILE, --hf FOLDER or --ollama NAME."
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the user wants compared."""
-
-    adapter: Path | None = None
-    """A PEFT folder: what was trained."""
-    base: str = ""
-    hf: Path | None = None
-    """A merged folder; without an adapter it is what everything else is compared with."""
-    ggufs: tuple[Path, ...] = ()
-    ollama: str = ""
-    system: str = ""
-    prompts: Path | None = None
-    load_in_4bit: bool | None = None
-    """Whether the adapter was trained on the base in NF4; None: told from its files."""
-    repair: Path | None = None
-    """Gets a copy of the GGUF file that Ollama serves as it was trained, where it would not serve the file itself so."""
-
-    @property
-    def exports(self) -> bool:
-        """Whether anything is named that could be compared with what was trained."""
-        return bool(self.hf or self.ggufs or self.ollama)
-
-    @classmethod
-    def of(cls, ggufs: tuple[Path, ...] = (), others: tuple[Path, ...] = (), **options: Any) -> Asked:
-        """From the command's options as they come."""
-        return cls(ggufs=(*ggufs, *others), **options)
-
-
-def refuse_ignored(asked: Asked, with_recipe: bool, of_recipe: dict[str, Any]) -> None:
-    """Refuse options that would change nothing.
-
-    Args:
-        of_recipe: options that only a recipe can follow (--profile, --set, --force), by name.
-
-    Raises:
-        UsageError: naming all of them.
-    """
-    if not with_recipe:
-        ignored = [name for name, value in of_recipe.items() if value]
-        if ignored:
-            raise UsageError(
-                f"{', '.join(ignored)}: there is no recipe to change", "Name the recipe first, or leave it out."
-            )
-        return
-    of_others = {
-        "--adapter": asked.adapter, "--base": asked.base, "--system": asked.system, "--prompts": asked.prompts,
-        "--load-in-4bit": asked.load_in_4bit is not None, "--force": asked.exports and of_recipe.get("--force"),
-    }  # fmt: skip
-    ignored = [name for name, value in of_others.items() if value]
-    if ignored:
-        raise UsageError(
-            f"{', '.join(ignored)}: beside a recipe this changes nothing",
-            "The recipe names all that: leave it out, or change the recipe with --set (golden.prompts, system, base).",
-        )
 
 
 def verify_recipe(recipe: Recipe, force: bool = False, out: Path | None = None) -> dict[str, Any]:
@@ -132,11 +71,11 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
         if not file.is_file():
             raise UsageError(f"there is no file {file}", "Name a GGUF file.")
         file_type_of(read_gguf(file), file)
-    _check_repair(asked)
+    check_repair(asked)
     given, recipe = recipe is not None, recipe or recipe_of(asked)
     merged = asked.hf if given or asked.adapter is not None else None
     if given and not asked.exports:
-        raise UsageError(_NOTHING, _NAME_ONE)
+        raise UsageError(NOTHING, NAME_ONE)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see toolkit.pipeline
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
@@ -144,7 +83,7 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
     from toolkit.bases import resolve_base
     from toolkit.parity.probe import probe
 
-    _check_exports(asked.ggufs, merged, Path(resolve_base(recipe.base).folder))
+    check_exports(asked.ggufs, merged, Path(resolve_base(recipe.base).folder))
     recipe = _of_an_export_where_too_large(recipe, asked)
     _tell_plan(recipe, asked, merged)
     for file in asked.ggufs:
@@ -161,15 +100,6 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
     return certificate
 
 
-def _check_repair(asked: Asked) -> None:
-    if asked.repair is None:
-        return
-    if len(asked.ggufs) != 1:
-        raise UsageError("--repair mends one file", "Name exactly one --gguf FILE.")
-    if asked.repair.exists():
-        raise UsageError(f"--repair: {asked.repair} is there already", "Name another file, or remove it.")
-
-
 def _repair(file: Path, out: Path, recipe: Recipe, adapter: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -179,35 +109,6 @@ def _repair(file: Path, out: Path, recipe: Recipe, adapter: Path) -> None:
     template = str(AutoTokenizer.from_pretrained(adapter, trust_remote_code=False).get_chat_template())
     told = repair_file(file, out, template, recipe.system, run_folder(recipe) / "ollama-server.log")
     stderr.print(told, markup=False)
-
-
-def recipe_of(asked: Asked) -> Recipe:
-    """The recipe under which an adapter, or a merged folder, is compared; its name tells other inputs apart.
-
-    Raises:
-        UsageError: neither is given.
-    """
-    from toolkit.train.adopt import recipe_for_adapter
-
-    tuned = asked.adapter or asked.hf
-    if tuned is None:
-        raise UsageError(
-            "there is nothing to compare with: name what was trained",
-            "--adapter FOLDER (a PEFT adapter), --hf FOLDER (a merged model), or a recipe. Two exports alone cannot tell "
-            "which of them is right.",
-        )
-    if asked.adapter is not None and not asked.exports:
-        raise UsageError("there is nothing to compare with the adapter", _NAME_ONE)
-    if asked.adapter is None and not (asked.ggufs or asked.ollama):
-        raise UsageError(
-            f"there is nothing to compare {asked.hf} with: alone, a merged folder is what others are compared with",
-            "Name what was trained (--adapter FOLDER) to judge it, or what was made of it: --gguf FILE or --ollama NAME.",
-        )
-    told = json.dumps([str(tuned.resolve()), asked.base, asked.system, str(asked.prompts), asked.load_in_4bit])
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", tuned.resolve().name).strip("-._") or "model"
-    name = f"verify-{slug[:40]}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
-    base = asked.base or ("" if asked.adapter else str(tuned))
-    return recipe_for_adapter(tuned, name, base, asked.prompts, asked.system, load_in_4bit=asked.load_in_4bit)
 
 
 def _of_an_export_where_too_large(recipe: Recipe, asked: Asked) -> Recipe:
@@ -226,44 +127,6 @@ def _of_an_export_where_too_large(recipe: Recipe, asked: Asked) -> Recipe:
     )
     golden = recipe.golden.model_copy(update={"answers_from": str(asked.ggufs[0])})
     return recipe.model_copy(update={"golden": golden})
-
-
-def _check_exports(ggufs: tuple[Path, ...], merged: Path | None, base: Path) -> None:
-    """What can be known to be wrong of an export before anything is computed.
-
-    Raises:
-        DataError: a GGUF of another architecture; a folder that is no whole model.
-    """
-    from toolkit.parity.structure import other_architecture, text_config
-
-    config = text_config(base)
-    for file in ggufs:
-        if other := other_architecture(config, read_gguf(file)):
-            raise DataError(
-                f"{file}: {other}", f"The base is {base}. Or name the base that this file was made from: --base."
-            )
-    if merged is not None:
-        _check_merged(merged)
-
-
-def _check_merged(folder: Path) -> None:
-    from transformers import AutoTokenizer
-
-    from toolkit.parity.exported import FolderWeights
-    from toolkit.parity.structure import text_config
-
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}", "Name the folder of the merged model: --hf FOLDER")
-    if getattr(text_config(folder), "quantization_config", None) is not None:
-        raise DataError(f"{folder} is quantized: its weights cannot be compared", "Name the merge in 16 or 32 bits.")
-    FolderWeights(folder)
-    try:
-        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # each tokenizer class fails in its own way
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
-            f"the tokenizer in {folder} cannot be read: {reason}", "Save it there with the model."
-        ) from error
 
 
 def _tell_plan(recipe: Recipe, asked: Asked, merged: Path | None) -> None:
