@@ -19,12 +19,13 @@ from tests.ollama.served_templates import counted, measure
 from tests.ollama.tiny import template_text
 from toolkit.export.convert import protect_template
 from toolkit.ollama import known as known_module
-from toolkit.ollama.asked import ENDPOINTS
+from toolkit.ollama.asked import ENDPOINTS, answer
 from toolkit.ollama.build import VERSION
 from toolkit.ollama.client import Client
 from toolkit.ollama.conversations import Outcome, differing
 from toolkit.ollama.known import KnownTemplate, known_templates
 from toolkit.ollama.predict import RENDERER_OF, TOO_FAR, edit_distance, nearest_known, predict
+from toolkit.ollama.served import GREEDY
 from toolkit.ollama.server import started
 from toolkit.ollama.syntax import Modelfile
 from toolkit.places import cache_home
@@ -163,6 +164,17 @@ def test_real_servers_do_as_predicted_and_the_mended_file_is_served_as_trained(r
     text = page([Measured(running.version, [row], [], [Outcome("image", endpoint, "equal") for endpoint in ENDPOINTS])])
     assert f"| {running.version} | equal | equal | equal |" in text
     assert f"{running.version}: plain FROM" in text and "came true in\n1 of 1 cases" in text
+
+
+@pytest.mark.ollama
+def test_a_prompt_is_counted_whole_however_often_it_is_asked(running: Running, small_gguf: Path) -> None:
+    running.client.create("counted", {"files": {"m.gguf": running.client.upload(small_gguf)}})
+    question = [{"role": "user", "content": "Name two signs of a fever."}]
+    counts = [
+        answer(running.client, "/api/chat", "counted", question, GREEDY, 2)["prompt_eval_count"] for _ in range(2)
+    ]
+    running.client.delete("counted")
+    assert counts[0] == counts[1] > 10
 
 
 @pytest.mark.ollama

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from toolkit.ollama.client import Client
+from toolkit.ollama.predict import COUNTS_WHAT_IT_KEPT, numbers
 
 Messages = list[dict[str, Any]]
 Endpoint = Literal["/api/chat", "/api/generate", "/v1/chat/completions"]
@@ -73,6 +74,12 @@ def _generate(one: Conversation) -> dict[str, Any] | str:
     return fields | ({} if one.think is None else {"think": one.think})
 
 
+def count_whole_prompts(client: Client, model: str) -> None:
+    """Have the next answer count all tokens of its prompt: an old server has to read them anew for that."""
+    if numbers(client.version()) < COUNTS_WHAT_IT_KEPT:
+        client.unload(model)
+
+
 def answer(
     client: Client, endpoint: Endpoint, model: str, messages: Messages, options: dict[str, Any], limit: int
 ) -> dict[str, Any]:
@@ -82,6 +89,7 @@ def answer(
         messages: for `/api/generate`, one question.
         options: sampling, as Ollama names it; `/v1` takes the part that it knows.
     """
+    count_whole_prompts(client, model)
     if endpoint == "/api/chat":
         fields = {"options": {**options, "num_predict": limit}, "logprobs": True, "top_logprobs": 20}
         return client.chat(model, messages, **fields)

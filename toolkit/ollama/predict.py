@@ -36,6 +36,9 @@ _HARMONY = ("gptoss", "gpt-oss")  # server/routes.go, shouldUseHarmony
 GENERATE_RENDERS = (0, 31, 0)
 """Since this version `/api/generate` uses the file's own template too; 0.30.0 gives the model the bare question there, whatever
 the file says (server/routes.go, GenerateHandler)."""
+COUNTS_WHAT_IT_KEPT = (0, 31, 0)
+"""Since this version `prompt_eval_count` is the whole prompt; 0.30.0 leaves out what the server still had from the request before
+(llm/llama_server.go)."""
 _SAME_ABILITIES_COUNT = (0, 31, 0)
 """Since this version the file's own template also wins with the same abilities as the Go one when it alone gives tools' answers
 back (server/images.go, shouldPreferChatTemplate; 0.30.0 wants more abilities)."""

@@ -25,6 +25,7 @@ import torch
 
 from toolkit.artifacts import read_jsonl
 from toolkit.errors import DataError, ExternalToolError, ToolkitError
+from toolkit.ollama.asked import count_whole_prompts
 from toolkit.ollama.client import Client
 from toolkit.ollama.own_model import Vocabulary
 from toolkit.ollama.served import GREEDY
@@ -219,6 +220,7 @@ class _Window:
         """The positions of an answer to a raw prompt; None when the server read another number of tokens."""
         self.asked += 1
         bos = self.vocabulary.bos_text if self.vocabulary.adds_bos else ""
+        count_whole_prompts(self.client, self.model)
         # Stop words of the model would hold text back.
         answer = self.client.generate(
             self.model, text.removeprefix(bos) if bos else text, raw=True, logprobs=True, top_logprobs=TOLD,
