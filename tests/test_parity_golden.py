@@ -13,7 +13,7 @@ import torch
 from tests.models import adapter_artifact, tiny_adapter, tiny_llama
 from tests.parity_chain import SYSTEM, finished
 from toolkit.artifacts import Artifact, DatasetFacts, Quantization
-from toolkit.errors import DataError, ResourceError
+from toolkit.errors import DataError, ResourceError, UsageError
 from toolkit.parity import golden
 from toolkit.parity.golden import golden_messages, record_golden
 from toolkit.recipe import Recipe
@@ -66,13 +66,13 @@ def test_a_prompt_that_was_trained_on_is_refused_by_name(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"\n \n", "is empty"), (b"\xff\xfe\x00", "is not UTF-8"), (None, "No such file")]
+    ("content", "message"), [(b"\n \n", "is empty"), (b"\xff\xfe\x00", "is not UTF-8"), (None, "there is no file")]
 )
 def test_bad_prompt_files(tmp_path: Path, content: bytes | None, message: str) -> None:
     file = tmp_path / "prompts.txt"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UsageError if content is None else DataError, match=message):
         golden_messages(recipe(str(file)), None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import json
 import os
 import re
@@ -90,6 +91,8 @@ class Project:
             stdin=subprocess.DEVNULL,
             stdout=pipe,
             stderr=pipe,
+            # What a script starts in the background ignores SIGINT, and its children with it.
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
 
     def tune2ollama(self, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -47,6 +47,8 @@ def test_a_stage_that_was_ordered_by_another_process_ends() -> None:
 def test_an_interrupt_inside_a_callback_from_c_is_not_lost() -> None:
     program = (
         "import ctypes, signal, time; from toolkit.processes import keep_interrupts; keep_interrupts()\n"
+        # What a script starts in the background ignores SIGINT, and its children with it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "told = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))\n"
         "try:\n    told()\n    time.sleep(30)\n    print('it went on')\nexcept KeyboardInterrupt:\n    print('it ended')"
     )
