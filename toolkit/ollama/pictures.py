@@ -2,8 +2,8 @@
 
 The servers show a marker where the picture's tokens go: llama-server one with a random part, its own (tools/server/
 server-common.cpp, get_media_marker) or Ollama's (llm/llama_server.go), and Ollama's own rendering `[img-0]` (server/prompt.go,
-imageTaggedMessages). llama.cpp then writes what stands
-around the tokens itself (`<|vision_start|>` … of Qwen2.5-VL), so the whole block of the template is what a marker stands for.
+imageTaggedMessages). llama.cpp then writes what stands around the tokens itself (`<|vision_start|>` … of Qwen2.5-VL), so the
+whole block of the template is what a marker stands for.
 """
 
 from __future__ import annotations

@@ -58,7 +58,8 @@ def write_summary(
         FOUND: f"{certificate['message']}; {'; '.join([*served_measures(certificate), asked])}",
     }
     copy_with_texts(judged, out, texts, tick=tick)
-    return {"file": f"{out.parent.name}/{out.name}", "sha256": file_sha256(out), "bytes": out.stat().st_size}
+    folder = out.parent.name.removesuffix(".partial")  # a stage's folder gets its name when it is finished
+    return {"file": f"{folder}/{out.name}", "sha256": file_sha256(out), "bytes": out.stat().st_size}
 
 
 def read_summary(gguf: Path) -> Summary | None:
