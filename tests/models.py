@@ -28,8 +28,9 @@ from transformers import (
 )
 
 from tests.spm_tokenizers import SIZES, TREE, spm_tokenizer
-from toolkit.artifacts import AdapterFacts, Artifact, BaseFacts, Cost, Quantization, file_sha256, text_sha256
+from toolkit.artifacts import Artifact, Cost, file_sha256, text_sha256
 from toolkit.bases import TOKENIZER_FILES, check_folder, read_chat_template, resolve_base
+from toolkit.facts import AdapterFacts, BaseFacts, Quantization
 from toolkit.places import cache_home
 
 EMBEDDED = "embedded:smollm2-135m-instruct"

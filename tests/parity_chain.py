@@ -22,10 +22,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.models import adapter_artifact, tiny_adapter, tiny_llama
-from toolkit.artifacts import AdapterFacts, Artifact, Cost, Facts, GGUFFacts, GoldenFacts, ModelFacts
+from toolkit.artifacts import Artifact, Cost
 from toolkit.export.convert import convert
 from toolkit.export.merge import merge
 from toolkit.export.quantize import quantize
+from toolkit.facts import AdapterFacts, Facts, GGUFFacts, GoldenFacts, ModelFacts
 from toolkit.parity.golden import record_golden
 from toolkit.recipe import Recipe
 from toolkit.train.model import load_tuned

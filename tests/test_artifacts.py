@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from toolkit import artifacts
-from toolkit.artifacts import Cost, ReportFacts, finish_publishing, publish, read_artifact
+from toolkit.artifacts import Cost, finish_publishing, publish, read_artifact
 from toolkit.errors import DataError
+from toolkit.facts import ReportFacts
 
 KEY = {"version": 1}
 

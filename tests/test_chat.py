@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Server
-from toolkit.artifacts import AdapterFacts, BaseFacts, Cost, publish
+from toolkit.artifacts import Cost, publish
 from toolkit.chat import chat_with, gguf_answers, system_of
 from toolkit.embedded import find_gguf
 from toolkit.errors import UsageError
+from toolkit.facts import AdapterFacts, BaseFacts
 
 ASK = "What is the capital of France? Answer with one word."
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from toolkit.cli import _ADOPTED, _translate, cli
+from toolkit.cli import _translate, cli
+from toolkit.commands.exports import ADOPTED
 from toolkit.stages import STAGE_NAMES
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +81,7 @@ def test_errors_become_text_and_an_exit_code(arguments: list[str], code: int, wo
 
 
 def test_export_takes_the_stages_that_there_are_and_no_others() -> None:
-    assert STAGE_NAMES[1:] == _ADOPTED  # all but prepare: an adapter made elsewhere brings no dataset
+    assert STAGE_NAMES[1:] == ADOPTED  # all but prepare: an adapter made elsewhere brings no dataset
     done = tune2ollama("export", "nowhere", "--name", "x", "--upto", "verfy")
     assert done.returncode == 2
     assert "'verfy' is not one of 'train', 'golden', 'merge'" in done.stderr

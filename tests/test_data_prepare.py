@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from toolkit.artifacts import DatasetFacts, text_sha256
+from toolkit.artifacts import text_sha256
 from toolkit.data import peek
 from toolkit.data.prepare import check_data, prepare_dataset
 from toolkit.errors import DataError, UsageError
+from toolkit.facts import DatasetFacts
 from toolkit.recipe import Recipe
 
 REPOSITORY = Path(__file__).parents[1]

@@ -16,12 +16,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.models import TREE, adapter_artifact, base_facts, tiny_adapter, tiny_llama, tiny_qwen2
-from toolkit.artifacts import Artifact, BaseFacts, Cost, DatasetFacts, GGUFFacts, ModelFacts, file_sha256, text_sha256
+from toolkit.artifacts import Artifact, Cost, file_sha256, text_sha256
 from toolkit.bases import check_folder, read_chat_template
 from toolkit.errors import DataError, ExternalToolError, UsageError
 from toolkit.export import llama_cpp
 from toolkit.export.convert import PROTECTION, base_model, check_end_token, convert, known_name, protect_template
 from toolkit.export.described import description
+from toolkit.facts import BaseFacts, DatasetFacts, GGUFFacts, ModelFacts
 from toolkit.gguf_file import GGUFHeader, read_gguf
 from toolkit.recipe import Recipe
 

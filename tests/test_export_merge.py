@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.models import adapter_artifact, tiny_adapter, tiny_llama, tiny_qwen2
-from toolkit.artifacts import AdapterFacts, Artifact, Cost, DatasetFacts, ModelFacts, Quantization
+from toolkit.artifacts import Artifact, Cost
 from toolkit.errors import DataError, ToolkitError, UsageError
 from toolkit.export.merge import merge, output_dtype
+from toolkit.facts import AdapterFacts, DatasetFacts, ModelFacts, Quantization
 from toolkit.merged import merged_weights
 from toolkit.recipe import Recipe
 from toolkit.safetensors_file import model_files

@@ -10,12 +10,13 @@ import pytest
 
 from tests.models import adapter_artifact, tiny_llama
 from tests.test_export_convert import model_artifact, recipe
-from toolkit.artifacts import Artifact, Cost, GGUFFacts, file_sha256
+from toolkit.artifacts import Artifact, Cost, file_sha256
 from toolkit.errors import DataError, ResourceError, UsageError
 from toolkit.export import quantize as stage
 from toolkit.export.convert import convert
 from toolkit.export.llama_cpp import captured_log, quantize_file
 from toolkit.export.quantize import quantize
+from toolkit.facts import GGUFFacts
 from toolkit.gguf_file import read_gguf
 from toolkit.recipe import QUANTIZED_FILE_TYPES
 

@@ -17,13 +17,14 @@ import pytest
 from tests.conftest import Server
 from tests.test_ollama_client import broken
 from tests.test_ollama_modelfile import recipe
-from toolkit.artifacts import Artifact, CertificateFacts, Cost, GoldenFacts, OllamaFacts
+from toolkit.artifacts import Artifact, Cost
 from toolkit.chat_template import render_trained
 from toolkit.errors import ExternalToolError, ParityError, ResourceError, UsageError
+from toolkit.facts import CertificateFacts, GoldenFacts, OllamaFacts
 from toolkit.ollama import publish
 from toolkit.ollama.client import server_address
 from toolkit.ollama.own_model import OwnModel
-from toolkit.ollama.publish import check_stored, create, modelfile_of, still_published
+from toolkit.ollama.publish import create, modelfile_of, still_published, stored_otherwise
 from toolkit.ollama.served import GREEDY, Question, Served, check_answers, largest_means
 from toolkit.ollama.syntax import Modelfile, parse, read_modelfile, render
 from toolkit.parity.candidate import Candidate
@@ -336,16 +337,36 @@ def test_a_server_that_breaks_half_way_gets_no_name(
         assert "POST /api/copy" not in server.asked
 
 
+def test_a_server_that_stores_another_system_text_is_blamed_in_a_certificate(
+    smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = (200, {"status": "success"})
+    answers = {"/api/blobs/": (200, ""), "/api/delete": (200, ""), "/api/create": done, "/api/tags": (200, {}),
+               "/api/show": (200, {"system": "You are a pirate."})}  # fmt: skip
+    with broken(answers) as (server, client):
+        monkeypatch.setenv("OLLAMA_HOST", client.address)
+        with pytest.raises(
+            ParityError, match="server prompt broke, seen in medical: Ollama stored something else"
+        ) as no:
+            Run(tmp_path / "run", smollm2_gguf, None).create(_recipe())
+        assert "system: sent 'You are a nurse.', stored 'You are a pirate.'" in no.value.message
+        assert "POST /api/copy" not in server.asked
+    refused = json.loads((tmp_path / "run" / "refused" / "certificate.json").read_text(encoding="utf-8"))
+    assert (refused["verdict"], refused["blame"]["link"]) == ("fail", "server prompt")
+
+
 def test_what_the_server_stored_is_compared_with_what_was_sent() -> None:
     sent = Modelfile(
         system="s", parameters=(("num_ctx", 2048), ("temperature", 0.5), ("stop", 'a"b'), ("stop", "\x07`"))
     )
     shown = {"system": "s", "parameters": 'num_ctx    2048\nstop  "a\\"b"\nstop  "\\a`"\ntemperature   0.5'}
-    check_stored(shown, sent)
-    with pytest.raises(ParityError, match="num_ctx: sent 2048, stored 4096"):
-        check_stored({**shown, "parameters": shown["parameters"].replace("2048", "4096")}, sent)
-    with pytest.raises(ParityError, match="system: sent 's', stored ''"):
-        check_stored({"parameters": shown["parameters"]}, sent)
+    assert stored_otherwise(shown, sent) is None
+    parameter = stored_otherwise({**shown, "parameters": shown["parameters"].replace("2048", "4096")}, sent)
+    assert parameter is not None and (parameter.name, parameter.verdict) == ("answers", "fail")
+    assert "num_ctx: sent 2048, stored 4096" in parameter.message
+    system = stored_otherwise({"parameters": shown["parameters"]}, sent)
+    assert system is not None and (system.name, system.verdict) == ("prompts", "fail")
+    assert "system: sent 's', stored ''" in system.message
 
 
 @pytest.mark.ollama

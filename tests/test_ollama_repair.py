@@ -8,21 +8,18 @@ import pytest
 
 from tests.conftest import Server
 from tests.ollama.served_templates import expected_of
-from tests.ollama.tiny import TEMPLATES, special_texts, template_text, tiny_gguf
-from tests.test_gguf_metadata import small
+from tests.ollama.tiny import TEMPLATES, template_text, tiny_gguf
 from toolkit.chat_template import as_trained, render_trained
-from toolkit.errors import DataError, ParityError
+from toolkit.errors import ParityError
 from toolkit.export.convert import PROTECTION
-from toolkit.ollama.conversations import Expected, differing, expected_texts, further_conversations
-from toolkit.ollama.repair import mended_template, repaired, rewrite_template
+from toolkit.gguf_file import read_gguf
+from toolkit.gguf_metadata import copy_with_texts
+from toolkit.ollama.conversations import differing, expected_texts, further_conversations
+from toolkit.ollama.repair import mended_template, repaired
 
 LLAMA31 = "meta-llama-Llama-3.1-8B-Instruct"
-
-
-def test_a_file_without_a_template_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no chat template to replace"):
-        rewrite_template(small(tmp_path / "none.gguf"), tmp_path / "out.gguf", "x")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["none.gguf"]
+TREATED_BY_NAME = "StepFun3.5-Flash"
+TEMPLATE_KEY = "tokenizer.chat_template"
 
 
 def test_names_that_only_llama_cpp_sets_are_renamed_in_tags_and_nowhere_else() -> None:
@@ -73,24 +70,31 @@ def test_what_is_served_as_trained_is_not_touched(ollama_server: Server, tmp_pat
     template = template_text("Qwen-Qwen2.5-7B-Instruct")
     path = tiny_gguf(tmp_path, "qwen", template)
     expected, bos = expected_of(template)
-    found = repaired(ollama_server.client, "mend", path, tmp_path / "mended.gguf", expected, bos)
+    found = repaired(ollama_server.client, "mend", path, tmp_path / "mended.gguf", template, expected, bos)
     assert (found.gguf, differing(found.before)) == (path, [])
     assert not (tmp_path / "mended.gguf").exists()
     assert not [name for name in ollama_server.client.models() if name.startswith("mend")]
 
 
 @pytest.mark.ollama
+@pytest.mark.parametrize("in_file", ["another", "none"])
+def test_a_swapped_or_lost_template_is_put_back(ollama_server: Server, tmp_path: Path, in_file: str) -> None:
+    trained = template_text("Qwen-Qwen2.5-7B-Instruct")
+    path = tiny_gguf(tmp_path, "swapped", trained.replace("<|im_start|>assistant", "<|im_start|>doctor"))
+    if in_file == "none":
+        path = copy_with_texts(path, tmp_path / "none.gguf", {TEMPLATE_KEY: None})
+    expected, bos = expected_of(trained)
+    found = repaired(ollama_server.client, "mend", path, tmp_path / "mended.gguf", trained, expected, bos)
+    assert differing(found.before) and not differing(found.after)
+    assert read_gguf(found.gguf).metadata[TEMPLATE_KEY] == mended_template(trained)
+
+
+@pytest.mark.ollama
 def test_what_cannot_be_mended_is_said_and_no_file_is_left(ollama_server: Server, tmp_path: Path) -> None:
-    template = template_text("google-gemma-2-2b-it")
-    path = tiny_gguf(tmp_path, "gemma", template, "gemma-4")
-    # Trained with another template than the one in the file.
-    other = template.replace("start_of_turn", "begin_of_turn")
-    bos, eos, _ = special_texts("gemma-4")
-
-    def expected(served: str) -> list[Expected]:
-        return expected_texts(further_conversations("", []), other, bos, eos, served=served)
-
-    with pytest.raises(ParityError, match=r"gemma\.gguf cannot be mended: this difference is not one that"):
-        repaired(ollama_server.client, "mend", path, tmp_path / "mended.gguf", expected, bos)
+    template = template_text(TREATED_BY_NAME)
+    path = tiny_gguf(tmp_path, "trimmed", template)
+    expected, bos = expected_of(template)
+    with pytest.raises(ParityError, match=r"trimmed\.gguf cannot be mended: this difference is not one that"):
+        repaired(ollama_server.client, "mend", path, tmp_path / "mended.gguf", template, expected, bos)
     assert not (tmp_path / "mended.gguf").exists()
     assert not [name for name in ollama_server.client.models() if name.startswith("mend")]

@@ -10,9 +10,9 @@ import torch
 
 from tests.models import adapter_artifact, tiny_gemma2, tiny_llama, tiny_phi3, tiny_qwen2
 from tests.parity_chain import finished, recipe
-from toolkit.artifacts import ModelFacts
 from toolkit.errors import DataError
 from toolkit.export.convert import convert
+from toolkit.facts import ModelFacts
 from toolkit.parity.exported import FolderWeights, GGUFWeights, unpermuted
 from toolkit.safetensors_file import model_files
 from toolkit.weights import TrainedWeights

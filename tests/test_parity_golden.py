@@ -12,8 +12,9 @@ import torch
 
 from tests.models import adapter_artifact, tiny_adapter, tiny_llama
 from tests.parity_chain import SYSTEM, finished
-from toolkit.artifacts import Artifact, DatasetFacts, Quantization
+from toolkit.artifacts import Artifact
 from toolkit.errors import DataError, ResourceError, UsageError
+from toolkit.facts import DatasetFacts, Quantization
 from toolkit.parity import golden
 from toolkit.parity.golden import golden_messages, record_golden
 from toolkit.recipe import Recipe

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from tests.faults.files import change_tensor
 from tests.parity_chain import Chain, Export, blend, chain, damaged, replace_bytes
-from toolkit.artifacts import CertificateFacts
+from toolkit.facts import CertificateFacts
 from toolkit.parity.certificate import SCHEMA, certificate_text
 from toolkit.parity.subjects import GGUFUnderTest, Tuned
 from toolkit.parity.table import certificate_table

@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import free_port
 from tests.models import tiny_llama
-from toolkit.artifacts import Cost, ModelFacts, publish, read_artifact
+from toolkit.artifacts import Cost, publish, read_artifact
+from toolkit.facts import ModelFacts
 from toolkit.ollama.client import Client
 from toolkit.ollama.server import find_ollama
 from toolkit.stages import STAGE_NAMES

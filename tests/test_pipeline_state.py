@@ -11,8 +11,9 @@ import pytest
 
 from tests.models import base_facts, tiny_adapter, tiny_llama
 from toolkit import bases, hub, pipeline
-from toolkit.artifacts import AdapterFacts, Artifact, Cost, DatasetFacts, Facts, OllamaFacts, publish
+from toolkit.artifacts import Artifact, Cost, publish
 from toolkit.errors import ResourceError, ToolkitError, UsageError
+from toolkit.facts import AdapterFacts, DatasetFacts, Facts, OllamaFacts
 from toolkit.keys import make_key
 from toolkit.locks import only_run
 from toolkit.pipeline import find_current, plan_of_stages

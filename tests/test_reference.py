@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.disk import largest_file
 from tests.models import adapter_artifact, tiny_adapter, tiny_llama, tiny_qwen2
-from toolkit.artifacts import Quantization
 from toolkit.errors import ResourceError
+from toolkit.facts import Quantization
 from toolkit.reference import Reference, TeacherForced, held_out_loss, write_logits
 from toolkit.train.model import load_tuned
 from toolkit.weights import TrainedWeights

@@ -12,12 +12,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from toolkit.artifacts import (
+from toolkit.artifacts import Artifact, Cost, publish
+from toolkit.facts import (
     AdapterFacts,
-    Artifact,
     BaseFacts,
     CertificateFacts,
-    Cost,
     DatasetFacts,
     Facts,
     GGUFFacts,
@@ -27,7 +26,6 @@ from toolkit.artifacts import (
     OllamaFacts,
     Quantization,
     ReportFacts,
-    publish,
 )
 from toolkit.parity.certificate import SCHEMA, Check, Subject, chain_of, higher_is_better, lower_is_better
 from toolkit.recipe import Recipe

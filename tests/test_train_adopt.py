@@ -56,6 +56,17 @@ def test_a_tokenizer_that_came_without_a_template_gets_the_base_s(
     assert "without a chat template" in capsys.readouterr().err
 
 
+def test_a_whole_model_is_of_its_tensors_type_whatever_its_config_says(base: Path, tmp_path: Path) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(base, model)
+    out.mkdir()
+    config = json.loads((model / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    (model / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    facts = adopt_adapter(recipe_for_adapter(model, "other", str(base)), out)
+    assert (facts.method, facts.base_dtype) == ("full", "float32")
+
+
 def test_a_4_bit_base_of_unsloth_is_remembered(base: Path, adapter: Path, tmp_path: Path) -> None:
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = "unsloth/Qwen2.5-7B-Instruct-bnb-4bit"

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.models import adapter_artifact, base_facts, tiny_adapter, tiny_llama, tiny_phi3
-from toolkit.artifacts import Quantization
 from toolkit.errors import UsageError
+from toolkit.facts import Quantization
 from toolkit.recipe import Lora, Recipe
 from toolkit.reference import Reference, TeacherForced
 from toolkit.train.model import (

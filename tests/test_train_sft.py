@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.disk import largest_file
 from tests.models import tiny_llama
-from toolkit.artifacts import Artifact, Cost, DatasetFacts
+from toolkit.artifacts import Artifact, Cost
 from toolkit.bases import resolve_base
 from toolkit.errors import DataError, ResourceError
+from toolkit.facts import DatasetFacts
 from toolkit.recipe import Recipe
 from toolkit.train.memory import memory_advice, settings_to_lower
 from toolkit.train.model import load_for_training

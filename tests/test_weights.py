@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests.models import tiny_llama, tiny_qwen2
-from toolkit.artifacts import Quantization
 from toolkit.errors import DataError
+from toolkit.facts import Quantization
 from toolkit.weights import TrainedWeights
 
 

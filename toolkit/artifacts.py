@@ -11,173 +11,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from toolkit.errors import DataError
+from toolkit.facts import Facts
 
 ARTIFACT_FILE = "artifact.json"
-
-
-class Facts(BaseModel):
-    """What a stage wants later stages and people to know. One class per stage."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DatasetFacts(Facts):
-    """Files: train.jsonl, validation.jsonl, test.jsonl (a row each: prompt, completion, source), dropped.jsonl."""
-
-    rows: dict[str, int]
-    """Rows per split: train, validation, test."""
-    read: int
-    kept: int
-    dropped: dict[str, int]
-    """Reason → rows."""
-    repaired: dict[str, int]
-    encodings: dict[str, str]
-    """File (relative to the data path) → encoding it was read with."""
-    language: str
-    """Two-letter code, as the rows are; see `toolkit.data.prepare`."""
-
-
-class Quantization(Facts):
-    """How the base's linear layers were quantized while the adapter was trained (bitsandbytes)."""
-
-    quant_type: Literal["nf4"] = "nf4"
-    blocksize: int = 64
-    double_quantization: bool = True
-
-
-class BaseFacts(Facts):
-    """Which base model, exactly."""
-
-    id: str
-    """As the recipe spells it: embedded:…, a folder, or a hub id."""
-    folder: str
-    revision: str
-    license: str
-    digest: str
-    """SHA-256 over the names and SHA-256 sums of config, tokenizer and safetensors files."""
-
-
-class AdapterFacts(Facts):
-    """Files: a PEFT folder (or, for full fine-tuning, a whole HF folder), tokenizer and chat template, metrics.jsonl."""
-
-    method: Literal["qlora", "lora", "full"]
-    base: BaseFacts
-    base_dtype: Literal["float32", "bfloat16", "float16"]
-    """Type that the base's weights were loaded in, before any quantization; for method "full" the folder's own type too."""
-    quantization: Quantization | None
-    chat_template_sha256: str
-    system: str
-    trained_here: bool
-    """False when another tool made the adapter (`export`)."""
-    validation_loss_before: float | None = None
-    validation_loss_after: float | None = None
-    """Mean negative log-likelihood in nats per answer token on the first rows of the validation split."""
-    validation_rows: int = 0
-    validation_rows_measured: int = 0
-    """Rows of the validation split that are short enough, and how many of them the losses are over; 0: not recorded."""
-    steps: int = 0
-    train_rows: int = 0
-    rows_too_long: int = 0
-    """Left out for `train.max_length`; too_long.jsonl lists them."""
-    trained_parameters: int = 0
-    tokens_per_second: float = 0.0
-
-
-class GoldenFacts(Facts):
-    """Files: golden.jsonl, tuned.npy and base.npy (float32 logits, [positions, vocabulary])."""
-
-    prompts: int
-    positions: int
-    """Teacher-forced positions over all completions; row i of the .npy files."""
-    vocabulary: int
-    end_tokens: list[int]
-    forward: Literal["whole", "layer by layer"]
-    stopped_by_themselves: int
-    """How many greedy completions of the tuned model ended with an end token."""
-    day: str = ""
-    """Date on which the prompts were rendered (ISO 8601): some templates write it."""
-
-
-class ModelFacts(Facts):
-    """Files: a HF folder with the merged weights."""
-
-    merged_onto: Literal["nf4", "16-bit", "as trained"]
-    """nf4: the dequantized weights that a QLoRA adapter was trained on; 16-bit: the original weights."""
-    dtype: str
-    tensors: int
-    merged_tensors: int
-    parameters: int
-    loss_as_trained: float | None = None
-    loss_merged: float | None = None
-    """Held-out loss of the base as it was trained on + adapter, and of what was merged (nats per token)."""
-    loss_on_16_bit: float | None = None
-    """For QLoRA: held-out loss of the same adapter on the original weights, which it never saw."""
-
-
-class GGUFFile(Facts):
-    """One GGUF file inside an artifact's folder."""
-
-    name: str
-    file_type: str
-    """As llama.cpp spells it: F32, F16, BF16, Q8_0, Q4_K_M, …"""
-    bytes: int
-    sha256: str
-    fallback_tensors: int = 0
-    """Tensors that could not take the file type's own quantization (row length no multiple of 256)."""
-    tensors: int = 0
-
-
-class GGUFFacts(Facts):
-    """Files: one .gguf per entry."""
-
-    files: list[GGUFFile]
-    architecture: str
-    template_protected: bool
-
-
-class CertificateFacts(Facts):
-    """Files: certificate.json, certificate.html, and where it passes the served GGUF with the summary in its metadata."""
-
-    verdict: Literal["pass", "fail", "inconclusive"]
-    checks: Mapping[str, str]
-    """Check → verdict."""
-    served_file: str
-    """The GGUF (name) that the verdict lets go to Ollama."""
-    message: str = ""
-    """The verdict in one sentence: the link that broke, and how."""
-
-
-class OllamaFacts(Facts):
-    """Files: Modelfile."""
-
-    model: str
-    """As it is asked for: `ollama run <model>`."""
-    digest: str
-    server_version: str
-    published: bool
-    """False when no Ollama is installed here: everything else is finished, `remaining` says what is left."""
-    remaining: list[str]
-    rendered_equal: int = 0
-    """Golden prompts that the server rendered byte-identical to the training template."""
-    conversations_equal: int = 0
-    """Further conversations that it rendered so, over all addresses that apps use."""
-    answers_compared: int = 0
-    largest_logprob_difference: float | None = None
-    """Served against llama-cpp-python, over the golden answers' greedy tokens (nats)."""
-
-
-class ReportFacts(Facts):
-    """Files: report.md, certificate.html, model_card.md, loss.png."""
-
-    verdict: str
 
 
 F = TypeVar("F", bound=Facts)

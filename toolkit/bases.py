@@ -17,8 +17,9 @@ from typing import Any
 import yaml
 
 from toolkit import embedded, hub
-from toolkit.artifacts import BaseFacts, file_sha256, write_json
+from toolkit.artifacts import file_sha256, write_json
 from toolkit.errors import DataError, ResourceError, ToolkitError, UsageError
+from toolkit.facts import BaseFacts
 from toolkit.places import cache_home
 from toolkit.recipe import nearest
 from toolkit.safetensors_file import model_files

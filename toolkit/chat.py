@@ -55,7 +55,8 @@ def chat_with(model: str | None) -> None:
 
 
 def _newest_published() -> str | None:
-    from toolkit.artifacts import OllamaFacts, read_artifact
+    from toolkit.artifacts import read_artifact
+    from toolkit.facts import OllamaFacts
 
     made = sorted(Path("runs").glob("*/create/artifact.json"), key=lambda path: path.stat().st_mtime)
     found = [a.facts.model for path in made if (a := read_artifact(path.parent, OllamaFacts)) and a.facts.published]
@@ -97,7 +98,8 @@ def gguf_answers(path: Path) -> Answer:
 
 def system_of(path: Path) -> str:
     """The system text that the run of a GGUF (runs/<name>/quantize/…) was trained with; empty when it is not known."""
-    from toolkit.artifacts import AdapterFacts, read_artifact
+    from toolkit.artifacts import read_artifact
+    from toolkit.facts import AdapterFacts
 
     try:
         artifact = read_artifact(path.resolve().parent.parent / "train", AdapterFacts)

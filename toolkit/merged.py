@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from toolkit.artifacts import AdapterFacts, Artifact
+from toolkit.artifacts import Artifact
+from toolkit.facts import AdapterFacts
 from toolkit.lora import LoraAdapter
 from toolkit.safetensors_file import Entry
 from toolkit.weights import TrainedWeights

@@ -16,14 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from toolkit.artifacts import (
-    Artifact,
-    Cost,
-    finish_publishing,
-    publish,
-    read_artifact,
-    write_json,
-)
+from toolkit.artifacts import Artifact, Cost, finish_publishing, publish, read_artifact, write_json
 from toolkit.bases import is_here
 from toolkit.errors import (
     DataError,

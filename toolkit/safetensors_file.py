@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
     "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8,
 }  # fmt: skip
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""torch's name → the format's."""
 _LARGEST_HEADER = 100_000_000
 _TORCH_WRITER = ("PytorchStreamWriter failed", "] . unexpected pos", "iostream error")
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -91,6 +94,15 @@ def _entries(header: dict[str, Any], data: int) -> dict[str, Entry]:
             raise ValueError(f"{name}: {entry.shape} of {entry.dtype} does not take {end - begin} bytes")
         entries[name] = entry
     return entries
+
+
+def commonest_dtype(entries: Iterable[Entry]) -> str:
+    """The type that most bytes are stored in, as torch calls it; float32 for one that no model computes in."""
+    stored: Counter[str] = Counter()
+    for entry in entries:
+        stored[entry.dtype] += entry.bytes
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return names.get(stored.most_common(1)[0][0], "float32")
 
 
 def model_files(folder: Path) -> dict[str, Path]:

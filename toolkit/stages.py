@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.artifacts import (
+from toolkit.artifacts import Artifact
+from toolkit.facts import (
     AdapterFacts,
-    Artifact,
     CertificateFacts,
     DatasetFacts,
     Facts,

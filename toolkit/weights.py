@@ -14,8 +14,9 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from toolkit.artifacts import AdapterFacts, Artifact, Quantization
+from toolkit.artifacts import Artifact
 from toolkit.errors import DataError
+from toolkit.facts import AdapterFacts, Quantization
 from toolkit.safetensors_file import Entry, model_files, read_header
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

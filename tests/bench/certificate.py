@@ -19,9 +19,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from toolkit.artifacts import AdapterFacts, Artifact, Cost, Facts, GGUFFacts, GoldenFacts, ModelFacts, read_artifact
+from toolkit.artifacts import Artifact, Cost, read_artifact
 from toolkit.export.convert import convert
 from toolkit.export.quantize import quantize
+from toolkit.facts import AdapterFacts, Facts, GGUFFacts, GoldenFacts, ModelFacts
 from toolkit.parity.certificate import Subject
 from toolkit.parity.goldens import Goldens
 from toolkit.parity.limits import limits_for

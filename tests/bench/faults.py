@@ -4,7 +4,7 @@ python -m tests.bench.faults                 all of it, about half an hour on tw
 python -m tests.bench.faults faults [NAME …] the table of faults; NAME: a part of a fault's name; those of a server, where
                                              there is an Ollama here
 python -m tests.bench.faults clean [FAMILY …] four families, five ways of training, three file types
-python -m tests.bench.faults types           one clean chain at every file type: floors beside limits
+python -m tests.bench.faults types           one clean chain 256 wide at every file type: floors beside limits
 python -m tests.bench.faults strength        bias and spread of the strength in the weights, by stored type
 """
 
@@ -22,11 +22,13 @@ import gguf
 import numpy as np
 import torch
 
+from tests.bench.certificate import of_types
 from tests.conftest import free_port
 from tests.faults.chains import FAMILIES, METHODS, Clean, clean_chain, family_base, fault_chain
 from tests.faults.proof import prove
 from tests.faults.served import SERVED_FAULTS, ServedFault, served
 from tests.faults.table import FAULTS
+from toolkit.export.convert import convert
 from toolkit.export.llama_cpp import quantize_file
 from toolkit.ollama.client import Client
 from toolkit.ollama.server import find_ollama, started
@@ -38,7 +40,7 @@ from toolkit.parity.subjects import GGUFUnderTest, Tuned
 from toolkit.parity.sums import Sums, sums_of
 from toolkit.parity.verify import certificate_of, judge
 from toolkit.parity.weights import Tuning
-from toolkit.recipe import QUANTIZED_FILE_TYPES
+from toolkit.recipe import CONVERTED_FILE_TYPES, QUANTIZED_FILE_TYPES
 
 STORED = (
     "F16",
@@ -121,30 +123,21 @@ def measure(subject: dict[str, Any], check: str, name: str) -> dict[str, Any]:
     return next((m for m in found["measures"] if m["name"] == name), {"value": None, "limit": None, "floor": None})
 
 
-WIDTHS = (14, 8, 9, 9, 9, 8, 8, 9, 9, 7, 10)
+WIDTHS = (14, 8, 9, 9, 9, 9, 8, 8, 9, 9, 7, 10)
 
 
 def head_of_measures(first: str) -> None:
     """The head of a table of clean files."""
     say(
-        first,
-        "type",
-        "KL floor",
-        "KL",
-        "KL limit",
-        "top-1",
-        "strength",
-        "weights",
-        "± error",
-        "rest",
-        "verdict",
+        first, "type", "KL floor", "KL", "KL limit", "p99 KL", "top-1", "strength", "weights", "± error", "rest", "verdict",
         widths=WIDTHS,
-    )
+    )  # fmt: skip
 
 
 def tell(first: str, subject: dict[str, Any]) -> None:
     """A clean file: what was measured beside what is allowed. rest: as a share of its limit."""
     kl, strength = measure(subject, "logits", "mean KL"), measure(subject, "strength", "strength")
+    p99 = measure(subject, "logits", "p99 KL")
     top1, weights = (
         measure(subject, "logits", "top-1 agreement"),
         measure(subject, "weights", "strength in the weights"),
@@ -154,8 +147,8 @@ def tell(first: str, subject: dict[str, Any]) -> None:
         measure(subject, "weights", "largest rest, as a share of its type's limit"),
     )
     say(
-        first, subject["name"], number(kl["floor"]), number(kl["value"]), number(kl["limit"]), number(top1["value"]),
-        number(strength["value"]), number(weights["value"]), number(error["value"]), number(rest["value"]),
+        first, subject["name"], number(kl["floor"]), number(kl["value"]), number(kl["limit"]), number(p99["value"]),
+        number(top1["value"]), number(strength["value"]), number(weights["value"]), number(error["value"]), number(rest["value"]),
         subject["verdict"], widths=WIDTHS,
     )  # fmt: skip
 
@@ -180,20 +173,30 @@ def clean(chosen: list[str], folder: Path) -> None:
 
 
 def types(folder: Path) -> None:
-    """One clean chain at every quantization."""
+    """One clean chain at every file type, 256 wide, so that every K-quant is real."""
     head_of_measures("")
     chain: Clean = fault_chain()
     tuned = Tuned.of(chain.recipe, chain.adapter, chain.golden, _tokenizer(chain))
+    for kind in CONVERTED_FILE_TYPES:
+        made = folder / kind
+        made.mkdir()
+        convert(of_types(chain.recipe, [kind], kind), chain.adapter, chain.export.model, made)
+        _judged_alone(tuned, next(made.glob("*.gguf")), kind)
+        shutil.rmtree(made)
     source = chain.export.gguf.folder / chain.export.gguf.facts.files[0].name
     for kind in QUANTIZED_FILE_TYPES:
-        made = folder / f"{kind}.gguf"
-        quantize_file(source, made, kind)
-        file = GGUFUnderTest(path=made, name=kind, file_type=kind, served=True)
-        certificate = certificate_of(tuned, judge(tuned, None, [file]), {})
-        tell("", certificate["subjects"][-1])
-        if certificate["verdict"] != "pass":
-            print(f"    {certificate['message']}", flush=True)
-        made.unlink()
+        file = folder / f"{kind}.gguf"
+        quantize_file(source, file, kind)
+        _judged_alone(tuned, file, kind)
+        file.unlink()
+
+
+def _judged_alone(tuned: Tuned, path: Path, kind: str) -> None:
+    file = GGUFUnderTest(path=path, name=kind, file_type=kind, served=True)
+    certificate = certificate_of(tuned, judge(tuned, None, [file]), {})
+    tell("", certificate["subjects"][-1])
+    if certificate["verdict"] != "pass":
+        print(f"    {certificate['message']}", flush=True)
 
 
 def _tokenizer(chain: Clean) -> Any:

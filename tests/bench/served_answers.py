@@ -18,8 +18,8 @@ from typing import Any
 from tests.bench.certificate import read
 from tests.bench.ollama_templates import built_versions
 from tests.conftest import free_port
-from toolkit.artifacts import AdapterFacts, GGUFFacts
 from toolkit.errors import ParityError
+from toolkit.facts import AdapterFacts, GGUFFacts
 from toolkit.ollama.asked import ENDPOINTS
 from toolkit.ollama.client import Client
 from toolkit.ollama.own_model import OwnModel

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.bench.certificate import of_types, read, tuned_of
 from tests.parity_chain import export, finished, scaled
-from toolkit.artifacts import AdapterFacts
+from toolkit.facts import AdapterFacts
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.strength import Strength
 from toolkit.parity.subjects import Tuned, evaluate

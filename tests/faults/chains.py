@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.models import adapter_artifact, tiny_gemma2, tiny_llama, tiny_phi3, tiny_qwen2
 from tests.parity_chain import AFTER, SYSTEM, Export, export, recipe, record, teach, trained_adapter, trained_base
-from toolkit.artifacts import AdapterFacts, Artifact, GoldenFacts
+from toolkit.artifacts import Artifact
+from toolkit.facts import AdapterFacts, GoldenFacts
 from toolkit.parity.subjects import GGUFUnderTest, Tuned
 from toolkit.parity.verify import certificate_of, judge, verify
 from toolkit.recipe import Recipe

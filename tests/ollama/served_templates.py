@@ -99,7 +99,7 @@ def measure(
     if not differing(plain, version):
         return Row(name, version, prediction, real, plain, plain)
     try:
-        repair = repaired(client, "template", gguf, folder / "mended.gguf", expected, bos)
+        repair = repaired(client, "template", gguf, folder / "mended.gguf", template, expected, bos)
         return Row(name, version, prediction, real, plain, repair.after)
     except ParityError as error:
         return Row(name, version, prediction, real, plain, [], error.message)

@@ -10,13 +10,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from toolkit.artifacts import DatasetFacts, write_jsonl
+from toolkit.artifacts import write_jsonl
 from toolkit.data.cleaning import clean
 from toolkit.data.formats import Example, check_columns, missing_columns
 from toolkit.data.peek import language_of
 from toolkit.data.readers import Dropped, Table, find_files, read_file
 from toolkit.data.splitting import SIDES, Side, choose, split
 from toolkit.errors import DataError, ToolkitError, UsageError
+from toolkit.facts import DatasetFacts
 from toolkit.prompts_file import asked, golden_turns
 from toolkit.recipe import Data, Recipe
 

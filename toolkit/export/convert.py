@@ -18,22 +18,13 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from toolkit.artifacts import (
-    AdapterFacts,
-    Artifact,
-    BaseFacts,
-    DatasetFacts,
-    GGUFFacts,
-    GGUFFile,
-    ModelFacts,
-    file_sha256,
-    write_json,
-)
+from toolkit.artifacts import Artifact, file_sha256, write_json
 from toolkit.bases import CONFIG_FILES, EMBEDDED, TOKENIZER_FILES, read_chat_template
 from toolkit.chat_template import as_trained
 from toolkit.errors import MAKE_ROOM, DataError, ExternalToolError, ResourceError
 from toolkit.export.described import description
 from toolkit.export.llama_cpp import tree
+from toolkit.facts import AdapterFacts, BaseFacts, DatasetFacts, GGUFFacts, GGUFFile, ModelFacts
 from toolkit.gguf_file import GGUFHeader, read_gguf
 from toolkit.hardware import free_disk_bytes
 from toolkit.processes import die_with_parent

@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,17 +13,26 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from toolkit.artifacts import AdapterFacts, Artifact, DatasetFacts, ModelFacts, read_jsonl, write_json
+from toolkit.artifacts import Artifact, read_jsonl, write_json
 from toolkit.bases import CONFIG_FILES, TOKENIZER_FILES, check_folder
 from toolkit.errors import MAKE_ROOM, ResourceError
+from toolkit.facts import AdapterFacts, DatasetFacts, ModelFacts
 from toolkit.hardware import free_disk_bytes
 from toolkit.merged import MergedWeights, merged_weights
 from toolkit.recipe import Recipe
-from toolkit.safetensors_file import ITEM_BYTES, Entry, link_or_copy, model_files, read_header, write_model, writing
+from toolkit.safetensors_file import (
+    DTYPES,
+    ITEM_BYTES,
+    Entry,
+    commonest_dtype,
+    link_or_copy,
+    model_files,
+    read_header,
+    write_model,
+    writing,
+)
 from toolkit.weights import TORCH_DTYPES, TrainedWeights
 
-_SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-_NAMES = {dtype: name for name, dtype in _SAFETENSORS_DTYPES.items()}
 LOSSLESS_BELOW = 1_000_000_000
 """Models with fewer parameters are written as float32 where 16 bits would round what was trained."""
 LOSS_ROWS = 16
@@ -46,7 +54,7 @@ def merge(
         return _take_whole_model(adapter, out)
     merged = merged_weights(adapter, recipe.merge.onto)
     dtype = output_dtype(merged, adapter.facts)
-    entries = [Entry(n, _SAFETENSORS_DTYPES[dtype], merged.entry(n).shape) for n in merged.names()]
+    entries = [Entry(n, DTYPES[dtype], merged.entry(n).shape) for n in merged.names()]
     _check_disk(sum(e.bytes for e in entries), out)
     write_merged(merged, entries, dtype, out)
     copy_settings(merged, adapter.folder, dtype, out)
@@ -107,10 +115,7 @@ def output_dtype(merged: MergedWeights, facts: AdapterFacts) -> str:
         return "float32"
     if facts.base_dtype != "float32":
         return facts.base_dtype
-    stored: Counter[str] = Counter()
-    for entry in entries:
-        stored[entry.dtype] += entry.bytes
-    return _NAMES.get(stored.most_common(1)[0][0], "float32")
+    return commonest_dtype(entries)
 
 
 def _check_disk(needed: int, out: Path) -> None:
@@ -165,13 +170,9 @@ def _take_whole_model(adapter: Artifact[AdapterFacts], out: Path) -> ModelFacts:
         if (adapter.folder / name).is_file():
             link_or_copy(adapter.folder / name, out / name)
     entries = [entry for name in weights for entry in read_header(out / name).values()]
-    sizes: Counter[str] = Counter()
-    for entry in entries:
-        sizes[entry.dtype] += entry.bytes
-    dtype = sizes.most_common(1)[0][0]
     return ModelFacts(
         merged_onto="as trained",
-        dtype=_NAMES.get(dtype, dtype),
+        dtype=commonest_dtype(entries),
         tensors=len(entries),
         merged_tensors=0,
         parameters=sum(e.bytes // ITEM_BYTES[e.dtype] for e in entries),

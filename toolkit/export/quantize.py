@@ -8,9 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from toolkit.artifacts import Artifact, GGUFFacts, GGUFFile, file_sha256
+from toolkit.artifacts import Artifact, file_sha256
 from toolkit.errors import MAKE_ROOM, ResourceError
 from toolkit.export.llama_cpp import file_type_number, quantize_file
+from toolkit.facts import GGUFFacts, GGUFFile
 from toolkit.gguf_file import read_gguf
 from toolkit.hardware import free_disk_bytes
 from toolkit.recipe import Recipe

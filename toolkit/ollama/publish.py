@@ -18,22 +18,15 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-from toolkit.artifacts import (
-    Artifact,
-    CertificateFacts,
-    GoldenFacts,
-    OllamaFacts,
-    text_sha256,
-    write_json,
-    write_jsonl,
-    write_text,
-)
+from toolkit.artifacts import Artifact, text_sha256, write_json, write_jsonl, write_text
 from toolkit.errors import ExternalToolError, ParityError, ToolkitError, UsageError
+from toolkit.facts import CertificateFacts, GoldenFacts, OllamaFacts
 from toolkit.locks import NAMES_OF_ITS_OWN, locked
 from toolkit.ollama.client import Client, server_address
 from toolkit.ollama.modelfile import candidate_name, check_name, complete, full_name, shown_parameters
 from toolkit.ollama.server import INSTALL, find_ollama, serving
 from toolkit.ollama.syntax import Modelfile, read_modelfile, render_for_people
+from toolkit.parity.certificate import Check
 from toolkit.places import cache_home, own_command
 from toolkit.recipe import Recipe
 from toolkit.recipe_file import RESOLVED_FILE
@@ -106,8 +99,7 @@ def create(
             send(client, candidate, modelfile, served)
             sent = _digest(client, candidate)
             found = ServedModel(client, candidate, client.show(candidate), served)
-            check_stored(found.shown, modelfile)
-            facts_of_checks = _prove(found, recipe, golden, certificate.folder, out)
+            facts_of_checks = _prove(found, modelfile, recipe, golden, certificate.folder, out)
             if _digest(client, candidate) != sent:
                 raise ParityError(
                     f"{candidate} was replaced while it was being proved: what has the name now is not what was proved",
@@ -143,9 +135,9 @@ def _digest(client: Client, model: str) -> str:
 
 
 def _prove(
-    model: ServedModel, recipe: Recipe, golden: Artifact[GoldenFacts], certified: Path, out: Path
+    model: ServedModel, sent: Modelfile, recipe: Recipe, golden: Artifact[GoldenFacts], certified: Path, out: Path
 ) -> dict[str, Any]:
-    """Compare what the server renders and answers with what was trained.
+    """Compare what the server stored with what it was sent, and what it renders and answers with what was trained.
 
     Args:
         certified: folder of the file's own certificate.
@@ -154,12 +146,14 @@ def _prove(
         ParityError: it is another; the certificate with the server's part is in `refused`, beside the stages.
     """
     from toolkit.gguf_file import read_gguf
-    from toolkit.ollama.judged import Trained, subject_of, what_is_shown
+    from toolkit.ollama.judged import Shown, Trained, subject_of, what_is_shown
     from toolkit.report.page import with_served, write_page
 
     template = str(read_gguf(model.file).metadata.get("tokenizer.chat_template", ""))
     limit = recipe.golden.max_new_tokens
-    shown = what_is_shown(model, Trained(golden.folder, recipe.system, template, golden.facts.day, limit))
+    trained = Trained(golden.folder, recipe.system, template, golden.facts.day, limit)
+    broken = stored_otherwise(model.shown, sent)
+    shown = Shown([broken]) if broken else what_is_shown(model, trained)
     write_jsonl(out / "conversations.jsonl", (asdict(outcome) for outcome in shown.outcomes))
     subject = subject_of(model, shown, recipe.ollama.model).as_json()
     write_json(out / "served.json", subject)
@@ -194,20 +188,22 @@ def send(client: Client, name: str, modelfile: Modelfile, gguf: Path) -> None:
     client.create(name, {key: value for key, value in request.items() if value})
 
 
-def check_stored(shown: dict[str, Any], modelfile: Modelfile) -> None:
-    """Compare what the server stored with what it was sent.
+def stored_otherwise(shown: dict[str, Any], sent: Modelfile) -> Check | None:
+    """A failed check that names what the server stored otherwise than it was sent; None when all is as sent.
 
-    Raises:
-        ParityError: system text, messages or a parameter is another.
+    Args:
+        shown: `/api/show`.
     """
-    wanted: dict[str, Any] = {"system": modelfile.system or "", **modelfile.api_parameters()}
+    wanted: dict[str, Any] = {"system": sent.system or "", **sent.api_parameters()}
     found: dict[str, Any] = {"system": shown.get("system", ""), **shown_parameters(str(shown.get("parameters", "")))}
-    wanted["messages"] = [[message.role, message.content] for message in modelfile.messages]
+    wanted["messages"] = [[message.role, message.content] for message in sent.messages]
     found["messages"] = [[turn["role"], turn["content"]] for turn in shown.get("messages") or []]
     wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-    if wrong:
-        lines = "\n".join(f"  {key}: sent {wanted.get(key)!r}, stored {found.get(key)!r}" for key in wrong)
-        raise ParityError(f"Ollama stored something else than it was sent:\n{lines}", "Nothing was published.")
+    if not wrong:
+        return None
+    told = "; ".join(f"{key}: sent {wanted.get(key)!r}, stored {found.get(key)!r}" for key in wrong)
+    name = "prompts" if {"system", "messages"} & set(wrong) else "answers"
+    return Check(name=name, verdict="fail", message=f"Ollama stored something else than it was sent: {told}")
 
 
 def to_run() -> list[str]:

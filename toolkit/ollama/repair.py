@@ -1,7 +1,7 @@
-"""Mending a GGUF that Ollama would serve with another prompt than its own template's, and proving that it is mended.
+"""Mending a GGUF that Ollama would serve with another prompt than the one of training, and proving that it is mended.
 
-An explicit TEMPLATE cannot carry it: Ollama takes Go templates there, and no Jinja (template/template.go, Parse). So the file's
-own template is changed, in ways that change none of its texts:
+An explicit TEMPLATE cannot carry it: Ollama takes Go templates there, no Jinja (template/template.go, Parse). So the file gets
+the template of training, changed in ways that change none of its texts:
 
 - a comment at its head takes it out of reach of the templates that Ollama knows;
 - variables that llama.cpp sets and training did not get another name, so that they stay undefined (`toolkit.chat_template`).
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.chat_template import as_trained
-from toolkit.errors import DataError, ExternalToolError, ParityError
+from toolkit.errors import ExternalToolError, ParityError
 from toolkit.export.convert import protect_template
 from toolkit.gguf_file import GGUFHeader, read_gguf
 from toolkit.gguf_metadata import copy_with_texts
@@ -52,14 +52,11 @@ def mended_template(template: str) -> str:
 
 
 def rewrite_template(gguf: Path, out: Path, template: str, header: GGUFHeader | None = None) -> Path:
-    """Copy a GGUF with another chat template; see `toolkit.gguf_metadata.copy_with_texts`.
+    """Copy a GGUF with another chat template, or with its first; see `toolkit.gguf_metadata.copy_with_texts`.
 
     Raises:
-        DataError: no GGUF, damaged, or without a chat template to replace.
+        DataError: no GGUF, or damaged.
     """
-    header = header or read_gguf(gguf)
-    if not isinstance(header.metadata.get(_KEY), str):
-        raise DataError(f"{gguf} has no chat template to replace", "Convert the model again, with its chat template.")
     return copy_with_texts(gguf, out, {_KEY: template}, header)
 
 
@@ -91,7 +88,7 @@ def repair_file(gguf: Path, out: Path, template: str, system: str, log: Path) ->
             return expected_texts(conversations, template, bos, eos, served=served)
 
         name = f"tune2ollama-repair-{os.getpid()}"
-        found = repaired(client, name, gguf, out, expected, bos if adds_bos else "")
+        found = repaired(client, name, gguf, out, template, expected, bos if adds_bos else "")
         version = client.version()
     wrong = differing(found.before, version)
     if not wrong:
@@ -108,6 +105,7 @@ def repaired(
     name: str,
     gguf: Path,
     out: Path,
+    template: str,
     expected: Callable[[str], Sequence[Expected]],
     bos: str = "",
 ) -> Repair:
@@ -118,6 +116,7 @@ def repaired(
     Args:
         name: of the models that are made for the proof.
         out: the mended file; not written when nothing has to be mended.
+        template: of the training; the file may have another one, or none.
         expected: what the training template makes of each conversation, given the served file's template; see
             `toolkit.ollama.conversations.expected_texts`.
 
@@ -125,8 +124,7 @@ def repaired(
         ParityError: the mended file is served otherwise too; with the reason, as far as it is known.
     """
     header = read_gguf(gguf)
-    template = str(header.metadata.get(_KEY, ""))
-    before = _served(client, f"{name}:plain", gguf, expected(template), bos)
+    before = _served(client, f"{name}:plain", gguf, expected(str(header.metadata.get(_KEY, ""))), bos)
     version = client.version()
     if not differing(before, version):
         return Repair(gguf, before, before)

@@ -25,9 +25,10 @@ import torch
 from rich.progress import track
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from toolkit.artifacts import AdapterFacts, Artifact, DatasetFacts, GoldenFacts, read_jsonl, write_jsonl
+from toolkit.artifacts import Artifact, read_jsonl, write_jsonl
 from toolkit.data.splitting import normalize
 from toolkit.errors import DataError, ResourceError
+from toolkit.facts import AdapterFacts, DatasetFacts, GoldenFacts
 from toolkit.parity.export_answers import answers_of, too_large
 from toolkit.parity.prompts import Messages, conversations, render
 from toolkit.parity.tokens import encode

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.artifacts import Artifact, GoldenFacts, read_jsonl
+from toolkit.artifacts import Artifact, read_jsonl
 from toolkit.errors import DataError
+from toolkit.facts import GoldenFacts
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.artifacts import AdapterFacts, Artifact
+from toolkit.artifacts import Artifact
+from toolkit.facts import AdapterFacts
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import Check
 from toolkit.parity.goldens import Goldens

@@ -11,12 +11,9 @@ from typing import Any, Literal
 
 from transformers import AutoTokenizer
 
-from toolkit.artifacts import (
-    AdapterFacts,
-    Artifact,
-    GoldenFacts,
-)
+from toolkit.artifacts import Artifact
 from toolkit.chat_template import on_day, render_trained
+from toolkit.facts import AdapterFacts, GoldenFacts
 from toolkit.gguf_file import UNQUANTIZED, read_gguf
 from toolkit.lora import LoraAdapter
 from toolkit.parity.candidate import Candidate

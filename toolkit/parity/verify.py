@@ -13,16 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import AutoTokenizer
 
-from toolkit.artifacts import (
-    AdapterFacts,
-    Artifact,
-    CertificateFacts,
-    GGUFFacts,
-    GoldenFacts,
-    ModelFacts,
-    file_sha256,
-    write_text,
-)
+from toolkit.artifacts import Artifact, file_sha256, write_text
+from toolkit.facts import AdapterFacts, CertificateFacts, GGUFFacts, GoldenFacts, ModelFacts
 from toolkit.parity.certificate import SCHEMA, Subject, blame_of, certificate_text, chain_of, verdict_of
 from toolkit.parity.exported import Exported, FolderWeights, GGUFWeights
 from toolkit.parity.limits import largest_rest

@@ -17,8 +17,9 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from toolkit.artifacts import AdapterFacts, Artifact
+from toolkit.artifacts import Artifact
 from toolkit.bases import cached_sha256
+from toolkit.facts import AdapterFacts
 from toolkit.merged import MergedWeights, merged_weights
 from toolkit.parity.exported import Exported
 from toolkit.parity.rounding import rounded

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from toolkit.artifacts import AdapterFacts
+from toolkit.facts import AdapterFacts
 from toolkit.parity.summary_in_file import served_measures
 from toolkit.recipe import Recipe
 from toolkit.report.page import PAGE

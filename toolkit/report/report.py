@@ -13,7 +13,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from toolkit.artifacts import Artifact, ReportFacts, write_text
+from toolkit.artifacts import Artifact, write_text
+from toolkit.facts import ReportFacts
 from toolkit.parity.table import certificate_table
 from toolkit.recipe import Recipe
 from toolkit.report.card import card_text

@@ -9,15 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.artifacts import (
-    AdapterFacts,
-    Artifact,
-    DatasetFacts,
-    GGUFFile,
-    ModelFacts,
-    OllamaFacts,
-    read_jsonl,
-)
+from toolkit.artifacts import Artifact, read_jsonl
+from toolkit.facts import AdapterFacts, DatasetFacts, GGUFFile, ModelFacts, OllamaFacts
 from toolkit.recipe import Recipe
 from toolkit.report.page import with_served
 

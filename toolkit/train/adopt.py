@@ -10,12 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
-from toolkit.artifacts import ARTIFACT_FILE, AdapterFacts, Quantization, text_sha256, write_text
+from toolkit.artifacts import ARTIFACT_FILE, text_sha256, write_text
 from toolkit.bases import TOKENIZER_FILES, check_folder, read_chat_template, resolve_base
 from toolkit.errors import DataError, UsageError
+from toolkit.facts import AdapterFacts, Quantization
 from toolkit.lora import CONFIG_FILE, WEIGHTS_FILE, LoraAdapter, read_config
 from toolkit.recipe import Recipe
-from toolkit.safetensors_file import link_or_copy
+from toolkit.safetensors_file import commonest_dtype, link_or_copy, model_files, read_header
 from toolkit.weights import TrainedWeights
 
 stderr = Console(stderr=True, highlight=False)
@@ -104,9 +105,15 @@ def _adopt_model(recipe: Recipe, source: Path, out: Path) -> AdapterFacts:
             f"{source} has no chat template", "Put its chat_template.jinja there, from where it was trained."
         )
     return AdapterFacts(
-        method="full", base=base, base_dtype=_stored_dtype(source), quantization=None,
+        method="full", base=base, base_dtype=_dtype_of_tensors(source), quantization=None,
         chat_template_sha256=text_sha256(template), system=recipe.system, trained_here=False,
     )  # fmt: skip
+
+
+def _dtype_of_tensors(folder: Path) -> Any:
+    # Not config.json's: who trains a bfloat16 base in float32 often leaves its word there.
+    files = set(model_files(folder).values())
+    return commonest_dtype(entry for file in files for entry in read_header(file).values())
 
 
 def _stored_dtype(folder: Path) -> Any:

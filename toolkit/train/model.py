@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from toolkit.artifacts import AdapterFacts, Artifact, BaseFacts, Quantization
+from toolkit.artifacts import Artifact
 from toolkit.errors import DataError, UsageError
+from toolkit.facts import AdapterFacts, BaseFacts, Quantization
 from toolkit.places import cache_home
 from toolkit.recipe import Lora, Recipe
 from toolkit.weights import loaded_bytes, weights_of

@@ -12,18 +12,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from toolkit.artifacts import (
-    AdapterFacts,
-    Artifact,
-    BaseFacts,
-    DatasetFacts,
-    read_jsonl,
-    text_sha256,
-    write_json,
-    write_text,
-)
+from toolkit.artifacts import Artifact, read_jsonl, text_sha256, write_json, write_text
 from toolkit.bases import resolve_base
 from toolkit.errors import DataError
+from toolkit.facts import AdapterFacts, BaseFacts, DatasetFacts
 from toolkit.recipe import Recipe
 from toolkit.safetensors_file import writing
 from toolkit.train.memory import memory_advice

@@ -1,0 +1,131 @@
+"""Around a run: write a recipe, look at the machine and at the cost, chat, list, clean."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from toolkit.commands.options import PATH, RECIPE, as_json_option, load, print_json, recipe_options
+
+
+@click.command()
+@click.argument("data", type=PATH)
+@click.option("--name", help="Name of the recipe and of the Ollama model; by default the file's.")
+@click.option("--out", type=PATH, help="Where to write it; by default recipes/<name>.yaml.")
+@as_json_option
+def init(data: Path, name: str | None, out: Path | None, as_json: bool) -> None:
+    """Write a recipe for your own file by looking at its columns.
+
+    \b
+    Example:  tune2ollama init questions.csv --name helpdesk
+    """
+    from toolkit.init import write_recipe
+    from toolkit.places import own_command
+
+    path = write_recipe(data, name, out)
+    if as_json:
+        print_json({"recipe": str(path)})
+        return
+    click.echo(path)
+    click.echo(f"Look through it, then: {own_command()} run {path}", err=True)
+
+
+@click.command(name="list")
+@as_json_option
+def list_recipes(as_json: bool) -> None:
+    """List the recipes and runs here, and how far each run has come.
+
+    \b
+    Example:  tune2ollama list
+    """
+    from toolkit.listing import list_rows
+
+    rows = list_rows(Path("recipes"), Path("runs"))
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        click.echo(f"{row['recipe']:<28}{row['about']}\n{'':<28}{row['state']}")
+
+
+@click.command()
+@as_json_option
+def doctor(as_json: bool) -> None:
+    """Check versions, compiler, GPU, bitsandbytes, WSL2, disk, Ollama, and that llama.cpp decodes one token here.
+
+    \b
+    Example:  tune2ollama doctor
+    """
+    from toolkit.doctor import diagnose, print_findings
+
+    findings = diagnose()
+    if as_json:
+        from dataclasses import asdict
+
+        print_json([asdict(finding) for finding in findings])
+    else:
+        print_findings(findings)
+    if any(finding.status == "missing" for finding in findings):
+        sys.exit(5)
+
+
+@click.command()
+@RECIPE
+@recipe_options
+@as_json_option
+def plan(recipe: Path, profile: str | None, settings: tuple[str, ...], as_json: bool) -> None:
+    """Estimate memory, disk and time of every stage, before anything is spent.
+
+    \b
+    Example:  tune2ollama plan recipes/medical.yaml --profile gpu-16gb
+    """
+    from toolkit.hardware import read_hardware
+    from toolkit.plan import make_plan, print_plan
+
+    made = make_plan(load(recipe, profile, settings), read_hardware())
+    if as_json:
+        from dataclasses import asdict
+
+        print_json(asdict(made))
+    else:
+        print_plan(made)
+
+
+@click.command()
+@click.argument("model", required=False)
+def chat(model: str | None) -> None:
+    """Chat with a published model, or with a GGUF file.
+
+    \b
+    Example:  tune2ollama chat medical
+    """
+    from toolkit.chat import chat_with
+
+    chat_with(model)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--cache", is_flag=True, help="Also remove rebuilt bases; compiled wheels and servers stay.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@as_json_option
+def clean(name: str | None, cache: bool, yes: bool, as_json: bool) -> None:
+    """Remove the results of one run, or without a name of all. Published Ollama models stay.
+
+    \b
+    Example:  tune2ollama clean medical
+    """
+    from toolkit.listing import remove, what_to_clean
+
+    folders = what_to_clean(name, cache)
+    for folder in folders:
+        click.echo(folder, err=True)
+    if folders and not yes:
+        click.confirm("Remove these?", abort=True, err=True)
+    remove(folders)
+    if as_json:
+        print_json({"removed": [str(folder) for folder in folders]})
+    elif not folders:
+        click.echo("Nothing to remove.", err=True)

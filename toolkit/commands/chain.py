@@ -1,0 +1,118 @@
+"""A recipe's way: the whole, and stage by stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from toolkit.commands.options import RECIPE, as_json_option, load, print_facts, print_json, recipe_options
+
+
+@click.command()
+@RECIPE
+@recipe_options
+@click.option("--dry-run", is_flag=True, help="Show the resolved recipe, and what would run and why.")
+@as_json_option
+def run(recipe: Path, profile: str | None, settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Go the whole way: data → train → merge → GGUF → quantize → certificate → Ollama.
+
+    What is current is skipped; a run that was cut short goes on where it was.
+
+    \b
+    Example:  tune2ollama run recipes/medical.yaml
+    Example:  tune2ollama run recipes/medical.yaml --set train.max_steps=60 --dry-run
+    """
+    from toolkit import pipeline
+
+    resolved = load(recipe, profile, settings)
+    if dry_run:
+        rows = pipeline.plan_of_stages(resolved)
+        if as_json:
+            print_json({"recipe": resolved.model_dump(mode="json"), "stages": dict(rows)})
+            return
+        import yaml
+
+        click.echo(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        for name, reason in rows:
+            click.echo(f"{name:<9}{reason}")
+        return
+    artifacts = pipeline.run(resolved)
+    if as_json:
+        print_facts(artifacts)
+        return
+    from toolkit.report.report import print_last_screen
+
+    print_last_screen(resolved, artifacts)
+
+
+def _stage_command(stage: str, text: str, following: str) -> click.Command:
+    """The command of one stage; it brings the stages before it up to date first."""
+
+    @RECIPE
+    @recipe_options
+    @click.option("--force", is_flag=True, help="Redo it even when it is current.")
+    @as_json_option
+    def command(recipe: Path, profile: str | None, settings: tuple[str, ...], force: bool, as_json: bool) -> None:
+        from toolkit import pipeline
+
+        resolved = load(recipe, profile, settings)
+        artifacts = pipeline.run(resolved, upto=stage, force=stage if force else "")
+        artifact = artifacts[stage]
+        if as_json:
+            print_json(
+                {"folder": str(artifact.folder), "digest": artifact.digest, **artifact.facts.model_dump(mode="json")}
+            )
+            return
+        click.echo(artifact.folder)
+        if following:
+            from toolkit.places import own_command
+            from toolkit.recipe_file import RESOLVED_FILE
+
+            as_it_ran = pipeline.run_folder(resolved) / RESOLVED_FILE
+            click.echo(f"Next: {own_command()} {following} {as_it_ran}", err=True)
+
+    command.__doc__ = f"{text}\n\n    \b\n    Example:  tune2ollama {stage} recipes/medical.yaml\n    "
+    return click.command(name=stage)(command)
+
+
+STAGE_COMMANDS = [
+    _stage_command(name, text, following)
+    for name, text, following in (
+        ("prepare", "Read, clean and split the recipe's data into prompt/completion rows.", "train"),
+        ("train", "Train the adapter, from the last complete checkpoint when there is one.", "golden"),
+        ("golden", "Record what the tuned model answers to the golden prompts, with fp32 reference logits.", "merge"),
+        ("merge", "Merge the adapter into its base, one tensor at a time.", "convert"),
+        ("convert", "Write the merged model as a GGUF file.", "quantize"),
+        ("quantize", "Write the recipe's quantized GGUF files.", "verify"),
+        ("create", "Publish to Ollama: a candidate first, checked as it is served, then the name.", "report"),
+        ("report", "Write report.md and the model card.", ""),
+    )
+]
+
+
+@click.command()
+@RECIPE
+@recipe_options
+@as_json_option
+def modelfile(recipe: Path, profile: str | None, settings: tuple[str, ...], as_json: bool) -> None:
+    """Print the complete Modelfile of a recipe, FROM the file that the certificate lets go.
+
+    Brings all stages up to `verify` up to date first; without a passing certificate there is no such file.
+
+    Exit code 0: pass, 6: fail, 7: inconclusive.
+
+    \b
+    Example:  tune2ollama modelfile recipes/medical.yaml > Modelfile
+    """
+    from toolkit import pipeline
+    from toolkit.ollama.publish import modelfile_of
+    from toolkit.stages import certified_file
+
+    resolved = load(recipe, profile, settings)
+    artifacts = pipeline.run(resolved, upto="verify")
+    text = modelfile_of(resolved, certified_file(artifacts["verify"]))
+    if as_json:
+        print_json({"modelfile": text})
+    else:
+        click.echo(text, nl=False)
