@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from toolkit.errors import DataError
 from toolkit.gguf_file import GGUFHeader, GGUFTensor
 from toolkit.parity.certificate import Check
-from toolkit.parity.limits import Limits, file_type_of, limits_for
+from toolkit.parity.limits import file_type_of, limits_for
 from toolkit.parity.logits import Flip, Positions, logits_check, strength_check
+from toolkit.recipe import FILE_TYPES
 
 
 def rows(*probabilities: list[float]) -> np.ndarray:
@@ -133,5 +135,15 @@ def test_limits_widen_for_small_models_and_many_fallbacks_only() -> None:
     assert wide.strength_low == strict.strength_low
     assert "135 M" in why
     assert "90%" in why
-    assert isinstance(limits_for("F16", 135_000_000, 0.0)[0], Limits)
-    assert limits_for("F16", 135_000_000, 0.0)[0] == limits_for("F16", 10**10, 0.0)[0]
+    same = replace(limits_for("F16", 135_000_000, 0.0)[0], floor=None)
+    assert same == replace(limits_for("F16", 10**10, 0.0)[0], floor=None)
+
+
+@pytest.mark.parametrize("file_type", FILE_TYPES)
+@pytest.mark.parametrize(("parameters", "on"), [(135_000_000, "SmolLM2-135M"), (10**10, "256 wide")])
+def test_every_floor_is_below_its_limit(file_type: str, parameters: int, on: str) -> None:
+    limits, _ = limits_for(file_type, parameters, 0.0)
+    assert limits.floor is not None and on in limits.floor.measured_on
+    assert 0 < limits.floor.mean_kl < limits.mean_kl
+    assert limits.floor.mean_kl < limits.floor.p99_kl < limits.p99_kl
+    assert limits.floor.top1 > 0.5

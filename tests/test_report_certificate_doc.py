@@ -11,6 +11,7 @@ import pytest
 
 from tests.parity_chain import blend, chain, damaged
 from toolkit.parity.certificate import LINKS, SCHEMA
+from toolkit.parity.floors import floor_of
 from toolkit.parity.limits import _TABLE
 from toolkit.parity.verify import verify
 from toolkit.parity.weights import LARGEST, LARGEST_QUANTIZED
@@ -94,6 +95,15 @@ def test_every_limit_is_told() -> None:
         told = " | ".join(f"{value:g}" for value in numbers)
         row = f"| {file_type} | {told} | {limits.strength_low:g} … {limits.strength_high:g} | {limits.stops:g} |"
         assert row in DOC, row
+
+
+def test_every_floor_is_told() -> None:
+    for file_type in _TABLE:
+        told = [file_type]
+        for small in (True, False):
+            floor = floor_of(file_type, small)
+            told += [f"{floor.mean_kl:.1e}", f"{floor.p99_kl:.1e}", f"{floor.top1:.3f}"]
+        assert f"| {' | '.join(told)} |" in DOC, told
 
 
 def test_the_limits_of_the_weights_are_told() -> None:

@@ -8,7 +8,11 @@ from toolkit.sizes import EMBEDDED, Shape
 
 GIB = 2**30
 PROCESS_BYTES = 1.0 * GIB
-"""Python with torch, transformers and TRL loaded (measured on Linux)."""
+"""Python with torch and transformers loaded (measured on Linux)."""
+TRAINING_PROCESS_BYTES = 1.6 * GIB
+"""The same with TRL, datasets and bitsandbytes at work: what the medical run took beyond the formula below."""
+LOGITS_ROWS = 256
+"""Tokens whose logits are held at once (TRL's loss_type "chunked_nll")."""
 CUDA_CONTEXT_BYTES = 1.0 * GIB
 NF4_BYTES = (4 + 0.127) / 8
 """A weight and its share of the doubly quantized block scales (Dettmers et al. 2023, arXiv 2305.14314, section 3)."""
@@ -30,7 +34,7 @@ def training_memory(recipe: Recipe, shape: Shape, longest: int, on_gpu: bool) ->
     Weights (NF4: 4.127 bits for the linear layers), gradient and Adam states of what is trained (16 bytes a weight in
     fp32, 10 with an 8-bit optimizer), what the backward pass keeps of every layer (two norms, q, k, v, attention output
     and four of the gated MLP; with checkpointing one input a layer and one layer in full: Chen et al. 2016, arXiv
-    1604.06174), attention scores where no fused kernel spares them (CPU), and three copies of the logits in fp32.
+    1604.06174), attention scores where no fused kernel spares them (CPU), and three copies of a chunk's logits in fp32.
     """
     train = recipe.train
     size = 2 if on_gpu or (train.bf16 and not recipe.base.startswith("embedded:")) else 4
@@ -47,7 +51,8 @@ def training_memory(recipe: Recipe, shape: Shape, longest: int, on_gpu: bool) ->
     if train.gradient_checkpointing:
         kept = shape.num_hidden_layers * tokens * shape.hidden_size * size + layer
     mapped = 0 if on_gpu else total * size  # on a CPU the base's files stay mapped after they were quantized
-    return weights + states + kept + 3 * tokens * shape.vocab_size * 4 + (mapped if train.method == "qlora" else 0)
+    logits = 3 * min(tokens, LOGITS_ROWS) * shape.vocab_size * 4
+    return weights + states + kept + logits + (mapped if train.method == "qlora" else 0)
 
 
 def tokens_per_second(recipe: Recipe, shape: Shape, hardware: Hardware) -> float:

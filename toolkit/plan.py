@@ -14,7 +14,14 @@ from typing import Any, NamedTuple
 
 from toolkit.bases import is_here
 from toolkit.errors import MAKE_ROOM, ResourceError, ToolkitError
-from toolkit.estimates import CUDA_CONTEXT_BYTES, GIB, PROCESS_BYTES, tokens_per_second, training_memory
+from toolkit.estimates import (
+    CUDA_CONTEXT_BYTES,
+    GIB,
+    PROCESS_BYTES,
+    TRAINING_PROCESS_BYTES,
+    tokens_per_second,
+    training_memory,
+)
 from toolkit.hardware import Hardware, free_disk_bytes
 from toolkit.recipe import Recipe
 from toolkit.sizes import BITS_PER_WEIGHT, EMBEDDED, Shape, shape_of_base
@@ -196,7 +203,7 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
         ("prepare", 0.3 * GIB + 8 * rows.bytes, 0, 3 * rows.bytes, 2 + rows.bytes / 2e6),
         (
             "train",
-            host + (0 if recipe.adapter else 2 * GIB if on_gpu else peak),
+            host if recipe.adapter else TRAINING_PROCESS_BYTES + (2 * GIB if on_gpu else peak),
             CUDA_CONTEXT_BYTES + peak if on_gpu and not recipe.adapter else 0,
             download
             + trained * (4 if recipe.adapter else 4 + 24),  # the adapter, and two checkpoints with Adam's states

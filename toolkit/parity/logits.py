@@ -146,13 +146,13 @@ def logits_check(positions: Positions, limits: Limits, heat: list[dict[str, Any]
     confident = [flip for flip in positions.flips if flip.margin > limits.flip_margin]
     # A near tie is decided by the last bits, and a flat model has many: they say nothing. One more position may differ.
     real = [flip for flip in positions.flips if flip.margin > limits.flip_margin * NEAR_TIE]
-    top1_limit = min(limits.top1, 1 - 1 / count)
+    top1_limit, floor = min(limits.top1, 1 - 1 / count), limits.floor
     measures = [
-        lower_is_better("mean KL", float(kl.mean()), limits.mean_kl, limits.floor_mean_kl, "nats"),
-        lower_is_better("p99 KL", float(np.quantile(kl, 0.99)), limits.p99_kl, None, "nats"),
+        lower_is_better("mean KL", float(kl.mean()), limits.mean_kl, floor.mean_kl if floor else None, "nats"),
+        lower_is_better("p99 KL", float(np.quantile(kl, 0.99)), limits.p99_kl, floor.p99_kl if floor else None, "nats"),
         Measure(name="max KL", value=float(kl.max()), unit="nats"),
         Measure(name="max |logit difference|", value=positions.largest_difference),
-        Measure(name="top-1 agreement", value=positions.top1, floor=limits.floor_top1),
+        Measure(name="top-1 agreement", value=positions.top1, floor=floor.top1 if floor else None),
         higher_is_better("top-1 agreement but for near ties", 1 - len(real) / count, top1_limit, 1.0),
         lower_is_better("confident flips", len(confident), limits.flips_allowed * count, 0),
         lower_is_better("perplexity ratio", positions.perplexity_ratio, limits.perplexity_ratio, 1.0),
@@ -160,6 +160,7 @@ def logits_check(positions: Positions, limits: Limits, heat: list[dict[str, Any]
     details = {
         "positions": count,
         "flip_margin": limits.flip_margin,
+        "floors_measured_on": floor.measured_on if floor else "",
         "flips": [flip._asdict() for flip in sorted(positions.flips, key=lambda f: -f.margin)[:20]],
         "heat": heat or [],
     }

@@ -165,8 +165,7 @@ def _trainer(recipe: Recipe, loaded: Loaded, rows: list[dict[str, Any]], checkpo
         max_length=None,  # `check_lengths` refused longer rows; TRL would cut them
         train_sampling_strategy=settings.train_sampling_strategy,
         completion_only_loss=True,
-        # In chunks the head is computed twice, for a memory that a CPU has.
-        loss_type="chunked_nll" if torch.cuda.is_available() else "nll",
+        loss_type="chunked_nll",  # the head only where there is an answer, and never all of its logits at once
         **autocast_of(recipe),
         gradient_checkpointing=settings.gradient_checkpointing,
         logging_steps=settings.logging_steps,
