@@ -216,6 +216,8 @@ def test_a_stop_word_that_cuts_answers_is_refused(run: Run, ollama_server: Serve
     with pytest.raises(ParityError, match=r"server answers broke, seen in medical: .* the server stopped where llama"):
         run.create(_recipe(partial))
     assert (tmp_path / "run" / "refused" / "certificate.html").is_file()
+    blame = json.loads((tmp_path / "run" / "refused" / "certificate.json").read_text(encoding="utf-8"))["blame"]
+    assert (blame["link"], blame["measure"], blame["value"]) == ("server answers", "answers that differ", 1)
     assert not [name for name in ollama_server.client.models() if name.startswith("medical")]
 
 

@@ -84,7 +84,7 @@ def clean_chain(family: str, method: str, base: Path, folder: Path) -> Clean:
     if method == "full":
         _fully_trained(base, adapter, system)
     else:
-        trained_adapter(base, adapter, kind, system=system, use_rslora=method == "rslora", use_dora=method == "dora")
+        trained_adapter(base, adapter, kind, 60, system, method == "rslora", method == "dora")
     chosen = recipe(FILE_TYPES, "Q4_K_M", base, "tiny", system)
     artifact = adapter_artifact(adapter, base, kind, system=system)
     return Clean(
