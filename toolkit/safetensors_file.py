@@ -14,7 +14,7 @@ import re
 import shutil
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,12 +97,13 @@ def _entries(header: dict[str, Any], data: int) -> dict[str, Entry]:
 
 
 def commonest_dtype(entries: Iterable[Entry]) -> str:
-    """The type that most bytes are stored in, as torch calls it; float32 for one that no model computes in."""
+    """The type that most bytes are stored in, as torch calls it; one that is not in `DTYPES` as the format does."""
     stored: Counter[str] = Counter()
     for entry in entries:
         stored[entry.dtype] += entry.bytes
     names = {dtype: name for name, dtype in DTYPES.items()}
-    return names.get(stored.most_common(1)[0][0], "float32")
+    found = stored.most_common(1)[0][0]
+    return names.get(found, found)
 
 
 def model_files(folder: Path) -> dict[str, Path]:
@@ -137,6 +138,11 @@ def model_files(folder: Path) -> dict[str, Path]:
                 f"{folder / shard} does not hold {name}, as {index.name} says", "Get the whole model again."
             )
     return {name: folder / shard for name, shard in names.items()}
+
+
+def model_entries(files: Mapping[str, Path]) -> dict[str, Entry]:
+    """Tensor name → its entry, over the files of a model; see `model_files`."""
+    return {name: entry for path in set(files.values()) for name, entry in read_header(path).items()}
 
 
 @contextmanager

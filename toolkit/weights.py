@@ -17,7 +17,7 @@ from torch import nn
 from toolkit.artifacts import Artifact
 from toolkit.errors import DataError
 from toolkit.facts import AdapterFacts, Quantization
-from toolkit.safetensors_file import Entry, model_files, read_header
+from toolkit.safetensors_file import Entry, model_entries, model_files
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -39,7 +39,7 @@ class TrainedWeights:
         self.dtype = TORCH_DTYPES[base_dtype]
         self.quantization = quantization
         self._files = model_files(folder)
-        self._entries = {n: e for path in set(self._files.values()) for n, e in read_header(path).items()}
+        self._entries = model_entries(self._files)
         model = meta_model(folder)
         self.tied_head = tied_head(model)
         """Name of an output head that is the embedding itself; it is no tensor of its own. None: untied."""

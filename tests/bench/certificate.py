@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from toolkit.artifacts import Artifact, Cost, read_artifact
+from toolkit.artifacts import Artifact, read_artifact
 from toolkit.export.convert import convert
-from toolkit.export.quantize import quantize
+from toolkit.export.llama_cpp import quantize_file
 from toolkit.facts import AdapterFacts, Facts, GGUFFacts, GoldenFacts, ModelFacts
 from toolkit.parity.certificate import Subject
 from toolkit.parity.goldens import Goldens
@@ -88,26 +89,33 @@ def floors(run: Path) -> Table:
                    "adapter in answers", "verdict"):  # fmt: skip
         table.add_column(column)
     with tempfile.TemporaryDirectory() as scratch:
-        for file_type in CONVERTED_FILE_TYPES:
-            folder = Path(scratch) / file_type
-            folder.mkdir()
-            chosen = of_types(recipe, [file_type], file_type)
-            made = convert(chosen, adapter, model, folder)
-            path = folder / made.files[0].name
-            table.add_row(*_row(judge(tuned, None, [GGUFUnderTest(path, file_type, file_type)])[-1], tuned))
-            if file_type == "F16":
-                _quantized_rows(table, recipe, tuned, Artifact(folder, made, "", {}, Cost()))
-            path.unlink()
+        for file_type, path, source in every_file_type(recipe, adapter, model, Path(scratch)):
+            table.add_row(
+                *_row(judge(tuned, None, [GGUFUnderTest(path, file_type, file_type, source=source)])[-1], tuned)
+            )
     return table
 
 
-def _quantized_rows(table: Table, recipe: Recipe, tuned: Tuned, source: Artifact[GGUFFacts]) -> None:
+def every_file_type(
+    recipe: Recipe, adapter: Artifact[AdapterFacts], model: Artifact[ModelFacts], folder: Path
+) -> Iterator[tuple[str, Path, Path | None]]:
+    """Make a file of each type in turn: its type, where it is, and what it was quantized from. It goes when the next is made."""
+    source = None
+    for file_type in CONVERTED_FILE_TYPES:
+        made = folder / file_type
+        made.mkdir()
+        path = made / convert(of_types(recipe, [file_type], file_type), adapter, model, made).files[0].name
+        yield file_type, path, None
+        if file_type == "F16":
+            source = path
+        else:
+            path.unlink()
+    assert source is not None
     for file_type in QUANTIZED_FILE_TYPES:
-        with tempfile.TemporaryDirectory() as scratch:
-            made = quantize(of_types(recipe, ["F16", file_type], file_type), source, Path(scratch))
-            path = Path(scratch) / made.files[0].name
-            file = GGUFUnderTest(path, file_type, file_type, source=source.folder / source.facts.files[0].name)
-            table.add_row(*_row(judge(tuned, None, [file])[-1], tuned))
+        path = folder / f"{file_type}.gguf"
+        quantize_file(source, path, file_type)
+        yield file_type, path, source
+        path.unlink()
 
 
 def of_types(recipe: Recipe, file_types: list[str], serve: str) -> Recipe:

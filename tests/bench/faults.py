@@ -22,14 +22,12 @@ import gguf
 import numpy as np
 import torch
 
-from tests.bench.certificate import of_types
+from tests.bench.certificate import every_file_type
 from tests.conftest import free_port
 from tests.faults.chains import FAMILIES, METHODS, Clean, clean_chain, family_base, fault_chain
 from tests.faults.proof import prove
 from tests.faults.served import SERVED_FAULTS, ServedFault, served
 from tests.faults.table import FAULTS
-from toolkit.export.convert import convert
-from toolkit.export.llama_cpp import quantize_file
 from toolkit.ollama.client import Client
 from toolkit.ollama.server import find_ollama, started
 from toolkit.parity.certificate import blame_of
@@ -40,7 +38,6 @@ from toolkit.parity.subjects import GGUFUnderTest, Tuned
 from toolkit.parity.sums import Sums, sums_of
 from toolkit.parity.verify import certificate_of, judge
 from toolkit.parity.weights import Tuning
-from toolkit.recipe import CONVERTED_FILE_TYPES, QUANTIZED_FILE_TYPES
 
 STORED = (
     "F16",
@@ -177,26 +174,11 @@ def types(folder: Path) -> None:
     head_of_measures("")
     chain: Clean = fault_chain()
     tuned = Tuned.of(chain.recipe, chain.adapter, chain.golden, _tokenizer(chain))
-    for kind in CONVERTED_FILE_TYPES:
-        made = folder / kind
-        made.mkdir()
-        convert(of_types(chain.recipe, [kind], kind), chain.adapter, chain.export.model, made)
-        _judged_alone(tuned, next(made.glob("*.gguf")), kind)
-        shutil.rmtree(made)
-    source = chain.export.gguf.folder / chain.export.gguf.facts.files[0].name
-    for kind in QUANTIZED_FILE_TYPES:
-        file = folder / f"{kind}.gguf"
-        quantize_file(source, file, kind)
-        _judged_alone(tuned, file, kind)
-        file.unlink()
-
-
-def _judged_alone(tuned: Tuned, path: Path, kind: str) -> None:
-    file = GGUFUnderTest(path=path, name=kind, file_type=kind, served=True)
-    certificate = certificate_of(tuned, judge(tuned, None, [file]), {})
-    tell("", certificate["subjects"][-1])
-    if certificate["verdict"] != "pass":
-        print(f"    {certificate['message']}", flush=True)
+    for kind, path, _ in every_file_type(chain.recipe, chain.adapter, chain.export.model, folder):
+        certificate = certificate_of(tuned, judge(tuned, None, [GGUFUnderTest(path, kind, kind, served=True)]), {})
+        tell("", certificate["subjects"][-1])
+        if certificate["verdict"] != "pass":
+            print(f"    {certificate['message']}", flush=True)
 
 
 def _tokenizer(chain: Clean) -> Any:

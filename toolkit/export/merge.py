@@ -26,8 +26,8 @@ from toolkit.safetensors_file import (
     Entry,
     commonest_dtype,
     link_or_copy,
+    model_entries,
     model_files,
-    read_header,
     write_model,
     writing,
 )
@@ -115,7 +115,8 @@ def output_dtype(merged: MergedWeights, facts: AdapterFacts) -> str:
         return "float32"
     if facts.base_dtype != "float32":
         return facts.base_dtype
-    return commonest_dtype(entries)
+    stored = commonest_dtype(entries)
+    return stored if stored in DTYPES else "float32"
 
 
 def _check_disk(needed: int, out: Path) -> None:
@@ -164,12 +165,13 @@ def copy_settings(merged: MergedWeights, adapter: Path, dtype: str, out: Path) -
 
 def _take_whole_model(adapter: Artifact[AdapterFacts], out: Path) -> ModelFacts:
     check_folder(adapter.folder)
-    weights = sorted({path.name for path in model_files(adapter.folder).values()})
+    files = model_files(adapter.folder)
+    weights = sorted({path.name for path in files.values()})
     others = [*CONFIG_FILES, *TOKENIZER_FILES, "model.safetensors.index.json"]
     for name in (*weights, *others):
         if (adapter.folder / name).is_file():
             link_or_copy(adapter.folder / name, out / name)
-    entries = [entry for name in weights for entry in read_header(out / name).values()]
+    entries = model_entries(files).values()
     return ModelFacts(
         merged_onto="as trained",
         dtype=commonest_dtype(entries),

@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from toolkit.errors import DataError
 from toolkit.gguf_file import GGUFTensor, read_gguf
-from toolkit.safetensors_file import model_files, read_header
+from toolkit.safetensors_file import model_entries, model_files
 
 _PERMUTED = ("llama",)
 """Architectures whose query and key rows llama.cpp keeps in another order than transformers."""
@@ -59,7 +59,7 @@ class FolderWeights:
 
     def __init__(self, folder: Path) -> None:
         self._files = model_files(folder)
-        self._entries = {n: e for path in set(self._files.values()) for n, e in read_header(path).items()}
+        self._entries = model_entries(self._files)
 
     def has(self, name: str) -> bool:
         return name in self._entries

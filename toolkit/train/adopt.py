@@ -16,7 +16,7 @@ from toolkit.errors import DataError, UsageError
 from toolkit.facts import AdapterFacts, Quantization
 from toolkit.lora import CONFIG_FILE, WEIGHTS_FILE, LoraAdapter, read_config
 from toolkit.recipe import Recipe
-from toolkit.safetensors_file import commonest_dtype, link_or_copy, model_files, read_header
+from toolkit.safetensors_file import DTYPES, commonest_dtype, link_or_copy, model_entries, model_files
 from toolkit.weights import TrainedWeights
 
 stderr = Console(stderr=True, highlight=False)
@@ -112,14 +112,16 @@ def _adopt_model(recipe: Recipe, source: Path, out: Path) -> AdapterFacts:
 
 def _dtype_of_tensors(folder: Path) -> Any:
     # Not config.json's: who trains a bfloat16 base in float32 often leaves its word there.
-    files = set(model_files(folder).values())
-    return commonest_dtype(entry for file in files for entry in read_header(file).values())
+    return _computed_in(commonest_dtype(model_entries(model_files(folder)).values()))
 
 
 def _stored_dtype(folder: Path) -> Any:
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    dtype = str(stored.get("dtype") or stored.get("torch_dtype"))
-    return dtype if dtype in {"float32", "bfloat16", "float16"} else "float32"
+    return _computed_in(str(stored.get("dtype") or stored.get("torch_dtype")))
+
+
+def _computed_in(dtype: str) -> Any:
+    return dtype if dtype in DTYPES else "float32"
 
 
 def adopt_adapter(recipe: Recipe, out: Path) -> AdapterFacts:
