@@ -29,7 +29,7 @@ from toolkit.facts import (
 )
 from toolkit.parity.certificate import SCHEMA, Check, Subject, chain_of, higher_is_better, lower_is_better
 from toolkit.recipe import Recipe
-from toolkit.report.report import last_screen, write_report
+from toolkit.report.report import last_screen, report_text, write_report
 from toolkit.report.summary import summarize
 
 
@@ -162,7 +162,17 @@ def test_the_summary_holds_what_was_measured(recipe: Recipe, artifacts: dict[str
     # The unchanged answer comes last, so it is not among the two.
     assert [a.question for a in summary.answers] == ["What helps | against a cold?", "Is a burn bad?"]
     assert [f.file_type for f in summary.files] == ["F16", "Q8_0"]
-    assert summary.costs[1] == ("train", 245.0, 500_000_000)
+    assert summary.costs[1] == ("train", Cost(seconds=245.0, peak_memory_bytes=500_000_000))
+
+
+def test_memory_of_a_card_is_shown_where_one_was_used(recipe: Recipe, artifacts: dict[str, Artifact[Any]]) -> None:
+    summary = summarize(recipe, artifacts)
+    assert "of the card" not in report_text(summary, drawn=False)
+    before = artifacts["train"]
+    cost = Cost(seconds=245.0, peak_memory_bytes=500_000_000, peak_card_bytes=7_000_000_000)
+    artifacts["train"] = Artifact(before.folder, before.facts, "", {}, cost)
+    lines = [line for line in report_text(summarize(recipe, artifacts), drawn=False).splitlines() if "7.00 GB" in line]
+    assert [line.split("|")[1].strip() for line in lines] == ["train", "all"]
 
 
 def test_a_loss_over_a_part_of_the_held_out_rows_says_so(recipe: Recipe, artifacts: dict[str, Artifact[Any]]) -> None:

@@ -33,6 +33,8 @@ class Cost(BaseModel):
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     """Largest resident set of the stage's process and its children."""
+    peak_card_bytes: int = 0
+    """The most that torch held of the first CUDA card, without what CUDA itself takes; 0 where none was used."""
 
 
 @dataclass(frozen=True)

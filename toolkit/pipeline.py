@@ -200,6 +200,8 @@ def _run_stage(stage: Stage, recipe: Recipe, folder: Path, key: dict[str, Any], 
     if artifact is None:
         raise StageFailed(f"{stage.name} ended without a result", "Run again with --debug.", 1)
     cost = f"{artifact.cost.seconds:.0f} s, {artifact.cost.peak_memory_bytes / 2**30:.1f} GB"
+    if artifact.cost.peak_card_bytes:
+        cost += f", {artifact.cost.peak_card_bytes / 2**30:.1f} GB of the card"
     stderr.print(f"[green]✓[/] {stage.name:<9}{cost} → {artifact.folder}")
     return artifact
 
@@ -236,7 +238,8 @@ def run_stage_here(order: dict[str, Any]) -> None:
     have = {name: read_artifact(folder / name, s.facts) for s in stages_of(recipe) if (name := s.name) in stage.inputs}
     partial = _partial(folder, stage)
     facts = call_stage(stage.name, recipe, {k: v for k, v in have.items() if v is not None}, partial)
-    cost = Cost(seconds=round(time.monotonic() - start, 1), peak_memory_bytes=_peak_memory())
+    seconds = round(time.monotonic() - start, 1)
+    cost = Cost(seconds=seconds, peak_memory_bytes=_peak_memory(), peak_card_bytes=_peak_card_memory())
     publish(partial, folder / stage.name, facts, order["key"], cost)
 
 
@@ -247,6 +250,13 @@ def _peak_memory() -> int:
     lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     own = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     return max(own, children)
+
+
+def _peak_card_memory() -> int:
+    """What torch reserved of the first card at most, in bytes; 0 when this process computed on none."""
+    torch = sys.modules.get("torch")  # most stages do not need it, and its import takes seconds
+    used = torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
+    return int(torch.cuda.max_memory_reserved(0)) if torch is not None and used else 0
 
 
 def _stop_unless_passed(certificate: Artifact[Any]) -> None:

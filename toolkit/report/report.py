@@ -104,13 +104,19 @@ def files_table(summary: Summary) -> Table:
 
 def costs_table(summary: Summary) -> Table:
     """Time and peak memory of every stage; time of all, memory of the largest."""
-    table = Table("stage", "time", "peak memory", box=box.SIMPLE_HEAD)
+    costs = [cost for _, cost in summary.costs]
+    card = max(cost.peak_card_bytes for cost in costs)
+    table = Table("stage", "time", "peak memory", *(["of the card"] if card else []), box=box.SIMPLE_HEAD)
     for column in table.columns[1:]:
         column.justify = "right"
-    for stage, seconds, peak in summary.costs:
-        table.add_row(stage, duration(seconds), size(peak))
+
+    def add(stage: str, seconds: float, peak: int, of_card: int) -> None:
+        table.add_row(stage, duration(seconds), size(peak), *([size(of_card) if of_card else ""] if card else []))
+
+    for stage, cost in summary.costs:
+        add(stage, cost.seconds, cost.peak_memory_bytes, cost.peak_card_bytes)
     table.add_section()
-    table.add_row("all", duration(sum(c[1] for c in summary.costs)), size(max(c[2] for c in summary.costs)))
+    add("all", sum(cost.seconds for cost in costs), max(cost.peak_memory_bytes for cost in costs), card)
     return table
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.artifacts import Artifact, read_jsonl
+from toolkit.artifacts import Artifact, Cost, read_jsonl
 from toolkit.facts import AdapterFacts, DatasetFacts, GGUFFile, ModelFacts, OllamaFacts
 from toolkit.recipe import Recipe
 from toolkit.report.page import with_served
@@ -46,8 +46,8 @@ class Summary:
     certificate: dict[str, Any]
     files: list[GGUFFile]
     served_file: str
-    costs: list[tuple[str, float, int]]
-    """(stage, seconds, peak memory in bytes)."""
+    costs: list[tuple[str, Cost]]
+    """What every stage spent."""
     served: str
     """What the real server showed, in a sentence; empty where none is installed."""
     commands: list[str]
@@ -69,7 +69,7 @@ def summarize(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Summary
         certificate=_certificate(artifacts["verify"].folder, artifacts["create"].folder),
         files=[made[t] for t in recipe.export.file_types if t in made],
         served_file=artifacts["verify"].facts.served_file,
-        costs=[(stage, a.cost.seconds, a.cost.peak_memory_bytes) for stage, a in artifacts.items()],
+        costs=[(stage, artifact.cost) for stage, artifact in artifacts.items()],
         served=_served(ollama),
         commands=[*ollama.remaining, f"ollama run {ollama.model}"],
     )

@@ -36,6 +36,7 @@ class Loaded(NamedTuple):
     base_dtype: str
     quantization: Quantization | None
     """What was really done to the base, whatever the recipe says."""
+    through_unsloth: bool = False
 
 
 def load_for_training(recipe: Recipe, base: BaseFacts) -> Loaded:
@@ -102,7 +103,7 @@ def _through_unsloth(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -> Loa
             use_gradient_checkpointing="unsloth" if recipe.train.gradient_checkpointing else False,
             random_state=recipe.train.seed,
         )
-    return Loaded(model, tokenizer, name, quantization)
+    return Loaded(model, tokenizer, name, quantization, through_unsloth=True)
 
 
 def _through_transformers(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -> Loaded:

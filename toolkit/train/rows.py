@@ -8,6 +8,8 @@ import torch
 
 from toolkit.errors import DataError
 
+NOT_LEARNED = -100
+"""The label that torch's cross entropy leaves out."""
 LOSS_ROWS = 32
 """The validation loss is measured over so many rows at most: it is to cost seconds."""
 
@@ -18,6 +20,11 @@ class TokenizedRow(NamedTuple):
     input_ids: list[int]
     prompt_length: int
     """Tokens of the prompt, with the opening of the assistant's turn; the rest is the answer and its end token."""
+
+    def example(self) -> dict[str, list[int]]:
+        """As a trainer takes it: `input_ids`, and `labels` that are -100 (not learned) before the answer."""
+        labels = [NOT_LEARNED] * self.prompt_length + self.input_ids[self.prompt_length :]
+        return {"input_ids": self.input_ids, "labels": labels}
 
 
 def tokenize(tokenizer: Any, row: dict[str, Any]) -> TokenizedRow:

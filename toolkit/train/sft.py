@@ -20,7 +20,7 @@ from toolkit.recipe import Recipe
 from toolkit.safetensors_file import writing
 from toolkit.train.memory import memory_advice
 from toolkit.train.model import Loaded, autocast_of, load_for_training
-from toolkit.train.rows import LOSS_ROWS, answer_loss, leave_out_long
+from toolkit.train.rows import LOSS_ROWS, NOT_LEARNED, answer_loss, leave_out_long, tokenize
 
 stderr = Console(stderr=True)
 
@@ -162,10 +162,10 @@ def _trainer(recipe: Recipe, loaded: Loaded, rows: list[dict[str, Any]], checkpo
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         optim=settings.optim,
-        max_length=None,  # `check_lengths` refused longer rows; TRL would cut them
+        max_length=None,  # `leave_out_long` left longer rows out; TRL would cut them
         train_sampling_strategy=settings.train_sampling_strategy,
-        completion_only_loss=True,
-        loss_type="chunked_nll",  # the head only where there is an answer, and never all of its logits at once
+        # Never all logits at once: by TRL's loss, or by Unsloth's own, which TRL's would push aside.
+        loss_type="nll" if loaded.through_unsloth else "chunked_nll",
         **autocast_of(recipe),
         gradient_checkpointing=settings.gradient_checkpointing,
         logging_steps=settings.logging_steps,
@@ -182,7 +182,8 @@ def _trainer(recipe: Recipe, loaded: Loaded, rows: list[dict[str, Any]], checkpo
         # Beside the artifact, not in it: its files tell times and hosts.
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(checkpoints.parent.parent / "tensorboard")
     disable_progress_bars()
-    data = Dataset.from_list([{"prompt": r["prompt"], "completion": r["completion"]} for r in rows])
+    # As tokens with labels: TRL and Unsloth each render conversations in their own way.
+    data = Dataset.from_list([tokenize(loaded.tokenizer, row).example() for row in rows])
     trainer = SFTTrainer(
         model=loaded.model,
         args=config,
@@ -196,18 +197,21 @@ def _trainer(recipe: Recipe, loaded: Loaded, rows: list[dict[str, Any]], checkpo
             parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    _check_labels(trainer, rows)
+    _check_batches(trainer, list(data))
     return trainer
 
 
-def _check_labels(trainer: Any, rows: list[dict[str, Any]]) -> None:
+def _check_batches(trainer: Any, examples: list[dict[str, list[int]]]) -> None:
+    """Ask the trainer's own dataset and collator for what it will train on: nothing cut, nothing else learned."""
     prepared = trainer.train_dataset
-    if len(prepared) != len(rows):
-        raise DataError(f"TRL kept {len(prepared)} of {len(rows)} rows", "Please report this with your recipe.")
-    for row, labels in zip(rows, prepared["labels"], strict=True):
-        if all(label == -100 for label in labels):
-            source = row["source"]
-            raise DataError(
-                f"{source['file']}:{source['line']}: no token of the answer is left to learn from",
-                "Raise train.max_length, or look at the chat template of the base.",
-            )
+    kept = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in prepared]
+    if kept == examples:
+        some = range(min(4, len(examples)))
+        batch = trainer.data_collator([prepared[index] for index in some])["labels"]
+        # In one row where the trainer does without padding, as Unsloth may.
+        if batch[batch != NOT_LEARNED].tolist() == [x for i in some for x in examples[i]["labels"] if x != NOT_LEARNED]:
+            return
+    raise DataError(
+        "the trainer changed the rows: it would learn from other tokens than the answers",
+        "The versions installed here do not fit together: make setup",
+    )
