@@ -200,7 +200,7 @@ def _run_stage(stage: Stage, recipe: Recipe, folder: Path, key: dict[str, Any], 
     if artifact is None:
         raise StageFailed(f"{stage.name} ended without a result", "Run again with --debug.", 1)
     cost = f"{artifact.cost.seconds:.0f} s, {artifact.cost.peak_memory_bytes / 2**30:.1f} GB"
-    if artifact.cost.peak_card_bytes:
+    if artifact.cost.peak_card_bytes > 0.05 * 2**30:
         cost += f", {artifact.cost.peak_card_bytes / 2**30:.1f} GB of the card"
     stderr.print(f"[green]✓[/] {stage.name:<9}{cost} → {artifact.folder}")
     return artifact

@@ -45,7 +45,8 @@ def test_what_unsloth_trained_is_what_is_merged(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     command = [sys.executable, "-m", "toolkit.cli", "merge", "recipe.yaml"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": python_path}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-5000:]
     assert "Unsloth is not installed" not in done.stderr

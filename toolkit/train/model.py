@@ -84,7 +84,7 @@ def _through_unsloth(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -> Loa
     from unsloth import FastLanguageModel
 
     full = recipe.train.method == "full"
-    model, tokenizer = FastLanguageModel.from_pretrained(
+    model, _ = FastLanguageModel.from_pretrained(
         model_name=base.folder,
         max_seq_length=recipe.train.max_length,
         dtype=dtype,
@@ -103,19 +103,19 @@ def _through_unsloth(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -> Loa
             use_gradient_checkpointing="unsloth" if recipe.train.gradient_checkpointing else False,
             random_state=recipe.train.seed,
         )
-    return Loaded(model, tokenizer, name, quantization, through_unsloth=True)
+    # Not the tokenizer that Unsloth gave: it pads otherwise than the base says.
+    return Loaded(model, _tokenizer(base.folder), name, quantization, through_unsloth=True)
 
 
 def _through_transformers(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -> Loaded:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoTokenizer
 
     compute = torch.bfloat16 if recipe.train.bf16 and not torch.cuda.is_available() else dtype
     asked = None
     if recipe.train.method == "qlora":
         asked = Quantization(double_quantization=recipe.train.bnb_4bit_use_double_quant)
     model = _load_base(Path(base.folder), dtype, asked, compute, torch.cuda.is_available())
-    tokenizer = AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
+    tokenizer = _tokenizer(base.folder)
     name, quantization = _as_loaded(recipe, model)
     if recipe.train.method == "full":
         model.requires_grad_(True)
@@ -126,6 +126,12 @@ def _through_transformers(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -
     refuse_missing_targets(model, recipe.lora)
     config = LoraConfig(task_type="CAUSAL_LM", bias="none", **recipe.lora.model_dump())
     return Loaded(get_peft_model(model, config), tokenizer, name, quantization)
+
+
+def _tokenizer(folder: str | Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _as_loaded(recipe: Recipe, model: Any) -> tuple[str, Quantization | None]:
@@ -233,11 +239,9 @@ def load_tuned(adapter: Artifact[AdapterFacts], dtype: torch.dtype = torch.float
     Returns:
         (model, tokenizer): a PeftModel whose `disable_adapter()` gives the base, or a plain model for method "full".
     """
-    from transformers import AutoTokenizer
-
     facts = adapter.facts
     on_card = torch.cuda.is_available() and card_holds(loaded_bytes(weights_of(adapter), dtype))
-    tokenizer = AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False)
+    tokenizer = _tokenizer(adapter.folder)
     if facts.method == "full":
         return _load_base(adapter.folder, dtype, None, dtype, on_card).eval(), tokenizer
     from peft import PeftModel

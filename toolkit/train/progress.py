@@ -38,26 +38,31 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
             console=Console(stderr=True),
         )
         self.task: Any = None
-        self.tokens = 0.0
-        self.spent = 0.0
         self._steps_here = 0
-        self._tokens_before = 0.0
-        self._step_started = 0.0
+        self._started = 0.0
+        self._first_step: tuple[float, int] = (0.0, 0)
+        """(seconds, tokens) of it: a card's kernels are compiled in it, so it does not foretell the others."""
+        self._all_steps: tuple[float, int] = (0.0, 0)
+        self._tokens_before = 0
         self._last_line = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar at the step that training starts or goes on from."""
+        self._tokens_before = state.num_input_tokens_seen
         self.task = self.bar.add_task("train", total=state.max_steps, completed=state.global_step, note="first step …")
         self.bar.start()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock of this step; evaluation and saving are not counted as training."""
-        self._step_started = time.monotonic()
+        self._started = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Advance the bar."""
-        self.spent += time.monotonic() - self._step_started
         self._steps_here += 1
+        seconds = self._all_steps[0] + time.monotonic() - self._started
+        self._all_steps = (seconds, state.num_input_tokens_seen - self._tokens_before)
+        if self._steps_here == 1:
+            self._first_step = self._all_steps
         self.bar.update(self.task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -74,8 +79,6 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
                     f"step {state.global_step}: {name} is {logs[name]}; training has broken down",
                     "Lower train.learning_rate; if it stays, set train.bf16=false.",
                 )
-        self.tokens += float(logs.get("num_tokens", 0.0)) - self._tokens_before
-        self._tokens_before = float(logs.get("num_tokens", 0.0))
         line = {
             "step": state.global_step,
             "epoch": logs.get("epoch"),
@@ -89,7 +92,8 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
         self.bar.update(self.task, note=note)
         if not self.bar.console.is_terminal and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            left = self.spent / max(self._steps_here, 1) * (state.max_steps - state.global_step)
+            seconds, _, steps = self._after_the_first()
+            left = seconds / steps * (state.max_steps - state.global_step)
             self.bar.console.print(f"  step {state.global_step}/{state.max_steps} · {note} · {left:.0f} s left")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -102,8 +106,16 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
 
     @property
     def tokens_per_second(self) -> float:
-        """Trained tokens (prompt and answer) per second of training."""
-        return self.tokens / self.spent if self.spent else 0.0
+        """Trained tokens (prompt and answer, without padding) per second of training."""
+        seconds, tokens, _ = self._after_the_first()
+        return tokens / seconds if seconds else 0.0
+
+    def _after_the_first(self) -> tuple[float, int, int]:
+        """(seconds, tokens, steps) of all steps but the first; of the first while there is no other."""
+        (seconds, tokens), steps = self._all_steps, max(self._steps_here, 1)
+        if steps == 1:
+            return seconds, tokens, 1
+        return seconds - self._first_step[0], tokens - self._first_step[1], steps - 1
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:

@@ -169,6 +169,7 @@ def _trainer(recipe: Recipe, loaded: Loaded, rows: list[dict[str, Any]], checkpo
         **autocast_of(recipe),
         gradient_checkpointing=settings.gradient_checkpointing,
         logging_steps=settings.logging_steps,
+        include_num_input_tokens_seen="non_padding",  # TRL counts them too, Unsloth's trainer does not
         save_steps=settings.save_steps,
         save_total_limit=2,
         seed=settings.seed,
