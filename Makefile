@@ -22,7 +22,7 @@ ollama: setup ## build a real Ollama server from its Go module (needs Go)
 
 test: setup ## prove it; builds an Ollama server first where there is Go but no Ollama
 	@command -v ollama || .venv/bin/python -m toolkit.ollama.build || echo "Going on without an Ollama server."
-	@.venv/bin/python -m pytest -m "not gpu"
+	@.venv/bin/python -m pytest -m "not gpu" -n auto --dist loadfile
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check .

@@ -1,4 +1,7 @@
-"""Every test gets a home of its own, so that none touches the user's models; and a real Ollama server for those that ask."""
+"""Every test gets a home of its own, so that none touches the user's models; and a real Ollama server for those that ask.
+
+`make test` runs whole files side by side (pytest-xdist), each worker on cores of its own.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from toolkit.ollama.client import Client
@@ -21,6 +25,26 @@ os.environ["TUNE2OLLAMA_HOME"] = str(cache_home())
 # As the stages have it: threads that spin while they wait make a busy machine crawl.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("REAL_HOME", str(Path.home()))  # Go's caches
+
+MEMORY_OF_A_WORKER = 5 * 2**30
+"""Bytes: the whole chain on the embedded base takes some 4 GB at most."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Workers of `-n auto`: as many as there are cores, and memory for."""
+    return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available // MEMORY_OF_A_WORKER))
+
+
+def _take_own_cores() -> None:
+    # Torch and llama.cpp start as many threads as a process has cores; those of two workers would fight over the same.
+    worker, workers = os.environ.get("PYTEST_XDIST_WORKER", ""), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if worker.startswith("gw"):
+        own = sorted(os.sched_getaffinity(0))[int(worker[2:]) :: workers]
+        os.sched_setaffinity(0, own or os.sched_getaffinity(0))
+
+
+_take_own_cores()
 
 
 def free_port() -> int:

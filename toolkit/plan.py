@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from toolkit.bases import is_here
 from toolkit.errors import MAKE_ROOM, ResourceError, ToolkitError
 from toolkit.estimates import (
+    CARD_START_SECONDS,
     CUDA_CONTEXT_BYTES,
     GIB,
     PROCESS_BYTES,
@@ -182,7 +183,7 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
     merge and convert, 10 million weights/s for each quantization, 150 tokens/s for verifying each file."""
     total, on_gpu = shape.parameters(), hardware.gpu_memory_bytes > 0
     speed = EMBEDDED.parameters() / total * hardware.cores / 2
-    rate = tokens_per_second(recipe, shape, hardware)
+    rate = tokens_per_second(recipe, shape, hardware, rows.tokens)
     train, export = recipe.train, recipe.export
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
     trained = total if train.method == "full" else shape.lora_parameters(recipe.lora.r, recipe.lora.target_modules)
@@ -198,7 +199,8 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
     scores = (rows.longest + recipe.golden.max_new_tokens) * shape.vocab_size * 8
     download = 0 if recipe.base.startswith("embedded:") or is_here(recipe.base) else total * 2
     host = PROCESS_BYTES
-    seconds = 10 + steps * batch * rows.tokens / rate + 2 * rows.held_out * rows.tokens / (3 * rate)
+    seconds = CARD_START_SECONDS if on_gpu else 10.0
+    seconds += steps * batch * rows.tokens / rate + 2 * rows.held_out * rows.tokens / (3 * rate)
     table: list[tuple[str, float, float, float, float]] = [
         ("prepare", 0.3 * GIB + 8 * rows.bytes, 0, 3 * rows.bytes, 2 + rows.bytes / 2e6),
         (

@@ -86,9 +86,10 @@ def main() -> None:
         if not (folder / "config.json").is_file():
             subprocess.run([sys.executable, "-m", "tests.bench.card", "--make", base, str(folder)], check=True)
         recipe = load_recipe(RECIPE, profile, [f"base={folder}"])
-        planned = next(stage for stage in make_plan(recipe, hardware).stages if stage.name == "train")
+        plan = make_plan(recipe, hardware)
+        planned = next(stage for stage in plan.stages if stage.name == "train")
         found = measured(profile, folder)
-        foretold = f"{tokens_per_second(recipe, KNOWN[base], hardware):,.0f}"
+        foretold = f"{tokens_per_second(recipe, KNOWN[base], hardware, plan.tokens_per_row):,.0f}"
         if "failed" in found:
             table.add_row(profile, base, "", _gib(planned.gpu_memory_bytes), found["failed"], foretold, "", "")
             continue
