@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.progress import Progress
 from safetensors.torch import load_file, save_file
+from transformers import TrainerState
 
 from tests.disk import largest_file
 from tests.models import tiny_llama
@@ -27,7 +30,7 @@ from toolkit.train.memory import memory_advice, settings_to_lower
 from toolkit.train.model import load_for_training
 from toolkit.train.progress import COMPLETE, TrainingProgress, cut_metrics
 from toolkit.train.rows import LOSS_ROWS, answer_loss, leave_out_long, tokenize
-from toolkit.train.sft import _loss_before, _trainer, train
+from toolkit.train.sft import _check_batches, _loss_before, _trainer, train
 
 SYSTEM = "You are a careful assistant."
 
@@ -189,6 +192,35 @@ def test_what_the_trainer_learns_from_is_the_answer_and_its_end_token(base: Path
         assert decode(labels[learnt]) == row["completion"][0]["content"] + "<|im_end|>\n"
         assert torch.equal(ids[learnt], labels[learnt])
         assert ids[mask.bool()].tolist() == tokenize(loaded.tokenizer, row).input_ids
+
+    examples = [tokenize(loaded.tokenizer, row).example() for row in rows]
+    _check_batches(trainer, examples)
+    # As a trainer would that learns the prompt too, or cuts a row.
+    learns_all = [example | {"labels": example["input_ids"]} for example in examples]
+    cut = [{name: ids[:-1] for name, ids in example.items()} for example in examples]
+    for wanted in (learns_all, cut, examples[:2]):
+        with pytest.raises(DataError, match="other tokens than the answers"):
+            _check_batches(trainer, wanted)
+    collate = trainer.data_collator
+    trainer.data_collator = lambda rows: collate(rows) | {"labels": collate(rows)["input_ids"]}
+    with pytest.raises(DataError, match="other tokens than the answers"):
+        _check_batches(trainer, examples)
+
+
+def test_the_first_step_does_not_foretell_the_others(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 0.0, 40.0, 40.0, 42.0, 42.0, 44.0])
+    monkeypatch.setattr("toolkit.train.progress.time", SimpleNamespace(monotonic=lambda: next(now)))
+    progress = TrainingProgress(out / "metrics.jsonl")
+    state = TrainerState(max_steps=3)
+    progress.bar = Progress(disable=True)
+    progress.on_train_begin(None, state, None)
+    rates = []
+    for step in (1, 2, 3):
+        state.global_step, state.num_input_tokens_seen = step, 100 * step
+        progress.on_step_begin(None, state, None)
+        progress.on_step_end(None, state, None)
+        rates.append(progress.tokens_per_second)
+    assert rates == [2.5, 50.0, 50.0]
 
 
 def test_a_trainer_on_a_cpu_computes_as_the_recipe_says(base: Path, out: Path) -> None:
