@@ -44,6 +44,14 @@ def test_noise_that_knows_nothing_of_the_tuning_leaves_it_near_one() -> None:
     assert strength(together.numpy(), alone.numpy()) == found  # seeded
 
 
+def test_a_change_that_is_only_rounding_has_no_strength() -> None:
+    tuned, base = logits(1, positions=400)
+    noise = torch.randn(tuned.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for effect, told in ((1e-6, False), (1e-2, True)):
+        together, alone = moments(tuned, tuned + effect * (base - tuned), tuned + 1e-3 * noise)
+        assert (strength(together.numpy(), alone.numpy()) is not None) == told
+
+
 def test_positions_of_one_text_are_no_independent_witnesses() -> None:
     """Texts differ in how much of the adapter they show: of 100 chains, nearly all intervals hold the truth."""
     random = np.random.default_rng(7)

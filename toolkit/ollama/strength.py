@@ -47,7 +47,7 @@ class ServedStrength:
     """The slope with its interval, and what it rests on."""
 
     strength: Strength | None
-    """None: the tuning changed nothing that the window shows."""
+    """None: the tuning changed nothing that the window shows, or no more than rounding does."""
     positions: int
     asked: int
     """Requests that were made."""
@@ -133,7 +133,9 @@ def served_strength_check(
     value = found.strength
     if value is None:
         return Check(
-            name="strength", verdict="inconclusive", message="the tuning changed nothing that the server shows"
+            name="strength",
+            verdict="inconclusive",
+            message="the tuning changed nothing that the server shows, or no more than rounding does",
         )
     verdict = verdict_on(value)
     low, high = limits.strength_low, limits.strength_high

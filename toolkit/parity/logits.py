@@ -189,7 +189,7 @@ def strength_check(positions: Positions, limits: Limits, whole_in_weights: bool 
         return Check(
             name="strength",
             verdict="inconclusive",
-            message="the tuning changed nothing on the goldens",
+            message="the tuning changed nothing on the goldens, or no more than rounding does",
             details=details,
         )
     low, high = limits.strength_low, limits.strength_high

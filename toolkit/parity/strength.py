@@ -21,6 +21,9 @@ import torch
 
 SEED = 20261
 RESAMPLES = 2000
+SMALLEST_EFFECT = 1e-9
+"""Mean E_p[d_t ** 2], in squared nats, below which d_t is what float32 rounds, and no slope on it means anything: two float32
+engines differ by some 2e-11 (twice the mean KL of F32 in docs/certificate.md, "Floors")."""
 _AT_ONCE = 50
 Positions = npt.NDArray[np.float64]
 
@@ -54,7 +57,7 @@ def moments(tuned: torch.Tensor, base: torch.Tensor, export: torch.Tensor) -> tu
 def strength(
     together: Positions, alone: Positions, texts: npt.NDArray[np.int64] | None = None, seed: int = SEED
 ) -> Strength | None:
-    """The slope over all positions with its bootstrap interval; None when the tuning changed nothing.
+    """The slope over all positions with its bootstrap interval; None when the tuning changed no more than rounding does.
 
     Positions of one text depend on each other, so whole texts are drawn (a cluster bootstrap). Where there are few texts that
     alone would be too narrow, so single positions are drawn as well, and the wider limits count.
@@ -64,7 +67,7 @@ def strength(
         alone: E_p[d_t ** 2] per position.
         texts: number of the text that each position belongs to; None: every position stands for itself.
     """
-    if len(alone) == 0 or not alone.sum() > 0:
+    if len(alone) == 0 or not alone.mean() > SMALLEST_EFFECT:
         return None
     single = np.arange(len(alone))
     limits = [_interval(together, alone, group, seed) for group in (single, texts) if group is not None]
