@@ -133,16 +133,10 @@ def unsloth() -> str:
         partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
         partial.mkdir(parents=True)
         write_text(partial / "wanted.txt", "\n".join(wanted))
-        command = [
-            Path(sys.executable).with_name("uv"),
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--python",
-            sys.executable,
-        ]
-        command += ["--target", partial / "site", "-r", partial / "wanted.txt"]
+        uv = Path(sys.executable).with_name("uv")  # as in toolkit.bootstrap, which takes pip where uv cannot be had
+        pip = [str(uv), "pip", "install", "--python", sys.executable]
+        command = pip if uv.exists() else [sys.executable, "-m", "pip", "install"]
+        command += ["--quiet", "--no-deps", "--target", str(partial / "site"), "-r", str(partial / "wanted.txt")]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         partial.rename(folder)
