@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +11,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.children import ROOT, child_environment
 from toolkit.cli import _translate, cli
 from toolkit.commands.exports import ADOPTED
 from toolkit.stages import STAGE_NAMES
 
-ROOT = Path(__file__).parent.parent
 VERBS = [
     "chat", "clean", "convert", "create", "doctor", "export", "golden", "init", "list", "merge", "modelfile", "plan",
     "prepare", "quantize", "report", "run", "train", "verify",
@@ -26,7 +25,7 @@ VERBS = [
 def tune2ollama(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """The real command in a process of its own."""
     command = [sys.executable, "-m", "toolkit.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=child_environment())
 
 
 def test_help_imports_only_click() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,13 +14,12 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
+from tests.children import child_environment
 from tests.disk import largest_file
 from tests.models import tiny_llama
 from toolkit.cli import _translate
 from toolkit.errors import ResourceError
 from toolkit.safetensors_file import writing
-
-ROOT = Path(__file__).parent.parent
 
 
 def _tokenizer(path: Path) -> None:
@@ -72,7 +70,7 @@ def test_train_ends_with_exit_code_4_at_the_first_checkpoint(tmp_path: Path) -> 
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     command = [sys.executable, "-m", "toolkit.cli", "train", "recipe.yaml"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = child_environment()
     with largest_file(200_000):  # the rows fit, the adapter does not
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 4, done.stderr[-3000:]

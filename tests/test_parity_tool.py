@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from tests.children import child_environment
 from tests.faults.chains import change_json
 from tests.faults.files import change_tensor
 from tests.models import TREE, tiny_llama
@@ -57,7 +58,7 @@ def verify(place: Path, clean: Chain, *arguments: object) -> subprocess.Complete
 
 def run_verify(place: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "toolkit.cli", "verify", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "COLUMNS": "160"}
+    environment = child_environment(COLUMNS="160")
     return subprocess.run(
         list(map(str, command)), cwd=place, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
@@ -342,7 +343,7 @@ def test_an_adapter_whose_base_is_unknown(place: Path, clean: Chain) -> None:
         sys.executable, "-m", "toolkit.cli", "verify", "--adapter", clean.adapter.folder, "--base", "nobody/nothing-here",
         "--gguf", served(clean, 0),
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "1"}
+    environment = child_environment(HF_HUB_OFFLINE="1")
     done = subprocess.run(
         list(map(str, command)), cwd=place, env=environment, capture_output=True, text=True, check=False
     )

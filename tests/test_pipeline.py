@@ -6,7 +6,6 @@ import contextlib
 import csv
 import functools
 import json
-import os
 import re
 import shutil
 import signal
@@ -22,6 +21,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from tests.children import child_environment
 from tests.conftest import free_port
 from tests.models import tiny_llama
 from toolkit.artifacts import Cost, publish, read_artifact
@@ -32,7 +32,6 @@ from toolkit.stages import STAGE_NAMES
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
 QUICK = {"prepare", "golden", "quantize", "verify", "report"}
 """Stages that end within moments after their first file."""
 SYLLABLES = ["ba", "ke", "lo", "mi", "nu", "ra", "se", "to", "vi", "zu", "pa", "de", "go", "hi", "fu"]
@@ -72,13 +71,11 @@ class Project:
             "ollama": {"model": "small"},
         }  # fmt: skip
         (folder / "small.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-        self.environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "HOME": str(folder / "home"),
-            "OLLAMA_MODELS": str(folder / "home" / "models"),
-            "OLLAMA_HOST": f"127.0.0.1:{free_port()}",
-        }
+        self.environment = child_environment(
+            HOME=str(folder / "home"),
+            OLLAMA_MODELS=str(folder / "home" / "models"),
+            OLLAMA_HOST=f"127.0.0.1:{free_port()}",
+        )
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """The real command, running."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -12,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import child_environment
 from tests.models import tiny_adapter, tiny_llama
 from toolkit.artifacts import text_sha256
 from toolkit.errors import DataError, UsageError
 from toolkit.train.adopt import adopt_adapter, recipe_for_adapter
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +102,7 @@ def test_pickled_weights_are_not_read(base: Path, adapter: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_export_brings_it_to_a_certificate(base: Path, adapter: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = child_environment()
     (tmp_path / "prompts.txt").write_text("Is the sea blue?\nWho are you?\nCount to three.\n", encoding="utf-8")
     command = [
         sys.executable, "-m", "toolkit.cli", "export", str(adapter), "--name", "other", "--base", str(base),
@@ -123,7 +121,7 @@ def test_export_brings_it_to_a_certificate(base: Path, adapter: Path, tmp_path: 
 @pytest.mark.slow
 def test_an_adapter_of_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
     narrow = tiny_llama(tmp_path / "narrow", hidden=512)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = child_environment()
     command = [
         sys.executable, "-m", "toolkit.cli", "export", str(adapter), "--name", "other", "--base", str(narrow),
         "--file-type", "F16", "--upto", "verify",

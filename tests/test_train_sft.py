@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from transformers import TrainerState
 
+from tests.children import child_environment
 from tests.disk import largest_file
 from tests.models import tiny_llama
 from toolkit.artifacts import Artifact, Cost
@@ -314,7 +314,7 @@ facts = train(make_recipe(Path(sys.argv[1])), make_dataset(out.parent / "data", 
 
 
 def _train_in_child(base: Path, out: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = child_environment()
     return subprocess.Popen([sys.executable, "-c", CHILD, str(base), str(out)], env=environment)
 
 

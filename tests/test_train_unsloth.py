@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import ROOT, child_environment
 from toolkit.artifacts import text_sha256, write_text
 from toolkit.places import cache_home
-
-ROOT = Path(__file__).parent.parent
 
 # In processes of their own: Unsloth patches torch and transformers as it is imported.
 CHILD = """\
@@ -107,10 +106,12 @@ print(type(trainer).__name__, trainer.args.loss_type, learned)
 
 def child(code: str, unsloth: str, folder: Path, *arguments: str) -> str:
     """Run code in a process of its own, where Unsloth may be imported without a card; gives its last line."""
-    environment = {
-        **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [unsloth, os.environ.get("PYTHONPATH")])]),
-        "UNSLOTH_ALLOW_CPU": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "UNSLOTH_COMPILE_LOCATION": str(folder / "compiled"),
-    }  # fmt: skip
+    environment = child_environment(
+        unsloth,
+        UNSLOTH_ALLOW_CPU="1",
+        UNSLOTH_DISABLE_STATISTICS="1",
+        UNSLOTH_COMPILE_LOCATION=str(folder / "compiled"),
+    )
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -127,12 +128,12 @@ def unsloth() -> str:
         return ""
     lines = (ROOT / "toolkit" / "constraints-gpu.txt").read_text(encoding="utf-8").splitlines()
     # Attention kernels for a card, 100 MB, and not needed to import it.
-    wanted = [line for line in lines if not line.startswith("xformers")]
-    folder = cache_home() / "tests" / f"unsloth-{text_sha256(os.linesep.join(wanted))[:12]}"
+    wanted = "\n".join(line for line in lines if not line.startswith("xformers"))
+    folder = cache_home() / "tests" / f"unsloth-{text_sha256(wanted)[:12]}"
     if not folder.is_dir():
         partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
         partial.mkdir(parents=True)
-        write_text(partial / "wanted.txt", "\n".join(wanted))
+        write_text(partial / "wanted.txt", wanted)
         uv = Path(sys.executable).with_name("uv")  # as in toolkit.bootstrap, which takes pip where uv cannot be had
         pip = [str(uv), "pip", "install", "--python", sys.executable]
         command = pip if uv.exists() else [sys.executable, "-m", "pip", "install"]

@@ -255,8 +255,9 @@ def _peak_memory() -> int:
 def _peak_card_memory() -> int:
     """What torch reserved of the first card at most, in bytes; 0 when this process computed on none."""
     torch = sys.modules.get("torch")  # most stages do not need it, and its import takes seconds
-    used = torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
-    return int(torch.cuda.max_memory_reserved(0)) if torch is not None and used else 0
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return int(torch.cuda.max_memory_reserved(0))
 
 
 def _stop_unless_passed(certificate: Artifact[Any]) -> None:

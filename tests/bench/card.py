@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +27,7 @@ from toolkit.recipe_file import load_recipe
 from toolkit.sizes import KNOWN, Shape
 
 RECIPE = Path("recipes/medical.yaml")
-PROFILES = ["gpu-4gb", "gpu-6gb", "gpu-8gb", "gpu-16gb", "gpu-24gb"]
+PROFILES = [name for name in yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["profiles"] if name.startswith("gpu")]
 STEPS = 12
 
 

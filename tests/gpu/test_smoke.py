@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.children import child_environment
 from toolkit.artifacts import read_jsonl
 from toolkit.reference import Reference, TeacherForced
 from toolkit.weights import TrainedWeights
@@ -26,7 +26,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card here"),
 ]
-ROOT = Path(__file__).parent.parent.parent
 LAYERS = 30
 
 
@@ -45,9 +44,7 @@ def test_what_unsloth_trained_is_what_is_merged(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     command = [sys.executable, "-m", "toolkit.cli", "merge", "recipe.yaml"]
-    python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": python_path}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, env=child_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-5000:]
     assert "Unsloth is not installed" not in done.stderr
 

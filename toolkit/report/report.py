@@ -13,7 +13,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from toolkit.artifacts import Artifact, write_text
+from toolkit.artifacts import Artifact, Cost, write_text
 from toolkit.facts import ReportFacts
 from toolkit.parity.table import certificate_table
 from toolkit.recipe import Recipe
@@ -105,19 +105,25 @@ def files_table(summary: Summary) -> Table:
 def costs_table(summary: Summary) -> Table:
     """Time and peak memory of every stage; time of all, memory of the largest."""
     costs = [cost for _, cost in summary.costs]
-    card = max(cost.peak_card_bytes for cost in costs)
-    table = Table("stage", "time", "peak memory", *(["of the card"] if card else []), box=box.SIMPLE_HEAD)
+    of_all = Cost(
+        seconds=sum(cost.seconds for cost in costs),
+        peak_memory_bytes=max(cost.peak_memory_bytes for cost in costs),
+        peak_card_bytes=max(cost.peak_card_bytes for cost in costs),
+    )
+    shown = 4 if of_all.peak_card_bytes else 3
+    table = Table(*("stage", "time", "peak memory", "of the card")[:shown], box=box.SIMPLE_HEAD)
     for column in table.columns[1:]:
         column.justify = "right"
-
-    def add(stage: str, seconds: float, peak: int, of_card: int) -> None:
-        table.add_row(stage, duration(seconds), size(peak), *([size(of_card) if of_card else ""] if card else []))
-
     for stage, cost in summary.costs:
-        add(stage, cost.seconds, cost.peak_memory_bytes, cost.peak_card_bytes)
+        table.add_row(*_cost_cells(stage, cost)[:shown])
     table.add_section()
-    add("all", sum(cost.seconds for cost in costs), max(cost.peak_memory_bytes for cost in costs), card)
+    table.add_row(*_cost_cells("all", of_all)[:shown])
     return table
+
+
+def _cost_cells(stage: str, cost: Cost) -> tuple[str, ...]:
+    of_card = size(cost.peak_card_bytes) if cost.peak_card_bytes else ""
+    return stage, duration(cost.seconds), size(cost.peak_memory_bytes), of_card
 
 
 def report_text(summary: Summary, drawn: bool) -> str:

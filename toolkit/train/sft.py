@@ -184,11 +184,11 @@ def _trainer(recipe: Recipe, loaded: Loaded, rows: list[dict[str, Any]], checkpo
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(checkpoints.parent.parent / "tensorboard")
     disable_progress_bars()
     # As tokens with labels: TRL and Unsloth each render conversations in their own way.
-    data = Dataset.from_list([tokenize(loaded.tokenizer, row).example() for row in rows])
+    examples = [tokenize(loaded.tokenizer, row).example() for row in rows]
     trainer = SFTTrainer(
         model=loaded.model,
         args=config,
-        train_dataset=data,
+        train_dataset=Dataset.from_list(examples),
         processing_class=loaded.tokenizer,
         callbacks=[progress],
     )
@@ -198,7 +198,7 @@ def _trainer(recipe: Recipe, loaded: Loaded, rows: list[dict[str, Any]], checkpo
             parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    _check_batches(trainer, list(data))
+    _check_batches(trainer, examples)
     return trainer
 
 
