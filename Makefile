@@ -9,7 +9,7 @@ help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1  /p' $(MAKEFILE_LIST) | awk '{ printf "make %-9s", $$1; $$1 = ""; print }'
 
 setup: ## make .venv and compile llama.cpp; quick when that was done before
-	@$(PYTHON) -m toolkit.bootstrap
+	@$(PYTHON) -m toolkit.setup.bootstrap
 
 medical: setup ## a medical model, from spreadsheet to `ollama run medical`
 	@$(TOOL) run recipes/medical.yaml $(RECIPE_OPTIONS)
@@ -18,10 +18,10 @@ alpaca: setup ## the same from instruction / input / output rows
 	@$(TOOL) run recipes/alpaca.yaml $(RECIPE_OPTIONS)
 
 ollama: setup ## build a real Ollama server from its Go module (needs Go)
-	@.venv/bin/python -m toolkit.ollama.build $(VERSION)
+	@.venv/bin/python -m toolkit.setup.ollama_build $(VERSION)
 
 test: setup ## prove it; builds an Ollama server first where there is Go but no Ollama
-	@command -v ollama || .venv/bin/python -m toolkit.ollama.build || echo "Going on without an Ollama server."
+	@command -v ollama || .venv/bin/python -m toolkit.setup.ollama_build || echo "Going on without an Ollama server."
 	@.venv/bin/python -m pytest -m "not gpu" -n auto --dist loadfile
 
 lint: setup ## ruff and mypy

@@ -18,7 +18,7 @@ import pytest
 
 from toolkit.ollama.client import Client
 from toolkit.ollama.server import find_ollama, started
-from toolkit.places import cache_home
+from toolkit.run.places import cache_home
 
 # Fixed before HOME moves: the caches (bases, llama.cpp, the built Ollama) are shared by all tests.
 os.environ["TUNE2OLLAMA_HOME"] = str(cache_home())

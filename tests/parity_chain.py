@@ -21,14 +21,14 @@ from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.models import adapter_artifact, tiny_adapter, tiny_llama
-from toolkit.artifacts import Artifact, Cost
+from tests.small_models import adapter_artifact, tiny_adapter, tiny_llama
 from toolkit.export.convert import convert
 from toolkit.export.merge import merge
 from toolkit.export.quantize import quantize
-from toolkit.facts import AdapterFacts, Facts, GGUFFacts, GoldenFacts, ModelFacts
-from toolkit.parity.golden import record_golden
-from toolkit.recipe import Recipe
+from toolkit.parity.golden.record import record_golden
+from toolkit.recipe.schema import Recipe
+from toolkit.run.artifacts import Artifact, Cost
+from toolkit.run.facts import AdapterFacts, Facts, GGUFFacts, GoldenFacts, ModelFacts
 from toolkit.train.model import load_tuned
 from toolkit.train.rows import tokenize
 

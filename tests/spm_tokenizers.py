@@ -17,8 +17,8 @@ from typing import Any, Literal
 from sentencepiece import sentencepiece_model_pb2 as spm
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
-from toolkit.gguf_file import read_gguf
-from toolkit.places import cache_home
+from toolkit.models.gguf_file import read_gguf
+from toolkit.run.places import cache_home
 
 TREE = cache_home() / "llama.cpp" / "0.3.36"
 SpmName = Literal["gemma2", "phi3"]

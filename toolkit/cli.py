@@ -42,8 +42,8 @@ for _command in (
 @cli.command(name="stage-process", hidden=True)
 def stage_process() -> None:
     """Run one stage in this process, as ordered on standard input (used by `run`)."""
-    from toolkit.pipeline import run_stage_here
-    from toolkit.processes import die_with_parent
+    from toolkit.run.pipeline import run_stage_here
+    from toolkit.run.processes import die_with_parent
 
     order = json.load(sys.stdin)
     die_with_parent(signal.SIGKILL, order["parent"])()
@@ -60,7 +60,7 @@ def _tell(error: ToolkitError) -> None:
 
 def main() -> None:
     """Run the command; the one place where an error becomes text and an exit code."""
-    from toolkit.processes import keep_interrupts
+    from toolkit.run.processes import keep_interrupts
 
     # A polite `kill` ends like Ctrl-C: locks are released, started servers are stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -94,7 +94,7 @@ def _translate(error: Exception) -> ToolkitError:
     import errno
 
     from toolkit.errors import ResourceError
-    from toolkit.safetensors_file import no_space
+    from toolkit.models.safetensors_file import no_space
 
     if reason := no_space(error):
         return ResourceError(

@@ -19,12 +19,12 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from toolkit.estimates import CUDA_CONTEXT_BYTES, GIB, tokens_per_second
-from toolkit.hardware import read_hardware
-from toolkit.places import cache_home
-from toolkit.plan import make_plan
-from toolkit.recipe_file import load_recipe
-from toolkit.sizes import KNOWN, Shape
+from toolkit.recipe.estimates import CUDA_CONTEXT_BYTES, GIB, tokens_per_second
+from toolkit.recipe.plan import make_plan
+from toolkit.recipe.reading import load_recipe
+from toolkit.recipe.sizes import KNOWN, Shape
+from toolkit.run.hardware import read_hardware
+from toolkit.run.places import cache_home
 
 RECIPE = Path("recipes/medical.yaml")
 PROFILES = [name for name in yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["profiles"] if name.startswith("gpu")]
@@ -35,7 +35,7 @@ def random_qwen2(shape: Shape, folder: Path) -> None:
     """Write a Qwen2 of this shape in bfloat16, with random weights."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from tests.models import put_tokenizer
+    from tests.small_models import put_tokenizer
 
     put_tokenizer(folder, "qwen2")
     config = Qwen2Config(

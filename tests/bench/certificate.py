@@ -20,16 +20,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from toolkit.artifacts import Artifact, read_artifact
 from toolkit.export.convert import convert
 from toolkit.export.llama_cpp import quantize_file
-from toolkit.facts import AdapterFacts, Facts, GGUFFacts, GoldenFacts, ModelFacts
 from toolkit.parity.certificate import Subject
-from toolkit.parity.goldens import Goldens
+from toolkit.parity.golden.goldens import Goldens
 from toolkit.parity.limits import limits_for
 from toolkit.parity.subjects import GGUFUnderTest, Tuned
 from toolkit.parity.verify import judge
-from toolkit.recipe import CONVERTED_FILE_TYPES, QUANTIZED_FILE_TYPES, Recipe
+from toolkit.recipe.schema import CONVERTED_FILE_TYPES, QUANTIZED_FILE_TYPES, Recipe
+from toolkit.run.artifacts import Artifact, read_artifact
+from toolkit.run.facts import AdapterFacts, Facts, GGUFFacts, GoldenFacts, ModelFacts
 
 GOLDENS = 16
 

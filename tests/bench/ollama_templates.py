@@ -31,7 +31,7 @@ from toolkit.ollama.conversations import (
 )
 from toolkit.ollama.known import known_templates
 from toolkit.ollama.server import started
-from toolkit.places import cache_home
+from toolkit.run.places import cache_home
 
 EMBEDDED = "SmolLM2-135M-Instruct (the embedded base)"
 FAMILIES = (

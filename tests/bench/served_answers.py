@@ -19,13 +19,13 @@ from tests.bench.certificate import read
 from tests.bench.ollama_templates import built_versions
 from tests.conftest import free_port
 from toolkit.errors import ParityError
-from toolkit.facts import AdapterFacts, GGUFFacts
 from toolkit.ollama.asked import ENDPOINTS
 from toolkit.ollama.client import Client
 from toolkit.ollama.own_model import OwnModel
 from toolkit.ollama.served import Question, Served, check_answers, check_rendering, largest_means, read_questions
 from toolkit.ollama.server import started
-from toolkit.places import cache_home
+from toolkit.run.facts import AdapterFacts, GGUFFacts
+from toolkit.run.places import cache_home
 
 NAME, CONTEXT, LIMIT = "answers", 2048, 96
 ELSEWHERE = 5

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from tests.bench.certificate import of_types, read, tuned_of
 from tests.parity_chain import export, finished, scaled
-from toolkit.facts import AdapterFacts
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.strength import Strength
 from toolkit.parity.subjects import Tuned, evaluate
+from toolkit.run.facts import AdapterFacts
 
 FILE_TYPES = ["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K"]
 FACTORS = (1.0, 0.9, 0.5, 0.0)

@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.models import adapter_artifact, tiny_gemma2, tiny_llama, tiny_phi3, tiny_qwen2
 from tests.parity_chain import AFTER, SYSTEM, Export, export, recipe, record, teach, trained_adapter, trained_base
-from toolkit.artifacts import Artifact
-from toolkit.facts import AdapterFacts, GoldenFacts
+from tests.small_models import adapter_artifact, tiny_gemma2, tiny_llama, tiny_phi3, tiny_qwen2
 from toolkit.parity.subjects import GGUFUnderTest, Tuned
 from toolkit.parity.verify import certificate_of, judge, verify
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.run.artifacts import Artifact
+from toolkit.run.facts import AdapterFacts, GoldenFacts
 
 FAMILIES = {"llama": tiny_llama, "qwen2": tiny_qwen2, "gemma2": tiny_gemma2, "phi3": tiny_phi3}
 METHODS = ("lora", "qlora", "dora", "rslora", "full")

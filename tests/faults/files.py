@@ -71,7 +71,7 @@ def add_tensor(path: Path, name: str, values: Values) -> None:
 
 def change_template(path: Path, old: str, new: str) -> None:
     """Change a part of a GGUF's chat template."""
-    from toolkit.gguf_file import read_gguf
+    from toolkit.models.gguf_file import read_gguf
 
     template = read_gguf(path).metadata["tokenizer.chat_template"]
     assert old in template, old

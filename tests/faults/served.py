@@ -10,11 +10,11 @@ from transformers import AutoTokenizer
 
 from tests.faults.chains import fault_chain
 from tests.parity_chain import SYSTEM
-from toolkit.artifacts import read_jsonl
 from toolkit.ollama.client import Client
 from toolkit.ollama.judged import ServedModel, judge_served
 from toolkit.parity.certificate import LinkName, Subject
 from toolkit.parity.subjects import Tuned
+from toolkit.run.artifacts import read_jsonl
 
 NAME = "faulty"
 GO_TEMPLATE = (

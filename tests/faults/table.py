@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.faults.chains import ADDED, Clean, change_json, fault_chain, head_chain, still_chain, with_adapter
 from tests.faults.files import add_flag, add_tensor, change_template, change_tensor, quantize_again, respell, set_value
-from tests.models import adapter_artifact, put_tokenizer
 from tests.parity_chain import damaged, export, finished
+from tests.small_models import adapter_artifact, put_tokenizer
 from toolkit.export.convert import convert
 from toolkit.export.quantize import quantize
 from toolkit.parity.certificate import LinkName
@@ -36,7 +36,7 @@ class Fault:
     alone: bool = False
     """It has to be named right from the quantized file alone as well."""
     only_bench: bool = False
-    """A variant of another one, or one that `tests/test_parity_verify.py` puts in as well: left to the bench."""
+    """A variant of another one, or one that `tests/parity/test_verify.py` puts in as well: left to the bench."""
 
 
 # Faults of merging: in the merged folder, then converted and quantized for real -------------------------------------

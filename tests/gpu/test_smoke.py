@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.children import child_environment
-from toolkit.artifacts import read_jsonl
-from toolkit.reference import Reference, TeacherForced
-from toolkit.weights import TrainedWeights
+from toolkit.models.reference import Reference, TeacherForced
+from toolkit.models.weights import TrainedWeights
+from toolkit.run.artifacts import read_jsonl
 
 pytestmark = [
     pytest.mark.gpu,

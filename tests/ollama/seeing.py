@@ -14,8 +14,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from tests.models import TREE, put_tokenizer
-from toolkit.places import cache_home
+from tests.small_models import TREE, put_tokenizer
+from toolkit.run.places import cache_home
 
 AFTER_IM_END = (
     "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>",

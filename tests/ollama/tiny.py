@@ -9,10 +9,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from tests.models import TREE
-from toolkit.gguf_file import GGUFHeader, read_gguf
+from tests.small_models import TREE
+from toolkit.models.gguf_file import GGUFHeader, read_gguf
 from toolkit.ollama.repair import rewrite_template
-from toolkit.places import cache_home
+from toolkit.run.places import cache_home
 
 TEMPLATES = TREE / "models" / "templates"
 WIDTH, FEED_FORWARD, HEADS, CONTEXT = 64, 128, 2, 4096

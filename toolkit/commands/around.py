@@ -21,8 +21,8 @@ def init(data: Path, name: str | None, out: Path | None, as_json: bool) -> None:
     \b
     Example:  tune2ollama init questions.csv --name helpdesk
     """
-    from toolkit.init import write_recipe
-    from toolkit.places import own_command
+    from toolkit.recipe.init import write_recipe
+    from toolkit.run.places import own_command
 
     path = write_recipe(data, name, out)
     if as_json:
@@ -40,7 +40,7 @@ def list_recipes(as_json: bool) -> None:
     \b
     Example:  tune2ollama list
     """
-    from toolkit.listing import list_rows
+    from toolkit.recipe.listing import list_rows
 
     rows = list_rows(Path("recipes"), Path("runs"))
     if as_json:
@@ -58,7 +58,7 @@ def doctor(as_json: bool) -> None:
     \b
     Example:  tune2ollama doctor
     """
-    from toolkit.doctor import diagnose, print_findings
+    from toolkit.setup.doctor import diagnose, print_findings
 
     findings = diagnose()
     if as_json:
@@ -81,8 +81,8 @@ def plan(recipe: Path, profile: str | None, settings: tuple[str, ...], as_json: 
     \b
     Example:  tune2ollama plan recipes/medical.yaml --profile gpu-16gb
     """
-    from toolkit.hardware import read_hardware
-    from toolkit.plan import make_plan, print_plan
+    from toolkit.recipe.plan import make_plan, print_plan
+    from toolkit.run.hardware import read_hardware
 
     made = make_plan(load(recipe, profile, settings), read_hardware())
     if as_json:
@@ -101,7 +101,7 @@ def chat(model: str | None) -> None:
     \b
     Example:  tune2ollama chat medical
     """
-    from toolkit.chat import chat_with
+    from toolkit.ollama.chat import chat_with
 
     chat_with(model)
 
@@ -117,7 +117,7 @@ def clean(name: str | None, cache: bool, yes: bool, as_json: bool) -> None:
     \b
     Example:  tune2ollama clean medical
     """
-    from toolkit.listing import remove, what_to_clean
+    from toolkit.recipe.listing import remove, what_to_clean
 
     folders = what_to_clean(name, cache)
     for folder in folders:

@@ -23,7 +23,7 @@ def run(recipe: Path, profile: str | None, settings: tuple[str, ...], dry_run: b
     Example:  tune2ollama run recipes/medical.yaml
     Example:  tune2ollama run recipes/medical.yaml --set train.max_steps=60 --dry-run
     """
-    from toolkit import pipeline
+    from toolkit.run import pipeline
 
     resolved = load(recipe, profile, settings)
     if dry_run:
@@ -54,7 +54,7 @@ def _stage_command(stage: str, text: str, following: str) -> click.Command:
     @click.option("--force", is_flag=True, help="Redo it even when it is current.")
     @as_json_option
     def command(recipe: Path, profile: str | None, settings: tuple[str, ...], force: bool, as_json: bool) -> None:
-        from toolkit import pipeline
+        from toolkit.run import pipeline
 
         resolved = load(recipe, profile, settings)
         artifacts = pipeline.run(resolved, upto=stage, force=stage if force else "")
@@ -66,8 +66,8 @@ def _stage_command(stage: str, text: str, following: str) -> click.Command:
             return
         click.echo(artifact.folder)
         if following:
-            from toolkit.places import own_command
-            from toolkit.recipe_file import RESOLVED_FILE
+            from toolkit.recipe.reading import RESOLVED_FILE
+            from toolkit.run.places import own_command
 
             as_it_ran = pipeline.run_folder(resolved) / RESOLVED_FILE
             click.echo(f"Next: {own_command()} {following} {as_it_ran}", err=True)
@@ -105,9 +105,9 @@ def modelfile(recipe: Path, profile: str | None, settings: tuple[str, ...], as_j
     \b
     Example:  tune2ollama modelfile recipes/medical.yaml > Modelfile
     """
-    from toolkit import pipeline
     from toolkit.ollama.publish import modelfile_of
-    from toolkit.stages import certified_file
+    from toolkit.run import pipeline
+    from toolkit.run.stages import certified_file
 
     resolved = load(recipe, profile, settings)
     artifacts = pipeline.run(resolved, upto="verify")

@@ -75,7 +75,7 @@ def verify(
         else:
             from rich.console import Console
 
-            from toolkit.parity.table import certificate_table
+            from toolkit.report.certificate_table import certificate_table
 
             Console().print(certificate_table(certificate))
     finally:  # the exit code is the verdict, also where nobody reads to the end (| head)
@@ -99,7 +99,7 @@ def export(adapter: Path, name: str, base: str, upto: str, as_json: bool, **opti
     \b
     Example:  tune2ollama export outputs/checkpoint-60 --name mymodel --base ./Qwen2.5-0.5B-Instruct
     """
-    from toolkit import pipeline
+    from toolkit.run import pipeline
     from toolkit.train.adopt import recipe_for_adapter
 
     recipe = recipe_for_adapter(adapter, name, base, **options)

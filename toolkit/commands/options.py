@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from toolkit.artifacts import Artifact
-    from toolkit.recipe import Recipe
+    from toolkit.recipe.schema import Recipe
+    from toolkit.run.artifacts import Artifact
 
 Command = Callable[..., None]
 
@@ -32,7 +32,7 @@ def recipe_options(command: Command) -> Command:
 
 def load(recipe: Path, profile: str | None, settings: tuple[str, ...]) -> Recipe:
     """The recipe as the options have it."""
-    from toolkit.recipe_file import load_recipe
+    from toolkit.recipe.reading import load_recipe
 
     return load_recipe(recipe, profile, settings)
 

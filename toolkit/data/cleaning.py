@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from toolkit.data.formats import Example, Turn, to_example
 from toolkit.data.readers import Dropped, Row
-from toolkit.recipe import Data
+from toolkit.recipe.schema import Data
 
 # Controls but tab and newline, a byte-order mark inside the text, noncharacters, and halves of surrogate pairs (JSON can
 # hold them, UTF-8 cannot).

@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.data.readers import Row, Table
 from toolkit.errors import UsageError
-from toolkit.recipe import Data, nearest
+from toolkit.recipe.schema import Data, nearest
 
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
 _MESSAGE_COLUMNS = ("messages", "conversations")

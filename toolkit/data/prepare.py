@@ -10,16 +10,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from toolkit.artifacts import write_jsonl
 from toolkit.data.cleaning import clean
 from toolkit.data.formats import Example, check_columns, missing_columns
-from toolkit.data.peek import language_of
+from toolkit.data.inspect import language_of
 from toolkit.data.readers import Dropped, Table, find_files, read_file
 from toolkit.data.splitting import SIDES, Side, choose, split
 from toolkit.errors import DataError, ToolkitError, UsageError
-from toolkit.facts import DatasetFacts
-from toolkit.prompts_file import asked, golden_turns
-from toolkit.recipe import Data, Recipe
+from toolkit.recipe.prompts_file import asked, golden_turns
+from toolkit.recipe.schema import Data, Recipe
+from toolkit.run.artifacts import write_jsonl
+from toolkit.run.facts import DatasetFacts
 
 TWO_SIDES = "near duplicate of rows on two sides of the split"
 GOLDEN = "resembles a golden prompt"

@@ -17,7 +17,7 @@ from typing import Any
 
 from toolkit.data.encodings import decode
 from toolkit.errors import DataError, UsageError
-from toolkit.recipe import nearest
+from toolkit.recipe.schema import nearest
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".xlsx", ".parquet")
 _SAVE_AS_CSV = "Save it as CSV in UTF-8 with a header line."

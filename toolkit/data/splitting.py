@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.data.formats import Example
 from toolkit.errors import UsageError
-from toolkit.recipe import Data
+from toolkit.recipe.schema import Data
 
 if TYPE_CHECKING:
     import numpy

@@ -18,18 +18,18 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from toolkit.artifacts import Artifact, file_sha256, write_json
-from toolkit.bases import CONFIG_FILES, EMBEDDED, TOKENIZER_FILES, read_chat_template
-from toolkit.chat_template import as_trained
 from toolkit.errors import MAKE_ROOM, DataError, ExternalToolError, ResourceError
 from toolkit.export.described import description
 from toolkit.export.llama_cpp import tree
-from toolkit.facts import AdapterFacts, BaseFacts, DatasetFacts, GGUFFacts, GGUFFile, ModelFacts
-from toolkit.gguf_file import GGUFHeader, read_gguf
-from toolkit.hardware import free_disk_bytes
-from toolkit.processes import die_with_parent
-from toolkit.recipe import Recipe
-from toolkit.safetensors_file import model_files
+from toolkit.models.bases import CONFIG_FILES, EMBEDDED, TOKENIZER_FILES, read_chat_template
+from toolkit.models.chat_template import as_trained
+from toolkit.models.gguf_file import GGUFHeader, read_gguf
+from toolkit.models.safetensors_file import model_files
+from toolkit.recipe.schema import Recipe
+from toolkit.run.artifacts import Artifact, file_sha256, write_json
+from toolkit.run.facts import AdapterFacts, BaseFacts, DatasetFacts, GGUFFacts, GGUFFile, ModelFacts
+from toolkit.run.hardware import free_disk_bytes
+from toolkit.run.processes import die_with_parent
 
 PROTECTION = (
     "{# This comment changes nothing in the text. It is here so that Ollama serves this very template: a template within an "

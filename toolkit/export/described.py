@@ -6,8 +6,8 @@ It is told in `general.description`, a key of the format itself, because llama.c
 
 from __future__ import annotations
 
-from toolkit.artifacts import Artifact, file_sha256
-from toolkit.facts import AdapterFacts, BaseFacts, ModelFacts
+from toolkit.run.artifacts import Artifact, file_sha256
+from toolkit.run.facts import AdapterFacts, BaseFacts, ModelFacts
 
 _METHODS = {"qlora": "QLoRA", "lora": "LoRA", "full": "full fine-tuning"}
 _ONTO = {

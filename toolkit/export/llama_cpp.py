@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.bases import cached_sha256
-from toolkit.bootstrap import LLAMA_CPP_PYTHON, LLAMA_CPP_SHA256, unpack_tree
 from toolkit.errors import MAKE_ROOM, DataError, ExternalToolError, ResourceError, UsageError
-from toolkit.gguf_file import UNQUANTIZED, read_gguf
-from toolkit.hardware import free_disk_bytes
-from toolkit.places import cache_home
-from toolkit.recipe import QUANTIZED_FILE_TYPES, nearest
+from toolkit.models.bases import cached_sha256
+from toolkit.models.gguf_file import UNQUANTIZED, read_gguf
+from toolkit.recipe.schema import QUANTIZED_FILE_TYPES, nearest
+from toolkit.run.hardware import free_disk_bytes
+from toolkit.run.places import cache_home
+from toolkit.setup.bootstrap import LLAMA_CPP_PYTHON, LLAMA_CPP_SHA256, unpack_tree
 
 _WARNING, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
 _PROGRESS = re.compile(r"\[ *(\d+)/ *(\d+)\]")

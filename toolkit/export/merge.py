@@ -13,14 +13,10 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from toolkit.artifacts import Artifact, read_jsonl, write_json
-from toolkit.bases import CONFIG_FILES, TOKENIZER_FILES, check_folder
 from toolkit.errors import MAKE_ROOM, ResourceError
-from toolkit.facts import AdapterFacts, DatasetFacts, ModelFacts
-from toolkit.hardware import free_disk_bytes
-from toolkit.merged import MergedWeights, merged_weights
-from toolkit.recipe import Recipe
-from toolkit.safetensors_file import (
+from toolkit.models.bases import CONFIG_FILES, TOKENIZER_FILES, check_folder
+from toolkit.models.merged import MergedWeights, merged_weights
+from toolkit.models.safetensors_file import (
     DTYPES,
     ITEM_BYTES,
     Entry,
@@ -31,7 +27,11 @@ from toolkit.safetensors_file import (
     write_model,
     writing,
 )
-from toolkit.weights import TORCH_DTYPES, TrainedWeights
+from toolkit.models.weights import TORCH_DTYPES, TrainedWeights
+from toolkit.recipe.schema import Recipe
+from toolkit.run.artifacts import Artifact, read_jsonl, write_json
+from toolkit.run.facts import AdapterFacts, DatasetFacts, ModelFacts
+from toolkit.run.hardware import free_disk_bytes
 
 LOSSLESS_BELOW = 1_000_000_000
 """Models with fewer parameters are written as float32 where 16 bits would round what was trained."""
@@ -80,7 +80,7 @@ def held_out_losses(
     """
     from transformers import AutoTokenizer
 
-    from toolkit.reference import held_out_loss
+    from toolkit.models.reference import held_out_loss
 
     rows = read_jsonl(dataset.folder / "validation.jsonl")[:LOSS_ROWS]
     facts, tokenizer = adapter.facts, AutoTokenizer.from_pretrained(out, trust_remote_code=False)

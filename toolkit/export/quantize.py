@@ -8,13 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from toolkit.artifacts import Artifact, file_sha256
 from toolkit.errors import MAKE_ROOM, ResourceError
 from toolkit.export.llama_cpp import file_type_number, quantize_file
-from toolkit.facts import GGUFFacts, GGUFFile
-from toolkit.gguf_file import read_gguf
-from toolkit.hardware import free_disk_bytes
-from toolkit.recipe import Recipe
+from toolkit.models.gguf_file import read_gguf
+from toolkit.recipe.schema import Recipe
+from toolkit.run.artifacts import Artifact, file_sha256
+from toolkit.run.facts import GGUFFacts, GGUFFile
+from toolkit.run.hardware import free_disk_bytes
 
 
 def quantize(recipe: Recipe, gguf: Artifact[GGUFFacts], out: Path) -> GGUFFacts:

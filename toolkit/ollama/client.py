@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from toolkit.artifacts import file_sha256
 from toolkit.errors import ExternalToolError, ResourceError, ToolkitError, UsageError
-from toolkit.recipe import nearest
+from toolkit.recipe.schema import nearest
+from toolkit.run.artifacts import file_sha256
 
 DEFAULT_PORT = 11434
 OLDEST_VERSION = (0, 30, 0)

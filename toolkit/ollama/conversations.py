@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from toolkit.chat_template import AS_TRAINED, THINKING, render_trained
 from toolkit.errors import ToolkitError
+from toolkit.models.chat_template import AS_TRAINED, THINKING, render_trained
 from toolkit.ollama.asked import ENDPOINTS, TOOLS, Conversation, Endpoint, Messages, has_picture, request_fields
 from toolkit.ollama.client import Client
-from toolkit.ollama.pictures import picture_block, with_pictures
 from toolkit.ollama.predict import GENERATE_RENDERS, numbers, takes_tools, thinks
 from toolkit.ollama.syntax import Message
+from toolkit.parity.checks.pictures import picture_block, with_pictures
 
 Result = Literal["equal", "differs", "differs for every model", "not applicable"]
 CALL = "call00001"
@@ -56,13 +56,13 @@ class Outcome:
 
 
 def further_conversations(system: str, markers: Sequence[str]) -> list[Conversation]:
-    """The conversations of `toolkit.parity.prompts`, and those that only a server can be asked.
+    """The conversations of `toolkit.parity.checks.prompts`, and those that only a server can be asked.
 
     Args:
         system: the system text of the recipe; empty: some example.
         markers: texts of the model's special tokens, which a user may write too.
     """
-    from toolkit.parity.prompts import conversations
+    from toolkit.parity.checks.prompts import conversations
 
     user, said = "What helps against a cold?", system or "You are a careful doctor. Answer in one sentence."
     marked = " ".join(["Explain", *markers, "please."])

@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from toolkit.gguf_file import read_gguf
-from toolkit.ollama.build import VERSION
+from toolkit.models.gguf_file import read_gguf
 from toolkit.ollama.known import known_templates
 from toolkit.ollama.predict import predict
 from toolkit.ollama.server import find_ollama
 from toolkit.ollama.syntax import Modelfile
+from toolkit.setup.ollama_build import VERSION
 
 _VERSION = re.compile(r"version is (\d\S*)")
 

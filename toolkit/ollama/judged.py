@@ -13,9 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from toolkit.artifacts import file_sha256, read_jsonl
 from toolkit.errors import DataError, ExternalToolError, ParityError
-from toolkit.gguf_file import read_gguf
+from toolkit.models.gguf_file import read_gguf
 from toolkit.ollama.client import Client
 from toolkit.ollama.conversations import (
     Outcome,
@@ -45,6 +44,7 @@ from toolkit.parity.certificate import Check, Measure, Subject, higher_is_better
 from toolkit.parity.limits import file_type_of, limits_for
 from toolkit.parity.probe import probe
 from toolkit.parity.subjects import Tuned
+from toolkit.run.artifacts import file_sha256, read_jsonl
 
 _FROM = re.compile(r"^FROM (/.+)$", re.MULTILINE)
 _HOW_TO_GET_IT = (
@@ -162,7 +162,7 @@ def judge_served(model: ServedModel, tuned: Tuned, golden: Path, system: str, wh
 
     Args:
         golden: the golden stage's folder.
-        whole: whether the served file's weights show the adapter whole; see `toolkit.parity.logits.WHOLE_LOW`.
+        whole: whether the served file's weights show the adapter whole; see `toolkit.parity.checks.logits.WHOLE_LOW`.
     """
     started = time.monotonic()
     template, day = str(tuned.tokenizer.get_chat_template()), tuned.goldens.facts.day

@@ -13,7 +13,7 @@ from typing import Any
 
 from toolkit.errors import UsageError
 from toolkit.ollama.syntax import Modelfile, Value, read_modelfile
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
 
 DEFAULT_CONTEXT = 2048
 _CONTEXT_STEP = 1024

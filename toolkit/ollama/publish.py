@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-from toolkit.artifacts import Artifact, text_sha256, write_json, write_jsonl, write_text
 from toolkit.errors import ExternalToolError, ParityError, ToolkitError, UsageError
-from toolkit.facts import CertificateFacts, GoldenFacts, OllamaFacts
-from toolkit.locks import NAMES_OF_ITS_OWN, locked
 from toolkit.ollama.client import Client, server_address
 from toolkit.ollama.modelfile import candidate_name, check_name, complete, full_name, shown_parameters
 from toolkit.ollama.server import INSTALL, find_ollama, serving
 from toolkit.ollama.syntax import Modelfile, read_modelfile, render_for_people
 from toolkit.parity.certificate import Check
-from toolkit.places import cache_home, own_command
-from toolkit.recipe import Recipe
-from toolkit.recipe_file import RESOLVED_FILE
+from toolkit.recipe.reading import RESOLVED_FILE
+from toolkit.recipe.schema import Recipe
+from toolkit.run.artifacts import Artifact, text_sha256, write_json, write_jsonl, write_text
+from toolkit.run.facts import CertificateFacts, GoldenFacts, OllamaFacts
+from toolkit.run.locks import NAMES_OF_ITS_OWN, locked
+from toolkit.run.places import cache_home, own_command
 
 if TYPE_CHECKING:
     from toolkit.ollama.judged import ServedModel
@@ -145,7 +145,7 @@ def _prove(
     Raises:
         ParityError: it is another; the certificate with the server's part is in `refused`, beside the stages.
     """
-    from toolkit.gguf_file import read_gguf
+    from toolkit.models.gguf_file import read_gguf
     from toolkit.ollama.judged import Shown, Trained, subject_of, what_is_shown
     from toolkit.report.page import with_served, write_page
 

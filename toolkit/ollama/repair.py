@@ -4,7 +4,8 @@ An explicit TEMPLATE cannot carry it: Ollama takes Go templates there, no Jinja 
 the template of training, changed in ways that change none of its texts:
 
 - a comment at its head takes it out of reach of the templates that Ollama knows;
-- variables that llama.cpp sets and training did not get another name, so that they stay undefined (`toolkit.chat_template`).
+- variables that llama.cpp sets and training did not get another name, so that they stay undefined
+  (`toolkit.models.chat_template`).
 
 What no template can mend is said: an architecture whose prompts Ollama writes in Go by itself.
 """
@@ -16,11 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.chat_template import as_trained
 from toolkit.errors import ExternalToolError, ParityError
 from toolkit.export.convert import protect_template
-from toolkit.gguf_file import GGUFHeader, read_gguf
-from toolkit.gguf_metadata import copy_with_texts
+from toolkit.models.chat_template import as_trained
+from toolkit.models.gguf_file import GGUFHeader, read_gguf
+from toolkit.models.gguf_metadata import copy_with_texts
 from toolkit.ollama.client import Client
 from toolkit.ollama.conversations import (
     Expected,
@@ -52,7 +53,7 @@ def mended_template(template: str) -> str:
 
 
 def rewrite_template(gguf: Path, out: Path, template: str, header: GGUFHeader | None = None) -> Path:
-    """Copy a GGUF with another chat template, or with its first; see `toolkit.gguf_metadata.copy_with_texts`.
+    """Copy a GGUF with another chat template, or with its first; see `toolkit.models.gguf_metadata.copy_with_texts`.
 
     Raises:
         DataError: no GGUF, or damaged.

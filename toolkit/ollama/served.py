@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.artifacts import read_jsonl
-from toolkit.chat_template import asks_for_the_day, on_day, render_trained
 from toolkit.errors import ExternalToolError, ParityError
+from toolkit.models.chat_template import asks_for_the_day, on_day, render_trained
 from toolkit.ollama.asked import ENDPOINTS, Endpoint
 from toolkit.ollama.asked import answer as ask
 from toolkit.ollama.client import Client
 from toolkit.ollama.conversations import first_difference
 from toolkit.ollama.own_model import OwnModel, Row, Vocabulary
 from toolkit.ollama.syntax import Message
+from toolkit.run.artifacts import read_jsonl
 
 LARGEST_FLIP = 1.0
 _MEANS = {"F32": (0.006, 0.015), "F16": (0.006, 0.015), "BF16": (0.03, 0.06), "Q8_0": (0.09, 0.2)}
@@ -125,7 +125,7 @@ def as_asked_today(
 
     Args:
         template: of the training; it has to make the golden prompts as they were recorded.
-        day: on which they were recorded; see `toolkit.chat_template.on_day`.
+        day: on which they were recorded; see `toolkit.models.chat_template.on_day`.
 
     Raises:
         ParityError: the template does not even make the golden prompts, or refuses the turns.

@@ -15,8 +15,8 @@ from types import FrameType
 
 from toolkit.errors import ExternalToolError
 from toolkit.ollama.client import Client, server_address
-from toolkit.places import cache_home
-from toolkit.processes import die_with_parent
+from toolkit.run.places import cache_home
+from toolkit.run.processes import die_with_parent
 
 INSTALL = "install Ollama: curl -fsSL https://ollama.com/install.sh | sh   (or, with Go and CMake here: make ollama)"
 _READY_SECONDS = 60.0

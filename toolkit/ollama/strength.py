@@ -23,16 +23,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolkit.artifacts import read_jsonl
 from toolkit.errors import DataError, ExternalToolError, ToolkitError
 from toolkit.ollama.asked import count_whole_prompts
 from toolkit.ollama.client import Client
 from toolkit.ollama.own_model import Vocabulary
 from toolkit.ollama.served import GREEDY
 from toolkit.parity.certificate import Check, Measure, Verdict
+from toolkit.parity.checks.strength import WHOLE_HIGH, WHOLE_LOW
 from toolkit.parity.limits import Limits
-from toolkit.parity.logits import WHOLE_HIGH, WHOLE_LOW
 from toolkit.parity.strength import SEED, Strength, moments, strength
+from toolkit.run.artifacts import read_jsonl
 
 TOLD = 20
 """Most that Ollama tells (server/routes.go refuses more)."""
@@ -115,7 +115,7 @@ def served_strength_check(
     """Is the adapter there, whole, once, in what a server answers?
 
     Args:
-        whole: whether the served file's weights show it whole; see `toolkit.parity.logits.WHOLE_LOW`.
+        whole: whether the served file's weights show it whole; see `toolkit.parity.checks.logits.WHOLE_LOW`.
     """
 
     def verdict_on(found: Strength) -> Verdict:

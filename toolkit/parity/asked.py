@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError, UsageError
-from toolkit.gguf_file import read_gguf
-from toolkit.recipe import Recipe
+from toolkit.models.gguf_file import read_gguf
+from toolkit.recipe.schema import Recipe
 
 NOTHING = "there is nothing to compare: no export is named"
 NAME_ONE = "Name --gguf FILE, --hf FOLDER or --ollama NAME."
@@ -119,7 +119,7 @@ def check_exports(ggufs: tuple[Path, ...], merged: Path | None, base: Path) -> N
     Raises:
         DataError: a GGUF of another architecture; a folder that is no whole model.
     """
-    from toolkit.parity.structure import other_architecture, text_config
+    from toolkit.parity.checks.structure import other_architecture, text_config
 
     config = text_config(base)
     for file in ggufs:
@@ -134,8 +134,8 @@ def check_exports(ggufs: tuple[Path, ...], merged: Path | None, base: Path) -> N
 def _check_merged(folder: Path) -> None:
     from transformers import AutoTokenizer
 
+    from toolkit.parity.checks.structure import text_config
     from toolkit.parity.exported import FolderWeights
-    from toolkit.parity.structure import text_config
 
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}", "Name the folder of the merged model: --hf FOLDER")

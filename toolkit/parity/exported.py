@@ -18,8 +18,8 @@ import torch
 from safetensors import safe_open
 
 from toolkit.errors import DataError
-from toolkit.gguf_file import GGUFTensor, read_gguf
-from toolkit.safetensors_file import model_entries, model_files
+from toolkit.models.gguf_file import GGUFTensor, read_gguf
+from toolkit.models.safetensors_file import model_entries, model_files
 
 _PERMUTED = ("llama",)
 """Architectures whose query and key rows llama.cpp keeps in another order than transformers."""

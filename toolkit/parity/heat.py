@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.parity.logits import Positions
+from toolkit.parity.checks.logits import Positions
 
 SHOWN = 2
 """Goldens: the first, which is the same for every file, and the one that this file differs most from."""

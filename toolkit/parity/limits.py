@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit.errors import DataError
-from toolkit.gguf_file import GGUFHeader
+from toolkit.models.gguf_file import GGUFHeader
 from toolkit.parity.floors import Floor, floor_of
 
 SMALL_MODEL = 1_000_000_000
@@ -44,7 +44,7 @@ class Limits:
     strength_low: float
     strength_high: float
     stops: float
-    """Share of the tuned model's self-ended answers that the export should have too; see `toolkit.parity.stops`."""
+    """Share of the tuned model's self-ended answers that the export should have too; see `toolkit.parity.checks.stops`."""
     flips_allowed: float = 0.0
     """Share of positions that may flip confidently; above 0 only where 3 bits or fewer make it a matter of course."""
     floor: Floor | None = None

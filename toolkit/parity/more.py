@@ -17,16 +17,17 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.artifacts import Artifact
-from toolkit.facts import AdapterFacts
+from toolkit.models.reference import Reference, TeacherForced, write_logits
+from toolkit.models.weights import TrainedWeights
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import Check
-from toolkit.parity.goldens import Goldens
+from toolkit.parity.checks.logits import Positions
+from toolkit.parity.checks.strength import strength_check
+from toolkit.parity.checks.tokens import encode
+from toolkit.parity.golden.goldens import Goldens
 from toolkit.parity.limits import Limits
-from toolkit.parity.logits import Positions, strength_check
-from toolkit.parity.tokens import encode
-from toolkit.reference import Reference, TeacherForced, write_logits
-from toolkit.weights import TrainedWeights
+from toolkit.run.artifacts import Artifact
+from toolkit.run.facts import AdapterFacts
 
 Logits = npt.NDArray[np.float32]
 ROUNDS = 5
@@ -60,7 +61,7 @@ class Further:
     """The tuned model and its base, read again for more positions; each round is computed once, for all exports.
 
     Args:
-        adapter: as the goldens were recorded with; see `toolkit.parity.golden.as_merged`.
+        adapter: as the goldens were recorded with; see `toolkit.parity.golden.record.as_merged`.
     """
 
     def __init__(self, adapter: Artifact[AdapterFacts], goldens: Goldens, tokenizer: Any) -> None:
@@ -104,7 +105,7 @@ def decide(further: Further, candidate: Candidate, positions: Positions, limits:
     """Add rounds until the strength is decided, or there are no more.
 
     Args:
-        whole: whether the weights show the adapter whole; see `toolkit.parity.logits.strength_check`.
+        whole: whether the weights show the adapter whole; see `toolkit.parity.checks.strength.strength_check`.
     """
     wider = copy.deepcopy(positions)
     check = strength_check(wider, limits, whole)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from toolkit.errors import DataError, ExternalToolError
-from toolkit.gguf_file import read_gguf
+from toolkit.models.gguf_file import read_gguf
 
 PATIENCE_SECONDS = 120.0
 SLOWEST_BYTES_PER_SECOND = 20e6

@@ -11,29 +11,30 @@ from typing import Any, Literal
 
 from transformers import AutoTokenizer
 
-from toolkit.artifacts import Artifact
-from toolkit.chat_template import on_day, render_trained
-from toolkit.facts import AdapterFacts, GoldenFacts
-from toolkit.gguf_file import UNQUANTIZED, read_gguf
-from toolkit.lora import LoraAdapter
+from toolkit.models.adapters import LoraAdapter
+from toolkit.models.chat_template import on_day, render_trained
+from toolkit.models.gguf_file import UNQUANTIZED, read_gguf
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import Check, Subject
+from toolkit.parity.checks.logits import Positions, logits_check
+from toolkit.parity.checks.moved import moved_check
+from toolkit.parity.checks.prompts import prompts_check, render
+from toolkit.parity.checks.source import samples_of_converted, samples_of_tuning, source_check
+from toolkit.parity.checks.stops import Answer, begin, finish, stops_check
+from toolkit.parity.checks.strength import strength_check
+from toolkit.parity.checks.structure import folder_structure_check, gguf_structure_check
+from toolkit.parity.checks.tokens import recorded_tokens_check, tokens_check
+from toolkit.parity.checks.weights import Expected, weights_check
+from toolkit.parity.comparison import Comparison, Tuning
 from toolkit.parity.exported import GGUFWeights
-from toolkit.parity.golden import as_merged
-from toolkit.parity.goldens import Goldens
+from toolkit.parity.golden.goldens import Goldens
+from toolkit.parity.golden.record import as_merged
 from toolkit.parity.heat import heat
 from toolkit.parity.limits import Limits, fallback_share, limits_for
-from toolkit.parity.logits import Positions, logits_check, strength_check
 from toolkit.parity.more import Further, decide
-from toolkit.parity.moved import moved_check
-from toolkit.parity.prompts import prompts_check, render
-from toolkit.parity.requantized import samples_of_converted, samples_of_tuning, source_check
-from toolkit.parity.stops import Answer, begin, finish, stops_check
-from toolkit.parity.structure import folder_structure_check, gguf_structure_check
-from toolkit.parity.tokens import recorded_tokens_check, tokens_check
-from toolkit.parity.weights import Comparison, Tuning
-from toolkit.parity.weights_check import Expected, weights_check
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.run.artifacts import Artifact
+from toolkit.run.facts import AdapterFacts, GoldenFacts
 
 EVALUATED_TOGETHER = 16
 """Goldens whose caches are held at once."""

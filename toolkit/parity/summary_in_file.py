@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from toolkit.artifacts import file_sha256
-from toolkit.gguf_file import read_gguf
-from toolkit.gguf_metadata import bytes_with_texts, copy_with_texts
+from toolkit.models.gguf_file import read_gguf
+from toolkit.models.gguf_metadata import bytes_with_texts, copy_with_texts
 from toolkit.parity.certificate import Measure
+from toolkit.run.artifacts import file_sha256
 
 VERDICT, SCHEMA, JUDGED, FOUND = (f"tune2ollama.certificate.{key}" for key in ("verdict", "schema", "sha256", "found"))
 KEYS = (VERDICT, SCHEMA, JUDGED, FOUND)

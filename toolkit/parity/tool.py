@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
-from toolkit.artifacts import Artifact, write_text
 from toolkit.errors import InconclusiveError, ParityError, UsageError
-from toolkit.gguf_file import read_gguf
+from toolkit.models.gguf_file import read_gguf
 from toolkit.parity.asked import NAME_ONE, NOTHING, Asked, check_exports, check_repair, recipe_of
 from toolkit.parity.certificate import Subject, certificate_text
 from toolkit.parity.limits import file_type_of
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
 from toolkit.report.page import PAGE, write_page
+from toolkit.run.artifacts import Artifact, write_text
 
 if TYPE_CHECKING:
     from toolkit.ollama.judged import ServedModel
@@ -34,7 +34,7 @@ def verify_recipe(recipe: Recipe, force: bool = False, out: Path | None = None) 
     Args:
         out: a folder that gets a copy of certificate.json and certificate.html.
     """
-    from toolkit import pipeline
+    from toolkit.run import pipeline
 
     with contextlib.suppress(ParityError, InconclusiveError):  # the verdict is in the certificate
         pipeline.run(recipe, upto="verify", force="verify" if force else "")
@@ -76,12 +76,12 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
     merged = asked.hf if given or asked.adapter is not None else None
     if given and not asked.exports:
         raise UsageError(NOTHING, NAME_ONE)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see toolkit.pipeline
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see toolkit.run.pipeline
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-    from toolkit import pipeline
-    from toolkit.bases import resolve_base
+    from toolkit.models.bases import resolve_base
     from toolkit.parity.probe import probe
+    from toolkit.run import pipeline
 
     check_exports(asked.ggufs, merged, Path(resolve_base(recipe.base).folder))
     recipe = _of_an_export_where_too_large(recipe, asked)
@@ -104,7 +104,7 @@ def _repair(file: Path, out: Path, recipe: Recipe, adapter: Path) -> None:
     from transformers import AutoTokenizer
 
     from toolkit.ollama.repair import repair_file
-    from toolkit.pipeline import run_folder
+    from toolkit.run.pipeline import run_folder
 
     template = str(AutoTokenizer.from_pretrained(adapter, trust_remote_code=False).get_chat_template())
     told = repair_file(file, out, template, recipe.system, run_folder(recipe) / "ollama-server.log")
@@ -113,8 +113,8 @@ def _repair(file: Path, out: Path, recipe: Recipe, adapter: Path) -> None:
 
 def _of_an_export_where_too_large(recipe: Recipe, asked: Asked) -> Recipe:
     """A tuned model that does not fit into memory is judged on an export's answers, read a layer at a time."""
-    from toolkit.parity.export_answers import too_large
-    from toolkit.sizes import shape_of_base
+    from toolkit.parity.golden.export_answers import too_large
+    from toolkit.recipe.sizes import shape_of_base
 
     if (
         not asked.ggufs
@@ -131,8 +131,8 @@ def _of_an_export_where_too_large(recipe: Recipe, asked: Asked) -> Recipe:
 
 def _tell_plan(recipe: Recipe, asked: Asked, merged: Path | None) -> None:
     """What will be compared, and about how long it takes."""
-    from toolkit.hardware import read_hardware
-    from toolkit.plan import check_seconds
+    from toolkit.recipe.plan import check_seconds
+    from toolkit.run.hardware import read_hardware
 
     files = [*asked.ggufs, *([merged] if merged else [])]
     tuned = asked.adapter or (recipe.name if merged else asked.hf) or recipe.name

@@ -13,16 +13,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import AutoTokenizer
 
-from toolkit.artifacts import Artifact, file_sha256, write_text
-from toolkit.facts import AdapterFacts, CertificateFacts, GGUFFacts, GoldenFacts, ModelFacts
 from toolkit.parity.certificate import SCHEMA, Subject, blame_of, certificate_text, chain_of, verdict_of
+from toolkit.parity.comparison import compare_weights
 from toolkit.parity.exported import Exported, FolderWeights, GGUFWeights
 from toolkit.parity.limits import largest_rest
 from toolkit.parity.subjects import GGUFUnderTest, Tuned, adapter_subject, file_checks, gguf_subject, merged_subject
 from toolkit.parity.summary_in_file import write_summary
-from toolkit.parity.weights import compare_weights
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
 from toolkit.report.page import write_page
+from toolkit.run.artifacts import Artifact, file_sha256, write_text
+from toolkit.run.facts import AdapterFacts, CertificateFacts, GGUFFacts, GoldenFacts, ModelFacts
 
 stderr = Console(stderr=True)
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from toolkit.facts import AdapterFacts
 from toolkit.parity.summary_in_file import served_measures
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
 from toolkit.report.page import PAGE
 from toolkit.report.summary import Summary, size
+from toolkit.run.facts import AdapterFacts
 
 
 def card_text(recipe: Recipe, adapter: AdapterFacts, summary: Summary) -> str:

@@ -15,7 +15,6 @@ from jinja2 import FileSystemLoader, StrictUndefined, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import TypeAdapter, ValidationError
 
-from toolkit.artifacts import write_text
 from toolkit.errors import DataError
 from toolkit.parity.certificate import SCHEMA, Blame, ChainLink, Subject, Verdict, blame_of, chain_of, verdict_of
 from toolkit.report.drawn import (
@@ -31,6 +30,7 @@ from toolkit.report.drawn import (
     number,
     strips,
 )
+from toolkit.run.artifacts import write_text
 
 PAGE = "certificate.html"
 SIGNS = {"pass": "✓", "fail": "✗", "inconclusive": "?", "not compared": "–"}

@@ -13,14 +13,14 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from toolkit.artifacts import Artifact, Cost, write_text
-from toolkit.facts import ReportFacts
-from toolkit.parity.table import certificate_table
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
 from toolkit.report.card import card_text
+from toolkit.report.certificate_table import certificate_table
 from toolkit.report.page import PAGE, write_page
 from toolkit.report.plot import plot_losses
 from toolkit.report.summary import Summary, duration, size, summarize
+from toolkit.run.artifacts import Artifact, Cost, write_text
+from toolkit.run.facts import ReportFacts
 
 _LONGEST_ANSWER = 600
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.artifacts import Artifact, Cost, read_jsonl
-from toolkit.facts import AdapterFacts, DatasetFacts, GGUFFile, ModelFacts, OllamaFacts
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
 from toolkit.report.page import with_served
+from toolkit.run.artifacts import Artifact, Cost, read_jsonl
+from toolkit.run.facts import AdapterFacts, DatasetFacts, GGUFFile, ModelFacts, OllamaFacts
 
 SHOWN_ANSWERS = 2
 SERVED = "served.json"

@@ -10,14 +10,14 @@ from typing import Any
 
 from rich.console import Console
 
-from toolkit.artifacts import ARTIFACT_FILE, text_sha256, write_text
-from toolkit.bases import TOKENIZER_FILES, check_folder, read_chat_template, resolve_base
 from toolkit.errors import DataError, UsageError
-from toolkit.facts import AdapterFacts, Quantization
-from toolkit.lora import CONFIG_FILE, WEIGHTS_FILE, LoraAdapter, read_config
-from toolkit.recipe import Recipe
-from toolkit.safetensors_file import DTYPES, commonest_dtype, link_or_copy, model_entries, model_files
-from toolkit.weights import TrainedWeights
+from toolkit.models.adapters import CONFIG_FILE, WEIGHTS_FILE, LoraAdapter, read_config
+from toolkit.models.bases import TOKENIZER_FILES, check_folder, read_chat_template, resolve_base
+from toolkit.models.safetensors_file import DTYPES, commonest_dtype, link_or_copy, model_entries, model_files
+from toolkit.models.weights import TrainedWeights
+from toolkit.recipe.schema import Recipe
+from toolkit.run.artifacts import ARTIFACT_FILE, text_sha256, write_text
+from toolkit.run.facts import AdapterFacts, Quantization
 
 stderr = Console(stderr=True, highlight=False)
 

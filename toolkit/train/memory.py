@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from toolkit.errors import ResourceError
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
 
 
 def settings_to_lower(recipe: Recipe) -> list[str]:

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from toolkit.artifacts import Artifact
 from toolkit.errors import DataError, UsageError
-from toolkit.facts import AdapterFacts, BaseFacts, Quantization
-from toolkit.places import cache_home
-from toolkit.recipe import Lora, Recipe
-from toolkit.weights import loaded_bytes, weights_of
+from toolkit.models.weights import loaded_bytes, weights_of
+from toolkit.recipe.schema import Lora, Recipe
+from toolkit.run.artifacts import Artifact
+from toolkit.run.facts import AdapterFacts, BaseFacts, Quantization
+from toolkit.run.places import cache_home
 
 stderr = Console(stderr=True)
 

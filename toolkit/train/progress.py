@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from toolkit.artifacts import write_text
 from toolkit.errors import DataError
+from toolkit.run.artifacts import write_text
 
 COMPLETE = "complete"
 """A checkpoint folder that holds a file of this name was written to its end."""

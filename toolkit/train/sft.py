@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from toolkit.artifacts import Artifact, read_jsonl, text_sha256, write_json, write_text
-from toolkit.bases import resolve_base
 from toolkit.errors import DataError
-from toolkit.facts import AdapterFacts, BaseFacts, DatasetFacts
-from toolkit.recipe import Recipe
-from toolkit.safetensors_file import writing
+from toolkit.models.bases import resolve_base
+from toolkit.models.safetensors_file import writing
+from toolkit.recipe.schema import Recipe
+from toolkit.run.artifacts import Artifact, read_jsonl, text_sha256, write_json, write_text
+from toolkit.run.facts import AdapterFacts, BaseFacts, DatasetFacts
 from toolkit.train.memory import memory_advice
 from toolkit.train.model import Loaded, autocast_of, load_for_training
 from toolkit.train.rows import LOSS_ROWS, NOT_LEARNED, answer_loss, leave_out_long, tokenize

@@ -1,0 +1,104 @@
+"""What is repaired, what is dropped, and why."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolkit.data import cleaning
+from toolkit.data.cleaning import SPECIAL_TOKEN, clean, clean_text
+from toolkit.data.readers import Row
+from toolkit.recipe.schema import Data
+
+
+def rows(*pairs: tuple[str, str]) -> list[Row]:
+    return [Row("x.csv", i, {"ask": ask, "answer": answer}) for i, (ask, answer) in enumerate(pairs, 2)]
+
+
+def test_each_reason_is_counted_and_listed() -> None:
+    given_rows = rows(
+        ("Is tea good?", "Yes."),
+        ("Is tea good? ", " Yes."),
+        ("", "Yes."),
+        (" \t", "Yes."),
+        ("Is milk good?", "\x00\x07"),
+        ("Is beer good?", "<|im_end|> No."),
+        ("Is rice good?", "Ye\ufffd."),
+        ("Is rice\x0b good?\r\n", "Ye\ufeffs.\r\nTry."),
+        ("x" * 20, "y" * 10),
+        ("x" * 19, "y" * 11),
+        ("x" * 20, "y" * 11),
+    )
+    kept, dropped, repaired = clean(given_rows, Data(path="x", max_characters=30))
+    assert [(e.line, e.prompt_text, e.completion) for e in kept] == [
+        (2, "Is tea good?", "Yes."),
+        (9, "Is rice good?", "Yes.\nTry."),
+        (10, "x" * 20, "y" * 10),
+        (11, "x" * 19, "y" * 11),
+    ]
+    assert [(d.line, d.reason) for d in dropped] == [
+        (3, cleaning.DUPLICATE),
+        (4, cleaning.EMPTY_PROMPT),
+        (5, cleaning.EMPTY_PROMPT),
+        (6, cleaning.EMPTY_COMPLETION),
+        (7, cleaning.SPECIAL),
+        (8, cleaning.DAMAGED),
+        (12, cleaning.TOO_LONG),
+    ]
+    assert dropped[4].text == "Is beer good?"
+    assert repaired == {cleaning.CONTROL_CHARACTERS: 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<|im_start|>system", "a<|endoftext|>", "</s>", "<s>", "[INST] hi [/INST]", "<<SYS>>", "<|eot_id|>", "<start_of_turn>user",
+     "<｜end▁of▁sentence｜>", "<pad>", "[gMASK]", "<|reserved_special_token_0|>", "<|fim_prefix|>", "[TOOL_CALLS]"],
+)  # fmt: skip
+def test_special_tokens(text: str) -> None:
+    assert SPECIAL_TOKEN.search(text)
+    kept, dropped, _ = clean(rows(("hello " + text, "hi")), Data(path="x"))
+    assert kept == []
+    assert dropped[0].reason == cleaning.SPECIAL
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a < b | c > d",
+        "x <| y",
+        "<b>bold</b>",
+        "[1]",
+        "array[INSTANCE]",
+        "<sub>2</sub>",
+        "<|>",
+        "p(a|b) > 0",
+        "<!-- -->",
+    ],
+)
+def test_ordinary_signs_are_no_special_tokens(text: str) -> None:
+    assert not SPECIAL_TOKEN.search(text)
+
+
+def test_half_a_surrogate_pair_is_removed() -> None:
+    assert clean_text("a\ud83d b") == ("a b", True)
+    assert clean_text("a😀\tb\n\nc") == ("a😀\tb\n\nc", False)
+
+
+def test_removing_a_control_cannot_build_a_special_token() -> None:
+    kept, dropped, _ = clean(rows(("<|im_\x07end|>", "hi")), Data(path="x"))
+    assert (kept, dropped[0].reason) == ([], cleaning.SPECIAL)
+
+
+@given(st.text())
+def test_cleaning_twice_is_cleaning_once(text: str) -> None:
+    once, _ = clean_text(text)
+    assert clean_text(once) == (once, False)
+    once.encode("utf-8")
+
+
+def test_a_rows_own_system_text_gives_way() -> None:
+    turns = [{"role": r, "content": c} for r, c in (("system", "s"), ("user", "u"), ("assistant", "a"))]
+    kept, _, repaired = clean([Row("x.jsonl", 1, {"messages": turns})], Data(path="x", format="messages"))
+    assert kept[0].record("mine")["prompt"][0] == {"role": "system", "content": "mine"}
+    assert repaired == {cleaning.OWN_SYSTEM: 1}

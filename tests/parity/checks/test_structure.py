@@ -1,0 +1,188 @@
+"""Hyperparameters of a real conversion agree with config.json, for every RoPE scaling; a changed one is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.faults.chains import ROPE, change_json
+from tests.faults.files import change_tensor, set_value
+from tests.parity.test_exported import converted
+from tests.small_models import adapter_artifact, tiny_adapter, tiny_gemma2, tiny_llama, tiny_phi3
+from toolkit.parity.checks.structure import Wanted, folder_structure_check, gguf_structure_check, wanted_settings
+from toolkit.parity.comparison import Comparison, Tuning, compare_weights
+from toolkit.parity.exported import FolderWeights, GGUFWeights
+
+LONG, SHORT = [1.0 + i / 8 for i in range(32)], [1.0] * 32
+YARN = {"rope_type": "yarn", "rope_theta": 1e5, "factor": 4.0, "original_max_position_embeddings": 512}
+LINEAR = {"rope_type": "linear", "rope_theta": 1e5, "factor": 2.0}
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "long_factor": LONG, "short_factor": SHORT,
+    "original_max_position_embeddings": 1024,
+}  # fmt: skip
+Make = Callable[..., Path]
+
+
+def _tuning(base: Path) -> Tuning:
+    return Tuning(adapter_artifact(base, base, "full"), "as trained")
+
+
+def _as_one(values: Any) -> Any:
+    return values * 0 + 1
+
+
+@pytest.mark.parametrize(
+    ("make", "rope", "damage", "said"),
+    [
+        (
+            tiny_llama,
+            ROPE,
+            lambda p: change_tensor(p, "rope_freqs.weight", _as_one),
+            "the right rope_freqs.weight is missing",
+        ),
+        (
+            tiny_llama,
+            YARN,
+            lambda p: set_value(p, "llama.rope.scaling.factor", 2.0),
+            "llama.rope.scaling.factor is 2.0, rope factor is 4.0",
+        ),
+        (
+            tiny_llama,
+            LINEAR,
+            lambda p: set_value(p, "llama.rope.scaling.factor", 1.0),
+            "llama.rope.scaling.factor is 1.0, rope factor is 2.0",
+        ),
+        (
+            tiny_phi3,
+            LONGROPE,
+            lambda p: change_tensor(p, "rope_factors_long.weight", _as_one),
+            "the right rope_factors_long.weight is missing",
+        ),
+        (
+            tiny_gemma2,
+            None,
+            lambda p: set_value(p, "gemma2.final_logit_softcapping", 0.0),
+            "gemma2.final_logit_softcapping is 0.0, final_logit_softcapping is 30.0",
+        ),
+    ],
+    ids=["llama3", "yarn", "linear", "longrope", "gemma2"],
+)
+def test_a_right_conversion_passes_and_a_changed_value_is_named(
+    make: Make, rope: dict[str, Any] | None, damage: Callable[[Path], None], said: str, tmp_path: Path
+) -> None:
+    base = make(tmp_path / "base", layers=1)
+    if rope is not None:
+        original = {"original_max_position_embeddings": 1024} if make is tiny_phi3 else {}
+        change_json(base / "config.json", rope_parameters=rope, **original)
+    export, tuning = converted(base, tmp_path / "out"), _tuning(base)
+    right = gguf_structure_check(tuning, export, None)
+    assert right.verdict == "pass"
+    assert right.message.startswith("hyperparameters are equal; its tensors were not looked at")
+    assert [m.name for m in right.measures] == ["hyperparameters that differ"]
+    compared = compare_weights(tuning, {"": export}, lambda _: 1.0)[""]
+    right = gguf_structure_check(tuning, export, compared)
+    assert (right.verdict, right.message) == ("pass", "hyperparameters, tensors and shapes are equal")
+    extra = gguf_structure_check(tuning, export, replace(compared, extra=[*compared.extra, "blk.0.attn_q.bias"]))
+    assert (extra.verdict, extra.message) == ("fail", "blk.0.attn_q.bias is there, and the model has no such tensor")
+    wrong = tmp_path / "wrong.gguf"
+    shutil.copy(export.path, wrong)
+    damage(wrong)
+    found = gguf_structure_check(tuning, GGUFWeights(wrong), None)
+    assert (found.verdict, found.message) == ("fail", said)
+
+
+def test_another_architecture_is_named_first(tmp_path: Path) -> None:
+    export = converted(tiny_phi3(tmp_path / "phi3", layers=1), tmp_path / "out")
+    tuning = _tuning(tiny_llama(tmp_path / "llama", layers=1))
+    found = gguf_structure_check(tuning, export, Comparison(missing=["everything"]))
+    wanted = (
+        "general.architecture is phi3, and the base (llama) converts to llama: name a file that was made from this base"
+    )
+    assert (found.verdict, found.message) == ("fail", wanted)
+
+
+def test_rope_factors_that_the_model_does_not_have(tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "base", layers=1)
+    rotated = tmp_path / "rotated"
+    shutil.copytree(base, rotated)
+    change_json(rotated / "config.json", rope_parameters=ROPE)
+    tuning, export = _tuning(base), converted(rotated, tmp_path / "out")
+    set_value(export.path, "llama.rope.freq_base", 100_000.0)
+
+    def checked() -> Any:
+        opened = GGUFWeights(export.path)
+        return gguf_structure_check(tuning, opened, compare_weights(tuning, {"": opened}, lambda _: 1.0)[""])
+
+    assert checked().message == "rope_freqs.weight is there, and the model has no such tensor"
+    change_tensor(export.path, "rope_freqs.weight", _as_one)
+    assert checked().verdict == "pass"
+
+
+def test_a_folder_of_peft_from_an_old_configuration_is_the_same_structure(tmp_path: Path) -> None:
+    # As transformers 4 wrote it; save_pretrained of transformers 5 spells it anew, and fills it up.
+    base = tiny_llama(tmp_path / "base", layers=1)
+    change_json(
+        base / "config.json", rope_parameters=None, head_dim=None, attention_bias=None, mlp_bias=None, dtype=None,
+        rope_theta=100_000.0, rope_scaling=None, torch_dtype="float32",
+    )  # fmt: skip
+    adapter = tiny_adapter(base, tmp_path / "adapter")
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    raw = [json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (base, tmp_path / "merged")]
+    assert "rope_parameters" in raw[1] and "rope_parameters" not in raw[0]
+    tuning = Tuning(adapter_artifact(adapter, base), "as trained")
+    compared = compare_weights(tuning, {"merged": FolderWeights(tmp_path / "merged")}, lambda _: 1e-5)["merged"]
+    found = folder_structure_check(tuning, tmp_path / "merged", compared)
+    assert (found.verdict, found.message) == ("pass", "hyperparameters, tensors and shapes are equal")
+    change_json(tmp_path / "merged" / "config.json", rope_parameters={"rope_theta": 2e5, "rope_type": "default"})
+    found = folder_structure_check(tuning, tmp_path / "merged", compared)
+    assert found.verdict == "fail"
+    assert found.message.startswith("rope_parameters is")
+
+
+def test_settings_of_a_configuration(tmp_path: Path) -> None:
+    config = AutoConfig.from_pretrained(tiny_gemma2(tmp_path / "base", layers=1, hidden=512))
+    config.head_dim = 64
+    found = list(wanted_settings(config, "gemma2"))
+    assert found == [
+        Wanted("block_count", 1, "num_hidden_layers"),
+        Wanted("embedding_length", 512, "hidden_size"),
+        Wanted("feed_forward_length", 1024, "intermediate_size"),
+        Wanted("attention.head_count", 4, "num_attention_heads"),
+        Wanted("attention.head_count_kv", 2, "num_key_value_heads"),
+        Wanted("attention.layer_norm_rms_epsilon", 1e-6, "rms_norm_eps"),
+        Wanted("attn_logit_softcapping", 50.0, "attn_logit_softcapping"),
+        Wanted("final_logit_softcapping", 30.0, "final_logit_softcapping"),
+        Wanted("attention.key_length", 64, "head_dim"),
+        Wanted("attention.sliding_window", 512, "sliding_window"),
+        Wanted("rope.freq_base", 10000.0, "rope_theta"),
+        Wanted("rope.scaling.type", "none", "rope_type"),
+    ]
+
+
+def test_a_merged_folder_is_compared_with_its_base(tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "base", layers=1)
+    tuning = _tuning(base)
+    same = compare_weights(tuning, {"base": FolderWeights(base)}, lambda _: 1.0)["base"]
+    assert folder_structure_check(tuning, base, same).verdict == "pass"
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    change_json(other / "config.json", rms_norm_eps=1e-3, tie_word_embeddings=False)
+    found = folder_structure_check(
+        tuning, other, Comparison(missing=["lm_head.weight"], shapes=[("a", (2, 3), (3, 2))])
+    )
+    assert found.verdict == "fail"
+    assert found.message == (
+        "rms_norm_eps is 0.001, the base's config.json is 1e-05; tie_word_embeddings is False, the adapter is True; "
+        "lm_head.weight is missing; a has shape [3, 2], not [2, 3]"
+    )
+    assert [m.value for m in found.measures] == [2, 1, 1, 0]

@@ -1,0 +1,56 @@
+"""No child outlives its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from toolkit.run.processes import die_with_parent
+
+ORPHAN = """
+import os, pathlib, signal, sys, time
+from toolkit.run.processes import die_with_parent
+parent = os.getpid()
+bind = die_with_parent(signal.SIGKILL)
+if os.fork() == 0:
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    bind()  # too late to be watched: the parent is dead already
+    pathlib.Path(sys.argv[1]).write_text("an orphan")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells a child of its parent's end")
+def test_a_child_whose_parent_died_before_it_was_watched_ends(tmp_path: Path) -> None:
+    # The pipe is closed when both have ended.
+    subprocess.run([sys.executable, "-c", ORPHAN, str(tmp_path / "written")], stdout=subprocess.PIPE, check=True)
+    assert not (tmp_path / "written").exists()
+
+
+def test_a_child_of_a_living_parent_goes_on() -> None:
+    command = [sys.executable, "-c", "print('alive')"]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=die_with_parent(signal.SIGKILL))
+    assert done.stdout == "alive\n"
+
+
+def test_a_stage_that_was_ordered_by_another_process_ends() -> None:
+    command = [sys.executable, "-m", "toolkit.cli", "stage-process"]
+    order = f'{{"parent": {os.getppid()}, "stage": "none"}}'
+    assert subprocess.run(command, input=order, text=True, capture_output=True).returncode == 128 + signal.SIGKILL
+
+
+def test_an_interrupt_inside_a_callback_from_c_is_not_lost() -> None:
+    program = (
+        "import ctypes, signal, time; from toolkit.run.processes import keep_interrupts; keep_interrupts()\n"
+        # What a script starts in the background ignores SIGINT, and its children with it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "told = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))\n"
+        "try:\n    told()\n    time.sleep(30)\n    print('it went on')\nexcept KeyboardInterrupt:\n    print('it ended')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("it ended\n", "")

@@ -1,0 +1,109 @@
+"""The doctor, on this machine and on broken ones."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from toolkit.setup import doctor
+from toolkit.setup.bootstrap import LLAMA_CPP_PYTHON
+
+
+@pytest.fixture(scope="module")
+def findings() -> dict[str, doctor.Finding]:
+    return {finding.name: finding for finding in doctor.diagnose()}
+
+
+def test_it_looks_at_everything(findings: dict[str, doctor.Finding]) -> None:
+    assert list(findings) == [
+        "system", "Python", "packages", "compiler", "GPU", "bitsandbytes", "llama.cpp decodes",
+        "disk", "memory", "Ollama", "Ollama server", "llama.cpp tree", "embedded base",
+    ]  # fmt: skip
+    assert json.loads(json.dumps([asdict(f) for f in findings.values()]))[0]["name"] == "system"
+
+
+def test_what_a_stage_needs_works_here(findings: dict[str, doctor.Finding]) -> None:
+    assert findings["llama.cpp decodes"] == doctor.Finding(
+        "llama.cpp decodes", "ok", f"one token, llama-cpp-python {LLAMA_CPP_PYTHON}"
+    )
+    assert findings["bitsandbytes"].status == "ok"
+    assert findings["Python"].status == "ok"
+    assert findings["packages"].status != "missing"
+
+
+def test_a_fault_always_comes_with_a_command(findings: dict[str, doctor.Finding]) -> None:
+    for finding in findings.values():
+        assert (finding.command == "") == (finding.status == "ok"), finding
+
+
+def test_the_table_shows_every_finding(findings: dict[str, doctor.Finding]) -> None:
+    console = Console(width=400, record=True, file=io.StringIO())
+    console.print(doctor.findings_table(list(findings.values())))
+    shown = console.export_text()
+    for finding in findings.values():
+        assert finding.name in shown
+        assert finding.found in shown
+
+
+def test_a_crash_of_llama_cpp_is_reported_with_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TUNE2OLLAMA_HOME", str(tmp_path))
+    monkeypatch.setattr(doctor, "_DECODE", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    finding = doctor.decode_finding(tmp_path / "model.gguf")
+    assert finding.status == "missing"
+    assert finding.found == "illegal instruction (SIGILL) at the first token: the wheel was built for another CPU"
+    assert finding.command.startswith(f"rm -r {tmp_path / 'wheels'} .venv && make setup")
+
+
+def test_a_damaged_model_is_no_crash(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(60))
+    finding = doctor.decode_finding(tmp_path / "model.gguf")
+    assert finding.status == "missing"
+    assert finding.found.startswith("exit code 1: ")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(1, "exit code 1"), (-4, "illegal instruction (SIGILL)"), (-11, "crash (SIGSEGV)"), (-9, "killed (SIGKILL)")],
+)
+def test_exit_codes_in_words(code: int, words: str) -> None:
+    assert doctor.explain_exit(code) == words
+
+
+def test_another_version_of_a_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pins = doctor.pinned_versions()
+    assert pins["trl"] == "1.14.2"
+    assert set(doctor.PACKAGES) <= set(pins)
+    monkeypatch.setattr(doctor, "pinned_versions", lambda: {**pins, "trl": "1.15.0"})
+    finding = doctor._packages()
+    assert finding.status == "warn"
+    assert "trl 1.14.2, not 1.15.0" in finding.found
+
+
+def test_an_empty_cache_and_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TUNE2OLLAMA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor._llama_cpp_tree().status == "missing"
+    assert doctor._compiler().found == "no cc and no c++"
+    ollama = doctor._ollama()
+    assert (ollama.status, ollama.found.split(";")[0]) == ("warn", "not installed")  # it is optional: exit code 0
+    assert "rebuilt at its first use" in doctor._base().found
+
+
+def test_on_native_windows_it_only_says_to_use_wsl2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    (finding,) = doctor.diagnose()
+    assert finding.found == "native Windows"
+    assert finding.command.startswith("wsl --install")
+
+
+def test_importing_it_is_light() -> None:
+    program = "import sys, toolkit.setup.doctor; print([m for m in ('torch', 'numpy', 'pydantic', 'rich') if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() in {"[]", "['pydantic']"}

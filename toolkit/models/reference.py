@@ -1,0 +1,274 @@
+"""Reference forwards in float32: what the tuned model says, without the rounding of any engine.
+
+Whole in memory when the float32 weights fit into half of what is free; else layer by layer: the model is built without
+weights (torch's meta device), all sequences go through it together, and each decoder layer is read from the shards just
+before it acts and dropped just after. A 7B model then needs the embedding, the head and one layer (0.9 GB) at a time, and
+reads its files once per pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+import psutil
+import torch
+from accelerate import init_empty_weights
+from accelerate.utils import set_module_tensor_to_device
+from rich.console import Console
+from rich.progress import track
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from toolkit.errors import DataError
+from toolkit.models.safetensors_file import writing
+from toolkit.models.weights import TrainedWeights
+from toolkit.run.artifacts import new_file
+from toolkit.train.rows import tokenize
+
+TOKENS_PER_PASS = 8192
+"""Padded tokens that go through the layers together."""
+
+stderr = Console(stderr=True)
+
+
+class TeacherForced(NamedTuple):
+    """A sequence whose logits are wanted at the positions that predict ids[first], ids[first + 1], …"""
+
+    ids: list[int]
+    first: int
+
+    @property
+    def positions(self) -> int:
+        return len(self.ids) - self.first
+
+
+def fits_whole(parameters: int) -> bool:
+    """Whether a float32 model of this size takes at most half of the free memory."""
+    return 4 * parameters <= psutil.virtual_memory().available // 2
+
+
+def parameter_count(weights: TrainedWeights) -> int:
+    """Parameters in a folder's files."""
+    return sum(int(np.prod(weights.entry(name).shape)) for name in weights.names())
+
+
+@torch.no_grad()
+def model_logits(model: Any, sequences: Sequence[TeacherForced]) -> Iterator[torch.Tensor]:
+    """Teacher-forced logits of a model in memory, one sequence at a time, so that nothing is padded.
+
+    Args:
+        model: a transformers causal model or PeftModel in eval mode, on any device.
+
+    Yields:
+        float32 [positions, vocabulary] on the CPU, per sequence.
+    """
+    device = next(model.parameters()).device
+    for sequence in sequences:
+        ids = torch.tensor([sequence.ids[:-1]], device=device)
+        wanted = torch.arange(sequence.first - 1, len(sequence.ids) - 1, device=device)
+        yield model(ids, use_cache=False, logits_to_keep=wanted).logits[0].float().cpu()
+
+
+class Reference:
+    """A base as it acted during training, in float32, with its adapter on or off.
+
+    Args:
+        weights: the base (or a whole model).
+        adapter: a PEFT folder; None: none.
+        whole: keep all weights in memory; None: decide by `fits_whole`.
+
+    Raises:
+        DataError: the folder's tensors are not those of its architecture.
+    """
+
+    def __init__(self, weights: TrainedWeights, adapter: Path | None = None, whole: bool | None = None) -> None:
+        self._weights = weights
+        self._names = set(weights.names())
+        whole = fits_whole(parameter_count(weights)) if whole is None else whole
+        self.forward: Literal["whole", "layer by layer"] = "whole" if whole else "layer by layer"
+        config = AutoConfig.from_pretrained(weights.folder, trust_remote_code=False)
+        # Buffers are made for real: rotary frequencies are in no file.
+        with init_empty_weights(include_buffers=False):
+            self._causal: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        self._model: Any = self._causal
+        if adapter is not None:
+            self._model = _with_adapter(self._causal, adapter)
+        self._model.eval().requires_grad_(False)
+        self._decoder: Any = self._causal.get_decoder()
+        layers = list(self._decoder.layers)
+        streamed = set() if whole else {id(p) for layer in layers for p in layer.parameters() if p.is_meta}
+        self._materialize(self._causal, "", streamed)
+        if not whole:
+            for index, layer in enumerate(layers):
+                self._stream(layer, f"{self._layers_name()}.{index}.")
+
+    def _layers_name(self) -> str:
+        return next(str(name) for name, module in self._causal.named_modules() if module is self._decoder.layers)
+
+    def _materialize(self, module: Any, prefix: str, leave: set[int]) -> None:
+        head = self._weights.tied_head
+        for name, parameter in list(module.named_parameters(remove_duplicate=False)):
+            source = (prefix + name).replace(".base_layer.", ".").replace(".original_module.", ".")
+            if not parameter.is_meta or id(parameter) in leave or source == head:
+                continue
+            if source not in self._names:
+                raise DataError(
+                    f"{self._weights.folder} has no tensor {source}",
+                    "The folder is not the model its config.json names.",
+                )
+            set_module_tensor_to_device(module, name, "cpu", self._weights.load(source).float())
+        if head is not None and not prefix:
+            output = self._causal.get_output_embeddings()
+            output.weight = self._causal.get_input_embeddings().weight
+
+    def _stream(self, layer: Any, prefix: str) -> None:
+        empty = [name for name, parameter in layer.named_parameters() if parameter.is_meta]
+
+        def read(*_: Any) -> None:
+            self._materialize(layer, prefix, set())
+
+        def drop(*_: Any) -> None:
+            for name in empty:
+                set_module_tensor_to_device(layer, name, "meta")
+
+        layer.register_forward_pre_hook(read)
+        layer.register_forward_hook(drop)
+
+    @contextlib.contextmanager
+    def adapter_off(self) -> Iterator[None]:
+        """Within it, the base alone acts. Without an adapter nothing changes."""
+        with contextlib.nullcontext() if self._model is self._causal else self._model.disable_adapter():
+            yield
+
+    @torch.no_grad()
+    def logits(self, sequences: Sequence[TeacherForced]) -> Iterator[torch.Tensor]:
+        """Teacher-forced logits: float32 [positions, vocabulary] per sequence, in order."""
+        if self.forward == "whole":
+            yield from model_logits(self._causal, sequences)
+            return
+        for batch in _batches(sequences):
+            longest = max(len(sequence.ids) for sequence in batch) - 1
+            # Padded at the end, where nothing of the sequence itself can see it.
+            ids = torch.zeros(len(batch), longest, dtype=torch.long)
+            for row, sequence in enumerate(batch):
+                ids[row, : len(sequence.ids) - 1] = torch.tensor(sequence.ids[:-1])
+            hidden = self._decoder(input_ids=ids, use_cache=False).last_hidden_state
+            for row, sequence in enumerate(batch):
+                yield self._head(ids[row : row + 1], hidden[row : row + 1], sequence)
+
+    def _head(self, ids: torch.Tensor, hidden: torch.Tensor, sequence: TeacherForced) -> torch.Tensor:
+        # The model's own forward, with the decoder's result put in: whatever it does after the decoder (scaling, soft
+        # caps) is done here too.
+        self._decoder.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden)
+        try:
+            wanted = torch.arange(sequence.first - 1, len(sequence.ids) - 1)
+            return cast(torch.Tensor, self._causal(ids, use_cache=False, logits_to_keep=wanted).logits[0].float())
+        finally:
+            del self._decoder.forward
+
+
+def _with_adapter(causal: Any, folder: Path) -> Any:
+    from peft import PeftModel, load_peft_weights
+
+    model = PeftModel.from_pretrained(causal, folder, low_cpu_mem_usage=True, torch_device="cpu")
+    # PEFT moves an adapter to where its base layer is, which is nowhere yet; so its tensors are put in here.
+    tensors = load_peft_weights(str(folder), device="cpu")
+    for name, parameter in list(model.named_parameters()):
+        if not parameter.is_meta or not any(part in name for part in (".lora_", ".modules_to_save.")):
+            continue
+        # As PEFT spells it in the file: without the adapter's name; a DoRA magnitude without `.weight`.
+        key = name.replace(".modules_to_save.default.", ".").replace(".default", "")
+        value = tensors.get(key, tensors.get(key.removesuffix(".weight")))
+        if value is None or value.shape != parameter.shape:
+            raise DataError(
+                f"{folder} has no tensor {key} of shape {list(parameter.shape)}",
+                "The adapter was made for another base.",
+            )
+        set_module_tensor_to_device(model, name, "cpu", value.float())
+    return model
+
+
+def _batches(sequences: Sequence[TeacherForced]) -> Iterator[list[TeacherForced]]:
+    batch: list[TeacherForced] = []
+    for sequence in sequences:
+        longest = max(len(s.ids) for s in [*batch, sequence])
+        if batch and longest * (len(batch) + 1) > TOKENS_PER_PASS:
+            yield batch
+            batch = []
+        batch.append(sequence)
+    if batch:
+        yield batch
+
+
+def write_logits(logits: Iterator[torch.Tensor], path: Path, shape: tuple[int, int], title: str) -> None:
+    """Stream logits into a .npy file, float32 [positions, vocabulary]; never more than a sequence in memory.
+
+    Args:
+        shape: (positions over all sequences, vocabulary).
+        title: shown beside the progress bar.
+
+    Raises:
+        ResourceError: the disk has no room for the file; told before anything is computed.
+    """
+    # Written, not mapped: when the disk is full, a map of a file ends the process with a signal.
+    with writing(path), new_file(path) as partial, partial.open("wb") as stream:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        os.posix_fallocate(stream.fileno(), 0, stream.tell() + 4 * shape[0] * shape[1])
+        done = 0
+        with contextlib.closing(_with_progress(logits, shape[0], title)) as shown:
+            for part in shown:
+                stream.write(np.ascontiguousarray(part.numpy(), dtype="<f4").data)
+                done += len(part)
+        if done != shape[0]:
+            raise AssertionError(f"{done} rows of logits, expected {shape[0]}")
+
+
+def _with_progress(logits: Iterator[torch.Tensor], positions: int, title: str) -> Any:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} positions"),
+        TimeRemainingColumn(), console=stderr, transient=True,
+    ) as progress:  # fmt: skip
+        task = progress.add_task(title, total=positions)
+        for part in logits:
+            yield part
+            progress.advance(task, len(part))
+
+
+def held_out_loss(
+    weights: TrainedWeights,
+    adapter: Path | None,
+    rows: list[dict[str, Any]],
+    tokenizer: Any,
+    max_length: int,
+    limit: int = 64,
+) -> float | None:
+    """Mean negative log-likelihood in nats per answer token, the end token included, in float32.
+
+    Args:
+        weights: the base as it was trained on, or a merged folder (`TrainedWeights(folder, "float32", None)`).
+        adapter: the PEFT folder on top; None: the weights alone.
+        rows: of the dataset (prompt, completion); rows longer than `max_length` tokens are left out.
+        limit: at most so many rows.
+
+    Returns:
+        None when no row is left.
+    """
+    tokenized = (tokenize(tokenizer, row) for row in rows)
+    sequences = [TeacherForced(ids, prompt) for ids, prompt in tokenized if len(ids) <= max_length][:limit]
+    if not sequences:
+        return None
+    reference = Reference(weights, adapter)
+    total = 0.0
+    shown = track(reference.logits(sequences), "held-out loss", len(sequences), console=stderr, transient=True)
+    for sequence, logits in zip(sequences, shown):
+        answer = torch.tensor(sequence.ids[sequence.first :])
+        total += torch.nn.functional.cross_entropy(logits, answer, reduction="sum").item()
+    return total / sum(sequence.positions for sequence in sequences)

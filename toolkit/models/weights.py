@@ -1,0 +1,146 @@
+"""A base's weights as they acted during training, one tensor at a time.
+
+For QLoRA that is not what the files hold: bitsandbytes rounds every linear layer but the output head to NF4, and the
+adapter learns to correct the rounded weights.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from toolkit.errors import DataError
+from toolkit.models.safetensors_file import Entry, model_entries, model_files
+from toolkit.run.artifacts import Artifact
+from toolkit.run.facts import AdapterFacts, Quantization
+
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class TrainedWeights:
+    """Reads a model folder's safetensors, and quantizes and dequantizes where training did.
+
+    Args:
+        folder: a verified model folder (see `toolkit.models.bases`).
+        base_dtype: the type that the weights were loaded in for training: float32, bfloat16 or float16.
+        quantization: how the linear layers were quantized; None: not at all.
+
+    Raises:
+        DataError: damaged weights, or an architecture that transformers does not know.
+    """
+
+    def __init__(self, folder: Path, base_dtype: str, quantization: Quantization | None) -> None:
+        self.folder = folder
+        self.dtype = TORCH_DTYPES[base_dtype]
+        self.quantization = quantization
+        self._files = model_files(folder)
+        self._entries = model_entries(self._files)
+        model = meta_model(folder)
+        self.tied_head = tied_head(model)
+        """Name of an output head that is the embedding itself; it is no tensor of its own. None: untied."""
+        self.embedding = embedding_name(model)
+        """Name of the token embedding's weight."""
+        self._quantized = quantized_names(model) if quantization else set()
+
+    def names(self) -> list[str]:
+        """Every tensor of the model, in the order of the files; a tied head that a file repeats is left out."""
+        return [name for name in self._files if name != self.tied_head]
+
+    def entry(self, name: str) -> Entry:
+        """Shape and type of a tensor in its file.
+
+        Raises:
+            KeyError: the base has no such tensor.
+        """
+        return self._entries[name]
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether training saw this tensor rounded to NF4."""
+        return name in self._quantized
+
+    def load(self, name: str) -> torch.Tensor:
+        """One tensor as it acted during training, on the CPU: of `base_dtype`, or float32 where it was quantized."""
+        with safe_open(self._files[name], framework="pt") as file:
+            weight = file.get_tensor(name).to(self.dtype)
+        if self.quantization is None or name not in self._quantized:
+            return cast(torch.Tensor, weight)
+        return round_to_nf4(weight, self.quantization)
+
+
+def weights_of(adapter: Artifact[AdapterFacts]) -> TrainedWeights:
+    """What an adapter sits on, as it was trained; for method "full" the trained weights themselves."""
+    facts = adapter.facts
+    if facts.method == "full":
+        return TrainedWeights(adapter.folder, facts.base_dtype, None)
+    return TrainedWeights(Path(facts.base.folder), facts.base_dtype, facts.quantization)
+
+
+def loaded_bytes(weights: TrainedWeights, dtype: torch.dtype) -> int:
+    """Memory of a model that computes in `dtype`: NF4 stays packed, 4.5 bits a weight where its scales are not quantized too."""
+    sizes = ((math.prod(weights.entry(name).shape), weights.is_quantized(name)) for name in weights.names())
+    return sum(count * 9 // 16 if packed else count * dtype.itemsize for count, packed in sizes)
+
+
+def round_to_nf4(weight: torch.Tensor, quantization: Quantization) -> torch.Tensor:
+    """Quantize to NF4 and back, as `bitsandbytes.nn.Linear4bit` does when transformers loads a model.
+
+    NF4: Dettmers et al., "QLoRA", arXiv:2305.14314; double quantization is its section 3. Done on the card where there is
+    one, as in training.
+
+    Returns:
+        float32, the shape of `weight`, on the CPU: the NF4 values themselves, not rounded to 16 bits once more, because a
+        float32 forward of bitsandbytes computes with these.
+    """
+    import bitsandbytes.functional as bnb
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    packed, state = bnb.quantize_4bit(
+        weight.contiguous().to(device),
+        blocksize=quantization.blocksize,
+        compress_statistics=quantization.double_quantization,
+        quant_type=quantization.quant_type,
+    )
+    state.dtype = torch.float32
+    return cast(torch.Tensor, bnb.dequantize_4bit(packed, state).cpu())
+
+
+def meta_model(folder: Path) -> Any:
+    """The model's structure without its weights (torch's meta device).
+
+    Raises:
+        DataError: transformers has no such architecture.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"{folder / 'config.json'}: {reason}", "Choose a base that transformers knows.") from error
+
+
+def quantized_names(model: nn.Module) -> set[str]:
+    """The weights that transformers gives to bitsandbytes: of every linear layer but the output head."""
+    head = cast(Any, model).get_output_embeddings()
+    return {f"{n}.weight" for n, module in model.named_modules() if type(module) is nn.Linear and module is not head}
+
+
+def tied_head(model: nn.Module) -> str | None:
+    """The output head's weight when it shares the embedding's values."""
+    head = cast(Any, model).get_output_embeddings()
+    if head is None or not getattr(cast(Any, model).config.get_text_config(), "tie_word_embeddings", False):
+        return None
+    return next(f"{name}.weight" for name, module in model.named_modules() if module is head)
+
+
+def embedding_name(model: nn.Module) -> str:
+    """The token embedding's weight."""
+    embedding = cast(Any, model).get_input_embeddings()
+    return next(f"{name}.weight" for name, module in model.named_modules() if module is embedding)

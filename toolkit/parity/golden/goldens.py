@@ -1,0 +1,55 @@
+"""A golden artifact, read: what every comparison is made with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.errors import DataError
+from toolkit.run.artifacts import Artifact, read_jsonl
+from toolkit.run.facts import GoldenFacts
+
+
+@dataclass(frozen=True)
+class Goldens:
+    """A golden artifact, read. Logits are memory maps, float32 [positions, vocabulary]."""
+
+    facts: GoldenFacts
+    rows: list[dict[str, Any]]
+    conversations: list[dict[str, Any]]
+    tuned: npt.NDArray[np.float32]
+    base: npt.NDArray[np.float32]
+
+    @classmethod
+    def read(cls, golden: Artifact[GoldenFacts]) -> Goldens:
+        """Read a golden artifact.
+
+        Raises:
+            DataError: its files do not fit together.
+        """
+        folder = golden.folder
+        rows, conversations = (read_jsonl(folder / name) for name in ("golden.jsonl", "conversations.jsonl"))
+        tuned, base = (np.load(folder / f"{n}.npy", mmap_mode="r", allow_pickle=False) for n in ("tuned", "base"))
+        shape = (sum(len(row["completion_ids"]) for row in rows), golden.facts.vocabulary)
+        if not rows or tuned.shape != shape or base.shape != shape:
+            raise DataError(
+                f"{folder}: logits {tuned.shape} do not fit the answers {shape}", "Record the goldens again."
+            )
+        return cls(golden.facts, rows, conversations, tuned, base)
+
+    def texts(self) -> list[tuple[str, str | None]]:
+        """(name, text of the training template) of every golden and every further conversation."""
+        goldens = [(f"golden {i + 1}", row["prompt_text"]) for i, row in enumerate(self.rows)]
+        return goldens + [(row["name"], row["text"]) for row in self.conversations]
+
+    def messages(self) -> list[list[dict[str, str]]]:
+        """The conversations of `texts`, in its order."""
+        return [row["messages"] for row in self.rows + self.conversations]
+
+    def recorded(self) -> list[tuple[str, list[int]]]:
+        """(text, token ids) as the model was trained to read them."""
+        goldens = [(row["prompt_text"], row["prompt_ids"]) for row in self.rows]
+        return goldens + [(row["text"], row["ids"]) for row in self.conversations if row["text"] is not None]

@@ -1,0 +1,74 @@
+"""Memory and speed of training, from a recipe and the shape of its base: the formulas behind a plan."""
+
+from __future__ import annotations
+
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.sizes import EMBEDDED, Shape
+from toolkit.run.hardware import Hardware
+
+GIB = 2**30
+PROCESS_BYTES = 1.0 * GIB
+"""Python with torch and transformers loaded (measured on Linux)."""
+TRAINING_PROCESS_BYTES = 1.6 * GIB
+"""The same with TRL, datasets and bitsandbytes at work: what the medical run took beyond the formula below."""
+LOGITS_ROWS = 256
+"""Tokens whose logits are held at once (TRL's loss_type "chunked_nll")."""
+CUDA_CONTEXT_BYTES = 1.0 * GIB
+NF4_BYTES = (4 + 0.127) / 8
+"""A weight and its share of the doubly quantized block scales (Dettmers et al. 2023, arXiv 2305.14314, section 3)."""
+
+CPU_TOKENS_PER_SECOND = {("qlora", False): 202, ("qlora", True): 321, ("lora", False): 186, ("lora", True): 294}
+"""(method, bf16) → trained tokens/s of the embedded 135M base on 2 cores (measured). Full tuning: 0.7 × LoRA."""
+CARDS = {
+    "T4": 65, "L4": 121, "V100": 112, "3060": 51, "3090": 71, "4060": 61, "4090": 165,
+    "A100": 312, "A10": 125, "H100": 990, "H200": 990,
+}  # fmt: skip
+"""Dense 16-bit tensor-core TFLOP/s of the maker's data sheets; a name that is not here counts as 60."""
+UTILIZATION = 0.25
+"""Share of those that a large batch with adapters reaches."""
+CARD_SECONDS_PER_LAYER = 0.018
+"""Least time of one batch in one layer, forward, again and backward, however small it is and however fast the card: starting the
+kernels costs that (measured on an H200 with Unsloth and NF4: 0.54 s a step of 8 rows in 30 layers)."""
+CARD_START_SECONDS = 70.0
+"""Importing Unsloth and compiling its kernels in the first step (measured on the same machine)."""
+
+
+def training_memory(recipe: Recipe, shape: Shape, longest: int, on_gpu: bool) -> float:
+    """Peak bytes of training, without the process itself.
+
+    Weights (NF4: 4.127 bits for the linear layers), gradient and Adam states of what is trained (16 bytes a weight in
+    fp32, 10 with an 8-bit optimizer), what the backward pass keeps of every layer (two norms, q, k, v, attention output
+    and four of the gated MLP; with checkpointing one input a layer and one layer in full: Chen et al. 2016, arXiv
+    1604.06174), attention scores where no fused kernel spares them (CPU), and three copies of a chunk's logits in fp32.
+    """
+    train = recipe.train
+    size = 2 if on_gpu or (train.bf16 and not recipe.base.startswith("embedded:")) else 4
+    total, linear = shape.parameters(), shape.linear_parameters()
+    weights = linear * NF4_BYTES + (total - linear) * size if train.method == "qlora" else total * size
+    trained = total if train.method == "full" else shape.lora_parameters(recipe.lora.r, recipe.lora.target_modules)
+    states = trained * (10 if train.optim != "adamw_torch" else 16)
+    tokens = train.per_device_train_batch_size * longest
+    keys = shape.projections()["k_proj"][1]
+    layer = tokens * (5 * shape.hidden_size + 2 * keys + 4 * shape.intermediate_size) * size
+    if not on_gpu:
+        layer += 2 * tokens * longest * shape.num_attention_heads * size
+    kept = shape.num_hidden_layers * layer
+    if train.gradient_checkpointing:
+        kept = shape.num_hidden_layers * tokens * shape.hidden_size * size + layer
+    mapped = 0 if on_gpu else total * size  # on a CPU the base's files stay mapped after they were quantized
+    logits = 3 * min(tokens, LOGITS_ROWS) * shape.vocab_size * 4
+    return weights + states + kept + logits + (mapped if train.method == "qlora" else 0)
+
+
+def tokens_per_second(recipe: Recipe, shape: Shape, hardware: Hardware, tokens_per_row: float) -> float:
+    """Trained tokens/s: on a card 6 operations a weight and token (Kaplan et al. 2020, arXiv 2001.08361) at a quarter of its
+    peak, unless starting the kernels takes longer; on a CPU the measured rate of the embedded base, by the ratio of the sizes
+    and cores."""
+    if hardware.gpu_memory_bytes:
+        peak = next((speed for card, speed in CARDS.items() if card in hardware.gpu_name), 60)
+        batch = recipe.train.per_device_train_batch_size * tokens_per_row
+        starting = batch / (CARD_SECONDS_PER_LAYER * shape.num_hidden_layers)
+        return min(UTILIZATION * peak * 1e12 / (6 * shape.parameters()), starting)
+    method = "lora" if recipe.train.method == "full" else recipe.train.method
+    rate = CPU_TOKENS_PER_SECOND[method, recipe.train.bf16] * (0.7 if recipe.train.method == "full" else 1.0)
+    return rate * EMBEDDED.parameters() / shape.parameters() * hardware.cores / 2

@@ -1,0 +1,296 @@
+"""What a run will cost, estimated before anything is spent: memory, disk and time of every stage.
+
+Estimates, not promises: formulas and the measured rates behind them are in the docstrings here and in
+`toolkit.recipe.estimates`. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from toolkit.errors import MAKE_ROOM, ResourceError, ToolkitError
+from toolkit.models.bases import is_here
+from toolkit.recipe.estimates import (
+    CARD_START_SECONDS,
+    CUDA_CONTEXT_BYTES,
+    GIB,
+    PROCESS_BYTES,
+    TRAINING_PROCESS_BYTES,
+    tokens_per_second,
+    training_memory,
+)
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.sizes import BITS_PER_WEIGHT, EMBEDDED, Shape, shape_of_base
+from toolkit.run.hardware import Hardware, free_disk_bytes
+
+LARGEST_READ = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage; bytes and seconds."""
+
+    name: str
+    memory_bytes: int
+    gpu_memory_bytes: int
+    disk_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole run."""
+
+    name: str
+    profile: str
+    base: str
+    parameters: int
+    trained_parameters: int
+    train_rows: int
+    tokens_per_row: int
+    steps: int
+    stages: list[StagePlan]
+    lower: list[str]
+    """Settings that lower the memory of training, as `--set` takes them, cheapest first."""
+    notes: list[str]
+
+
+class _Rows(NamedTuple):
+    train: int
+    held_out: int
+    tokens: float
+    """Mean tokens of a row, with system text and template."""
+    longest: int
+    bytes: int
+
+
+def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
+    """Estimate a run of `recipe` on `hardware`.
+
+    Raises:
+        DataError: the base folder's config.json cannot be read.
+    """
+    from toolkit.train.memory import settings_to_lower
+
+    shape, note = shape_of_base(recipe.base)
+    notes = ["These are estimates; report.md says what a finished run did cost."]
+    notes += [note] if note else []
+    rows = _rows(recipe, notes)
+    train = recipe.train
+    batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    steps = (
+        train.max_steps if train.max_steps > 0 else math.ceil(math.ceil(rows.train / batch) * train.num_train_epochs)
+    )
+    if recipe.adapter is not None or not rows.train:
+        steps = 0
+    if recipe.profile.startswith("gpu") and not hardware.gpu_memory_bytes:
+        notes.append(f"Profile {recipe.profile}, but no NVIDIA card is here: everything is counted on the CPU.")
+    trained = (
+        shape.parameters()
+        if train.method == "full"
+        else shape.lora_parameters(recipe.lora.r, recipe.lora.target_modules)
+    )
+    return Plan(
+        recipe.name,
+        recipe.profile,
+        recipe.base,
+        shape.parameters(),
+        trained,
+        rows.train,
+        round(rows.tokens),
+        steps,
+        _stages(recipe, shape, hardware, rows, steps),
+        settings_to_lower(recipe),
+        notes,
+    )
+
+
+def check_plan(plan: Plan, hardware: Hardware, folder: Path, runs: Collection[str]) -> list[ToolkitError]:
+    """What this machine lacks for `plan`: memory, GPU memory, disk; empty when it fits.
+
+    Args:
+        folder: runs/<name>.
+        runs: stages that will run; the others need nothing.
+    """
+    faults: list[ToolkitError] = []
+    left = [stage for stage in plan.stages if stage.name in runs]
+    hint = "Lower one of these, best first:\n  " + "\n  ".join(plan.lower)
+    for stage in left:
+        advice = hint if stage.name == "train" else "Close other programs, or take a smaller base: --set base=…"
+        if stage.memory_bytes > hardware.available_memory_bytes:
+            have = hardware.available_memory_bytes
+            faults.append(ResourceError(_short(stage.name, "memory", stage.memory_bytes, have), advice))
+        if stage.gpu_memory_bytes > hardware.gpu_memory_bytes:
+            have = hardware.gpu_memory_bytes
+            faults.append(ResourceError(_short(stage.name, "GPU memory", stage.gpu_memory_bytes, have), advice))
+    needed, free = sum(stage.disk_bytes for stage in left), free_disk_bytes(folder)
+    if needed > free:
+        advice = f"{MAKE_ROOM}; or make fewer export.file_types, or take a smaller base."
+        faults.append(ResourceError(_short("the run", f"disk in {folder}", needed, free), advice))
+    return faults
+
+
+def _short(who: str, what: str, needed: float, have: float) -> str:
+    return f"{who} needs about {needed / GIB:.1f} GiB of {what}, and {have / GIB:.1f} GiB are free"
+
+
+def _rows(recipe: Recipe, notes: list[str]) -> _Rows:
+    """Count rows and guess their tokens: 4 letters a token, a Chinese character 0.7 (2.5 for the embedded base)."""
+    if recipe.data is None:
+        return _Rows(0, 0, 64, 128, 0)
+    from toolkit.data.readers import find_files, read_table
+
+    data, path = recipe.data, Path(recipe.data.path)
+    try:
+        size = sum(file.stat().st_size for _, file in find_files(path))
+        texts = [_text(row.values, recipe) for row in read_table(path).rows] if size <= LARGEST_READ else []
+    except (ToolkitError, OSError) as error:
+        notes.append(f"The data cannot be read yet, so it counts as no rows: {error}")
+        return _Rows(0, 0, 64, 128, 0)
+    if size > LARGEST_READ:
+        notes.append(f"{path} is large: rows are guessed at 400 bytes each.")
+        texts, count = ["x" * 400], size // 400
+    else:
+        texts = [t for t in texts if data.max_characters is None or len(t) <= data.max_characters]
+        count = len(texts)
+    frame = 24 + _tokens(recipe.system, recipe)
+    lengths = [min(frame + _tokens(text, recipe), recipe.train.max_length) for text in texts] or [64.0]
+    train = count - round(count * data.validation) - round(count * data.test)
+    if data.max_rows is not None:
+        train = min(train, data.max_rows)
+    held_out = int(count * data.validation)
+    return _Rows(train, held_out, sum(lengths) / len(lengths), math.ceil(max(lengths)), size)
+
+
+def _text(values: dict[str, Any], recipe: Recipe) -> str:
+    data = recipe.data
+    if data is not None and data.format == "columns":
+        return "".join(str(values.get(column) or "") for column in (data.columns.prompt, data.columns.completion))
+    return "".join(str(value or "") for value in values.values())
+
+
+def _tokens(text: str, recipe: Recipe) -> float:
+    ideographs = sum(1 for character in text if ord(character) > 0x2E7F)
+    return (len(text) - ideographs) / 4 + ideographs * (2.5 if recipe.base.startswith("embedded:") else 0.7)
+
+
+def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps: int) -> list[StagePlan]:
+    """Rates beside training, measured with the embedded base on 2 cores: 25 generated tokens/s in fp32, 100 MB/s through
+    merge and convert, 10 million weights/s for each quantization, 150 tokens/s for verifying each file."""
+    total, on_gpu = shape.parameters(), hardware.gpu_memory_bytes > 0
+    speed = EMBEDDED.parameters() / total * hardware.cores / 2
+    rate = tokens_per_second(recipe, shape, hardware, rows.tokens)
+    train, export = recipe.train, recipe.export
+    batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    trained = total if train.method == "full" else shape.lora_parameters(recipe.lora.r, recipe.lora.target_modules)
+    size = {name: total * BITS_PER_WEIGHT[name] / 8 for name in (export.converted, *export.quantized)}
+    converted, merged = size[export.converted], total * (2 if on_gpu else 4)
+    listed = recipe.golden.prompts
+    prompts = recipe.golden.from_test + (len(listed) if isinstance(listed, list) else _lines(listed) if listed else 0)
+    answers = prompts * recipe.golden.max_new_tokens
+    largest = shape.embedding_parameters() * 4
+    peak = training_memory(recipe, shape, rows.longest, on_gpu)
+    whole, streamed = total * 4, 2 * (largest + 4 * shape.linear_parameters() / shape.num_hidden_layers)
+    golden = whole if whole < 0.6 * hardware.available_memory_bytes else streamed
+    scores = (rows.longest + recipe.golden.max_new_tokens) * shape.vocab_size * 8
+    download = 0 if recipe.base.startswith("embedded:") or is_here(recipe.base) else total * 2
+    host = PROCESS_BYTES
+    seconds = CARD_START_SECONDS if on_gpu else 10.0
+    seconds += steps * batch * rows.tokens / rate + 2 * rows.held_out * rows.tokens / (3 * rate)
+    table: list[tuple[str, float, float, float, float]] = [
+        ("prepare", 0.3 * GIB + 8 * rows.bytes, 0, 3 * rows.bytes, 2 + rows.bytes / 2e6),
+        (
+            "train",
+            host if recipe.adapter else TRAINING_PROCESS_BYTES + (2 * GIB if on_gpu else peak),
+            CUDA_CONTEXT_BYTES + peak if on_gpu and not recipe.adapter else 0,
+            download
+            + trained * (4 if recipe.adapter else 4 + 24),  # the adapter, and two checkpoints with Adam's states
+            10 if recipe.adapter else seconds,
+        ),
+        ("golden", host + golden, 0, 2 * answers * shape.vocab_size * 4, 15 + 2 * answers / (25 * speed)),
+        ("merge", host + golden + 3 * largest, 0, merged, 10 + merged / 1e8),
+        ("convert", host + 2 * largest, 0, converted, 10 + converted / 1e8),
+        (
+            "quantize",
+            0.3 * GIB + 3 * largest,  # the converted file is mapped, and may be paged out
+            0,
+            sum(size[name] for name in export.quantized),
+            3 + len(export.quantized) * total / (1e7 * hardware.cores / 2),
+        ),
+        (
+            "verify",
+            host + converted + scores,
+            0,
+            size[export.serve],  # once more, with the summary in its metadata
+            15 + len(size) * (answers + prompts * rows.tokens) / (150 * speed),
+        ),
+        ("create", 0.3 * GIB + size[export.serve], 0, size[export.serve], 15 + answers / (40 * speed)),
+        ("report", 0.3 * GIB, 0, 0, 3),
+    ]
+    if recipe.adapter is not None:
+        table = table[1:]
+    return [StagePlan(n, round(m), round(g), round(d), round(s, 1)) for n, m, g, d, s in table]
+
+
+def check_seconds(recipe: Recipe, hardware: Hardware) -> tuple[float, float]:
+    """About how long it takes to record the goldens, and then to judge one GGUF file; by the rates of `_stages`.
+
+    Measured with the embedded base on 2 cores: 77 s for 20 goldens; 11 s and 4 s more for the weights of each file.
+    """
+    shape, _ = shape_of_base(recipe.base)
+    speed = EMBEDDED.parameters() / shape.parameters() * hardware.cores / 2
+    listed = recipe.golden.prompts
+    prompts = recipe.golden.from_test + (len(listed) if isinstance(listed, list) else _lines(listed) if listed else 0)
+    answers = prompts * recipe.golden.max_new_tokens
+    return 15 + 2 * answers / (60 * speed), 3 + answers / (150 * speed) + shape.parameters() / 3e7
+
+
+def _lines(path: str) -> int:
+    try:
+        return len([line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()])
+    except (OSError, UnicodeDecodeError):
+        return 16
+
+
+def print_plan(plan: Plan) -> None:
+    """The plan as a table on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(
+        f"[bold]{plan.name}[/], profile {plan.profile}: {plan.base}, {plan.parameters / 1e6:,.1f} M parameters, "
+        f"{plan.trained_parameters / 1e6:,.2f} M of them trained; {plan.train_rows:,} rows of about "
+        f"{plan.tokens_per_row} tokens, {plan.steps:,} steps"
+    )
+    table = Table("stage", "memory", "GPU memory", "disk", "time")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for s in plan.stages:
+        table.add_row(s.name, _gib(s.memory_bytes), _gib(s.gpu_memory_bytes), _gib(s.disk_bytes), _time(s.seconds))
+    table.add_section()
+    stages = plan.stages
+    table.add_row(
+        "all",
+        _gib(max(s.memory_bytes for s in stages)),
+        _gib(max(s.gpu_memory_bytes for s in stages)),
+        _gib(sum(s.disk_bytes for s in stages)),
+        _time(sum(s.seconds for s in stages)),
+    )
+    console.print(table)
+    for note in plan.notes:
+        console.print(note)
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size else "–"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

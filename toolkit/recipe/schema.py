@@ -1,0 +1,244 @@
+"""The schema of a recipe: the only one of the project. Keys keep the spelling of PEFT, TRL and bitsandbytes.
+
+`toolkit.recipe.reading` reads a YAML file into a `Recipe`; stages only ever see a resolved, frozen `Recipe`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+QUANTIZED_FILE_TYPES = (
+    "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
+    "IQ4_XS", "IQ4_NL", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
+)  # fmt: skip
+CONVERTED_FILE_TYPES = ("F32", "F16", "BF16")
+FILE_TYPES = CONVERTED_FILE_TYPES + QUANTIZED_FILE_TYPES
+
+ALL_SEVEN_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+OLLAMA_NAME = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}(/[A-Za-z0-9][A-Za-z0-9._-]{0,79})*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,79})?"
+)
+
+
+def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
+    """' (did you mean X?)' for the closest known spelling, or an empty text."""
+    found = difflib.get_close_matches(word.lower(), [k.lower() for k in known], n=1, cutoff=0.5)
+    return next((f" (did you mean {k}?)" for k in known if found and k.lower() == found[0]), "")
+
+
+class Section(BaseModel):
+    """Strict and frozen: an unknown key or a wrong type is an error, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Columns(Section):
+    """Which columns of the user's file hold what."""
+
+    prompt: str = "ask"
+    completion: str = "answer"
+
+
+class Data(Section):
+    """Where the rows are and which are kept."""
+
+    path: str
+    """A file, or a folder of files (CSV, JSONL); encodings may differ from file to file."""
+    format: Literal["columns", "alpaca", "messages"] = "columns"
+    """columns: `columns` says which; alpaca: instruction, input, output; messages: a list of role/content turns."""
+    columns: Columns = Columns()
+    encoding: str | None = None
+    """Of the files that have no byte-order mark and are not UTF-8 (gb18030, big5, cp1252 …); None: told from their bytes."""
+    language: str = "en"
+    """Two-letter code, for the model's metadata; rows that are plainly Chinese, or plainly not, overrule it."""
+    max_characters: Annotated[int, Field(gt=0)] | None = None
+    """Pairs (prompt + completion) with more characters are dropped."""
+    max_rows: Annotated[int, Field(gt=0)] | None = None
+    """Keep at most so many rows of the training split, chosen by their content, not their place."""
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    test: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    max_dropped: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Stop when a larger share of the rows than this is dropped."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                "".encode(value)
+        except LookupError:
+            known = ["utf-8", "gb18030", "gbk", "big5", "utf-16-le", "utf-16-be", "cp1252", "euc_kr", "shift_jis"]
+            raise ValueError(f"{value!r} is no encoding{nearest(str(value), known)}, e.g. {', '.join(known)}") from None
+        return value
+
+
+class Lora(Section):
+    """As `peft.LoraConfig` spells them."""
+
+    r: Annotated[int, Field(gt=0)] = 16
+    lora_alpha: Annotated[int, Field(gt=0)] = 16
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: list[str] | Literal["all-linear"] = ALL_SEVEN_PROJECTIONS
+    use_rslora: bool = False
+    use_dora: bool = False
+
+
+class Train(Section):
+    """As `trl.SFTConfig` spells them, and how the base is loaded."""
+
+    method: Literal["qlora", "lora", "full"] = "qlora"
+    per_device_train_batch_size: Annotated[int, Field(gt=0)] = 2
+    gradient_accumulation_steps: Annotated[int, Field(gt=0)] = 4
+    num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
+    max_steps: Annotated[int, Field(ge=-1)] = -1
+    """-1: as many as the epochs need."""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    warmup_steps: Annotated[int, Field(ge=0)] = 5
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
+    max_length: Annotated[int, Field(ge=32)] = 512
+    """Tokens of prompt + answer. A longer row is left out and listed, never cut: a cut answer has no end token."""
+    train_sampling_strategy: Literal["random", "group_by_length"] = "random"
+    bf16: bool = False
+    """Compute in bfloat16 (bnb_4bit_compute_dtype too)."""
+    gradient_checkpointing: bool = False
+    bnb_4bit_use_double_quant: bool = True
+    logging_steps: Annotated[int, Field(gt=0)] = 1
+    save_steps: Annotated[int, Field(gt=0)] = 20
+    seed: int = 3407
+    report_to: Literal["none", "tensorboard"] = "none"
+
+
+class Golden(Section):
+    """The prompts that the proof is about."""
+
+    prompts: list[str] | str | None = None
+    """Prompts, or a text file with one a line; never part of the training split."""
+    from_test: Annotated[int, Field(ge=0)] = 0
+    """So many prompts of the data's test split besides."""
+    max_new_tokens: Annotated[int, Field(gt=0)] = 96
+    answers_from: str | None = None
+    """A GGUF file whose greedy answers the reference logits are about, where the tuned model itself is too large for this
+    machine's memory: its logits can be computed a layer at a time, its answers cannot."""
+
+
+class Merge(Section):
+    """What the adapter is merged onto."""
+
+    onto: Literal["as trained", "16-bit"] = "as trained"
+    """as trained: for QLoRA, the dequantized NF4 weights; 16-bit: the original weights, which the adapter never saw."""
+
+
+class Export(Section):
+    """The GGUF files to make, and the one that Ollama gets."""
+
+    file_types: list[str] = ["F16", "Q8_0", "Q4_K_M"]
+    serve: str = "Q8_0"
+
+    @field_validator("file_types")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        for file_type in value:
+            if file_type not in FILE_TYPES:
+                known = ", ".join(FILE_TYPES)
+                raise ValueError(f"{file_type} is no file type{nearest(file_type, FILE_TYPES)}; known: {known}")
+        if not value or len(set(value)) != len(value):
+            raise ValueError("name at least one file type, each once")
+        return value
+
+    @model_validator(mode="after")
+    def _served_is_made(self) -> Export:
+        if self.serve not in self.file_types:
+            raise ValueError(
+                f"serve: {self.serve} is not among file_types {self.file_types}{nearest(self.serve, self.file_types)}"
+            )
+        return self
+
+    @property
+    def converted(self) -> str:
+        """The file type that the converter writes and that all others are quantized from."""
+        return next((t for t in self.file_types if t in CONVERTED_FILE_TYPES), "F16")
+
+    @property
+    def quantized(self) -> list[str]:
+        """The file types that are made from the converted file."""
+        return [t for t in self.file_types if t != self.converted]
+
+
+class Ollama(Section):
+    """What is published."""
+
+    model: str
+    modelfile: str | None = None
+    """A partial Modelfile (PARAMETER, LICENSE, MESSAGE …) that the tool completes; None: a minimal one."""
+
+    @field_validator("model")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not OLLAMA_NAME.fullmatch(value):
+            raise ValueError(
+                f"{value!r} is no Ollama model name: letters, digits, '.', '_' and '-', with an optional :tag, e.g. medical:v2"
+            )
+        return value
+
+
+class Recipe(Section):
+    """One model, from rows to `ollama run`. All paths are relative to the folder the command runs in."""
+
+    name: str
+    """Names runs/<name>."""
+    profile: str = "none"
+    """Filled in when the recipe is resolved."""
+    base: str
+    """embedded:smollm2-135m-instruct, a folder, or a hub id with @revision."""
+    system: str = ""
+    """The system text: trained with, verified with, and served; its one place."""
+    license: str = "other"
+    """Licence of the tuned model's data, for the model's metadata; the base's own is added."""
+    data: Data | None = None
+    """What to train on; None where `adapter` is given."""
+    adapter: str | None = None
+    """A PEFT folder that another tool trained, instead of training here (`tune2ollama export`)."""
+    load_in_4bit: bool | None = None
+    """With `adapter`: whether it was trained on the base in NF4. PEFT does not record it; None: told from the base's name."""
+    train: Train = Train()
+    lora: Lora = Lora()
+    golden: Golden = Golden(from_test=16)
+    merge: Merge = Merge()
+    export: Export = Export()
+    ollama: Ollama
+
+    @field_validator("name")
+    @classmethod
+    def _folder_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", value):
+            raise ValueError(f"{value!r} cannot name a folder: use letters, digits, '.', '_' and '-'")
+        return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        faults = []
+        if self.train.method == "full" and self.lora.use_dora:
+            faults.append("lora.use_dora goes with train.method qlora or lora, not full")
+        if self.golden.prompts is None and self.golden.from_test == 0:
+            faults.append("golden: give prompts, or from_test above 0: without them nothing can be proved")
+        if self.data is None and self.adapter is None:
+            faults.append("data is missing: give it a path to train on, or name a trained adapter")
+        if self.data is not None and self.adapter is not None:
+            faults.append("give data to train on, or an adapter that is trained already, not both")
+        if self.data is None and self.golden.prompts is None:
+            faults.append("golden.prompts is needed where there is no data")
+        if self.data is not None and self.data.validation + self.data.test >= 1:
+            faults.append("data.validation + data.test leave nothing to train on")
+        if self.golden.from_test and self.data is not None and self.data.test == 0:
+            faults.append("golden.from_test needs data.test above 0")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self

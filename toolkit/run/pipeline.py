@@ -1,0 +1,271 @@
+"""Running a recipe: each stage in a process of its own, skipped when current, resumed when cut short, with the reason said."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from toolkit.errors import (
+    DataError,
+    InconclusiveError,
+    ParityError,
+    ResourceError,
+    StageFailed,
+    ToolkitError,
+    UsageError,
+)
+from toolkit.models.bases import is_here
+from toolkit.recipe.reading import write_resolved
+from toolkit.recipe.schema import Recipe
+from toolkit.run.artifacts import Artifact, Cost, finish_publishing, publish, read_artifact, write_json
+from toolkit.run.keys import difference, make_key
+from toolkit.run.locks import NAMES_OF_ITS_OWN, only_run
+from toolkit.run.preflight import preflight
+from toolkit.run.stages import Stage, call_stage, stages_of
+
+stderr = Console(stderr=True, highlight=False)
+
+
+_ENVIRONMENT = {
+    # Stages show their own progress, and whatever they need from a hub is there before they start.
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    # Threads that spin while they wait make training several times slower as soon as anything else uses a core.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """Where a recipe's artifacts are: runs/<name>."""
+    return Path("runs") / recipe.name
+
+
+def run(recipe: Recipe, upto: str = "report", force: str = "") -> dict[str, Artifact[Any]]:
+    """Bring every stage up to `upto` up to date.
+
+    Args:
+        upto: the last stage to run.
+        force: a stage to redo even when it is current.
+
+    Returns:
+        The artifacts by stage.
+
+    Raises:
+        UsageError: this recipe has no such stage.
+        ResourceError: another run holds the folder, or a stage was killed for memory.
+        ParityError, InconclusiveError: `verify` did not pass; nothing after it runs.
+        StageFailed: another stage failed; its process has printed why.
+    """
+    if upto not in {stage.name for stage in stages_of(recipe)}:
+        raise UsageError(f"{recipe.name} has no stage {upto}: its adapter is trained already", "Name a later stage.")
+    folder = run_folder(recipe)
+    with only_run(folder, NAMES_OF_ITS_OWN):
+        return _run(recipe, folder, upto, force)
+
+
+def _run(recipe: Recipe, folder: Path, upto: str, force: str) -> dict[str, Artifact[Any]]:
+    write_resolved(recipe, folder)
+    have: dict[str, Artifact[Any]] = {}
+    checked = False
+    for stage in stages_of(recipe):
+        finish_publishing(_partial(folder, stage), folder / stage.name)
+        if not checked and _fetches(stage, recipe):
+            preflight(recipe, folder, _to_run(recipe, folder, upto))
+            checked = True
+        key = make_key(stage, recipe, have)
+        artifact, reason = find_current(stage, folder, key)
+        if artifact is not None and stage.name == force:
+            artifact, reason = None, "asked for"
+        if artifact is None:
+            if not checked:
+                preflight(recipe, folder, _to_run(recipe, folder, upto) | {stage.name})
+                checked = True
+            artifact = _run_stage(stage, recipe, folder, key, reason)
+        else:
+            stderr.print(f"[green]✓[/] {stage.name:<9}current", highlight=False)
+        have[stage.name] = artifact
+        if stage.name == "verify":
+            _stop_unless_passed(artifact)
+        if stage.name == upto:
+            break
+    return have
+
+
+def plan_of_stages(recipe: Recipe) -> list[tuple[str, str]]:
+    """For `--dry-run`: every stage with "current" or the reason why it would run. Fetches nothing."""
+    return _states(recipe, run_folder(recipe))
+
+
+def _states(recipe: Recipe, folder: Path, believed: str = "") -> list[tuple[str, str]]:
+    """Every stage with "current" or the reason why it would run.
+
+    Args:
+        believed: a stage whose old result stands for the new one, in what is said of later stages.
+    """
+    have: dict[str, Artifact[Any]] = {}
+    rows: list[tuple[str, str]] = []
+    for stage in stages_of(recipe):
+        artifact, reason = None, "an earlier stage runs"
+        if _fetches(stage, recipe):
+            reason = "the base is not here yet"
+        elif all(name in have for name in stage.inputs):
+            artifact, reason = find_current(stage, folder, make_key(stage, recipe, have))
+        rows.append((stage.name, "current" if artifact is not None else f"runs: {reason}"))
+        if artifact is None and stage.name == believed:
+            with contextlib.suppress(DataError):
+                artifact = read_artifact(folder / stage.name, stage.facts)
+        if artifact is not None:
+            have[stage.name] = artifact
+    return rows
+
+
+def _to_run(recipe: Recipe, folder: Path, upto: str) -> set[str]:
+    """Stages that will run, as far as can be told: prepare takes seconds, and often gives the same rows again."""
+    states = _states(recipe, folder, believed="prepare")
+    last = next(number for number, (name, _) in enumerate(states) if name == upto)
+    return {name for name, state in states[: last + 1] if state != "current"}
+
+
+def _fetches(stage: Stage, recipe: Recipe) -> bool:
+    """Whether even the question what a stage is made from downloads or rebuilds the base."""
+    return stage.name == "train" and not is_here(recipe.base)
+
+
+def find_current(stage: Stage, folder: Path, key: dict[str, Any]) -> tuple[Artifact[Any] | None, str]:
+    """The stage's artifact when it is current, else None and the reason in words."""
+    try:
+        artifact: Artifact[Any] | None = read_artifact(folder / stage.name, stage.facts)
+    except DataError as error:
+        return None, error.message
+    if artifact is None:
+        return None, "going on where it was cut short" if _partial(folder, stage).is_dir() else "not done yet"
+    reason = difference(artifact.key, key)
+    if not reason and stage.name == "create":
+        from toolkit.ollama.publish import still_published
+
+        reason = still_published(artifact.facts)
+    return (None, reason) if reason else (artifact, "")
+
+
+def _partial(folder: Path, stage: Stage) -> Path:
+    return folder / f"{stage.name}.partial"
+
+
+def _run_stage(stage: Stage, recipe: Recipe, folder: Path, key: dict[str, Any], reason: str) -> Artifact[Any]:
+    partial = _partial(folder, stage)
+    marker = folder / f".{stage.name}.key.json"
+    # A partial folder is worth keeping only for training, and only when it was made from the same things.
+    if not (stage.name == "train" and marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == key):
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(exist_ok=True)
+    write_json(marker, key)
+    stderr.print(f"[cyan]▶[/] {stage.name:<9}{reason}")
+    order = {
+        "parent": os.getpid(),
+        "stage": stage.name,
+        "recipe": recipe.model_dump(mode="json"),
+        "key": key,
+        "folder": str(folder),
+    }
+    command = [sys.executable, "-m", "toolkit.cli", "stage-process"]
+    # In a session of its own: Ctrl-C reaches this process only, which then ends the stage, once.
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, text=True, env={**os.environ, **_ENVIRONMENT}, start_new_session=True
+    )
+    try:
+        process.communicate(json.dumps(order))
+    except KeyboardInterrupt:
+        _let_end(process)
+        raise
+    finally:
+        if process.poll() is None:
+            process.kill()
+    if process.returncode != 0:
+        raise _failure(stage, recipe, process.returncode)
+    marker.unlink()
+    artifact = read_artifact(folder / stage.name, stage.facts)
+    if artifact is None:
+        raise StageFailed(f"{stage.name} ended without a result", "Run again with --debug.", 1)
+    cost = f"{artifact.cost.seconds:.0f} s, {artifact.cost.peak_memory_bytes / 2**30:.1f} GB"
+    if artifact.cost.peak_card_bytes > 0.05 * 2**30:
+        cost += f", {artifact.cost.peak_card_bytes / 2**30:.1f} GB of the card"
+    stderr.print(f"[green]✓[/] {stage.name:<9}{cost} → {artifact.folder}")
+    return artifact
+
+
+def _let_end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(15)
+
+
+def _failure(stage: Stage, recipe: Recipe, code: int) -> ToolkitError:
+    again = "Finished stages stay; when it is mended, run the same command again."
+    if code == -9:
+        from toolkit.train.memory import settings_to_lower
+
+        lower = settings_to_lower(recipe) if stage.name == "train" else ["close other programs, or take a smaller base"]
+        return ResourceError(
+            f"{stage.name} was killed by the system, most likely because memory ran out",
+            "Run again; if it repeats, lower one of these, best first:\n  " + "\n  ".join(lower),
+        )
+    if code < 0:
+        return StageFailed(f"{stage.name} was ended by signal {-code}", "Check this machine: tune2ollama doctor", 5)
+    return StageFailed(f"Stopped at {stage.name}.", again, code)
+
+
+def run_stage_here(order: dict[str, Any]) -> None:
+    """The stage's side of `_run_stage`: call the stage's function in this process and publish what it left."""
+    start = time.monotonic()
+    # It tells at every start that a kernel of a hub is not there; it is not wanted.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    recipe = Recipe.model_validate(order["recipe"])
+    folder = Path(order["folder"])
+    stage = next(s for s in stages_of(recipe) if s.name == order["stage"])
+    have = {name: read_artifact(folder / name, s.facts) for s in stages_of(recipe) if (name := s.name) in stage.inputs}
+    partial = _partial(folder, stage)
+    facts = call_stage(stage.name, recipe, {k: v for k, v in have.items() if v is not None}, partial)
+    seconds = round(time.monotonic() - start, 1)
+    cost = Cost(seconds=seconds, peak_memory_bytes=_peak_memory(), peak_card_bytes=_peak_card_memory())
+    publish(partial, folder / stage.name, facts, order["key"], cost)
+
+
+def _peak_memory() -> int:
+    """Largest resident set of this process and of its ended children, in bytes."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # Linux gives kilobytes
+    # Not RUSAGE_SELF: that begins at what the parent had when it started this process.
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    own = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return max(own, children)
+
+
+def _peak_card_memory() -> int:
+    """What torch reserved of the first card at most, in bytes; 0 when this process computed on none."""
+    torch = sys.modules.get("torch")  # most stages do not need it, and its import takes seconds
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return int(torch.cuda.max_memory_reserved(0))
+
+
+def _stop_unless_passed(certificate: Artifact[Any]) -> None:
+    facts = certificate.facts
+    if facts.verdict == "pass":
+        return
+    where = certificate.folder / "certificate.html"
+    message = f"the certificate says {facts.verdict}: {facts.message}"
+    if facts.verdict == "fail":
+        raise ParityError(message, f"Nothing was published. Read {where}.")
+    raise InconclusiveError(message, f"Nothing was published. Read {where}; more golden prompts may decide.")
