@@ -31,12 +31,12 @@ from tests.faults.table import FAULTS
 from toolkit.ollama.client import Client
 from toolkit.ollama.server import find_ollama, started
 from toolkit.parity.certificate import blame_of
-from toolkit.parity.comparison import Tuning
 from toolkit.parity.exported import dequantized
 from toolkit.parity.limits import largest_rest
 from toolkit.parity.rounding import _quantize_chunk, quantized, rounded
 from toolkit.parity.subjects import GGUFUnderTest, Tuned
 from toolkit.parity.sums import Sums, sums_of
+from toolkit.parity.tuning import Tuning
 from toolkit.parity.verify import certificate_of, judge
 
 STORED = (

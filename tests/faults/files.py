@@ -18,6 +18,15 @@ from toolkit.ollama.repair import rewrite_template
 Values = npt.NDArray[np.float32]
 
 
+def unpermuted(rows: Any, heads: int) -> Any:
+    """Query or key rows (an array or tensor) in transformers' order, from llama.cpp's.
+
+    llama.cpp rotates neighbouring pairs of a head's rows, transformers row i together with row i + half.
+    """
+    half = rows.shape[0] // heads // 2
+    return rows.reshape(heads, half, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
 def set_value(path: Path, key: str, value: Any, index: int | None = None) -> None:
     """Change a number in a GGUF's metadata; `index`: in a list of numbers."""
     field = GGUFReader(path, "r+").fields[key]

@@ -13,13 +13,21 @@ from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 
 from tests.faults.chains import ADDED, Clean, change_json, fault_chain, head_chain, still_chain, with_adapter
-from tests.faults.files import add_flag, add_tensor, change_template, change_tensor, quantize_again, respell, set_value
+from tests.faults.files import (
+    add_flag,
+    add_tensor,
+    change_template,
+    change_tensor,
+    quantize_again,
+    respell,
+    set_value,
+    unpermuted,
+)
 from tests.parity_chain import damaged, export, finished
 from tests.small_models import adapter_artifact, put_tokenizer
 from toolkit.export.convert import convert
 from toolkit.export.quantize import quantize
 from toolkit.parity.certificate import LinkName
-from toolkit.parity.exported import unpermuted
 
 MARK = "<|im_start|>"
 
@@ -162,7 +170,7 @@ def _each(names: list[str], change: Callable[[Any], Any]) -> Callable[[Path], No
 
 
 def _unpermuted(heads: int) -> Callable[[Any], Any]:
-    return lambda values: unpermuted(torch.from_numpy(values), heads).numpy()
+    return lambda values: unpermuted(values, heads)
 
 
 def _permuted_back(path: Path) -> None:

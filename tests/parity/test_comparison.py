@@ -13,13 +13,16 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from tests.faults.files import unpermuted
 from tests.small_models import adapter_artifact, tiny_adapter, tiny_llama
 from toolkit.parity.checks.weights import Expected, weights_check
-from toolkit.parity.comparison import Tuning, compare_weights, damage, layers_told
-from toolkit.parity.exported import FolderWeights, dequantized, unpermuted
+from toolkit.parity.comparison import compare_weights
+from toolkit.parity.damage import damage, layers_told, spoken, whose
+from toolkit.parity.exported import FolderWeights, dequantized
 from toolkit.parity.limits import largest_rest
 from toolkit.parity.rounding import _quantize_chunk, quantized, rounded
 from toolkit.parity.sums import Sums, sums_of
+from toolkit.parity.tuning import Tuning
 
 
 def matrix(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
@@ -165,8 +168,20 @@ def test_layers_told() -> None:
     assert layers_told(range(4)) == "layers 0-3"
 
 
+def test_tensors_in_words() -> None:
+    assert spoken("model.layers.6.mlp.up_proj.weight") == "layer 6's up_proj"
+    assert spoken("model.layers.6.input_layernorm.weight") == "layer 6's input_layernorm"
+    assert spoken("model.layers.0.self_attn.q_proj.bias") == "layer 0's q_proj.bias"
+    assert spoken("model.norm.weight") == "model.norm"
+    up, there = "model.layers.6.mlp.up_proj.weight", "model.layers.{}.mlp.{}.weight"
+    assert whose(there.format(5, "up_proj"), up) == "layer 5's"
+    assert whose(there.format(6, "gate_proj"), up) == "layer 6's gate_proj's"
+
+
 class Held:
     """An export that holds given tensors."""
+
+    layout = None
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self.tensors = tensors
@@ -207,6 +222,19 @@ def test_tensors_are_laid_side_by_side(tmp_path: Path) -> None:
     assert {t.name: t.damage for t in found["wrong"].tensors if t.damage} == {q: "transposed"}
     assert sum(t.touched for t in found["right"].tensors) == 7
     assert all(c.extra == [] for c in found.values())
+
+
+def test_values_of_another_tensor_are_recognised(tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "base", layers=3)
+    tuning = Tuning(adapter_artifact(tiny_adapter(base, tmp_path / "adapter"), base), "as trained")
+    right = {name: tuning.load(name)[1] for name in tuning.names()}
+    up, gate = "model.layers.{}.mlp.up_proj.weight", "model.layers.{}.mlp.gate_proj.weight"
+    swapped = right | {up.format(2): right[up.format(1)], gate.format(0): right[up.format(0)]}
+    found = compare_weights(tuning, {"swapped": Held(swapped)}, largest_rest)["swapped"]
+    assert {t.name: t.damage for t in found.tensors if t.damage} == {
+        up.format(2): "holds layer 1's values", gate.format(0): "holds layer 0's up_proj's values",
+    }  # fmt: skip
+    assert "layer 2's up_proj (F32): holds layer 1's values" in weights_check(found, Expected(r=8)).message
 
 
 def test_a_tied_head_that_is_written_has_to_be_the_embedding(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from tests.parity_chain import Chain, blend, chain, finished, recipe
 from toolkit.export.quantize import quantize
 from toolkit.models.adapters import LoraAdapter
 from toolkit.parity.checks.weights import Expected, weights_check
-from toolkit.parity.comparison import Tuning, compare_weights
+from toolkit.parity.comparison import compare_weights
 from toolkit.parity.exported import GGUFWeights
 from toolkit.parity.limits import largest_rest
+from toolkit.parity.tuning import Tuning
 from toolkit.recipe.schema import QUANTIZED_FILE_TYPES
 
 pytestmark = pytest.mark.slow
@@ -34,9 +35,9 @@ def test_how_much_of_the_adapter_a_file_holds(clean: Chain, tmp_path: Path, fact
     blend(path, clean.without_adapter, factor)
     chosen = recipe(["F16", *QUANTIZED_FILE_TYPES], "Q8_0", Path(clean.recipe.base))
     made = quantize(chosen, finished(tmp_path, clean.export.gguf.facts), tmp_path)
-    exports = {file.file_type: GGUFWeights(tmp_path / file.name) for file in made.files}
-    assert tuple(exports) == QUANTIZED_FILE_TYPES
     tuning = Tuning(clean.adapter, "as trained")
+    exports = {file.file_type: GGUFWeights(tmp_path / file.name, tuning.layout) for file in made.files}
+    assert tuple(exports) == QUANTIZED_FILE_TYPES
     expected = Expected.of(LoraAdapter(clean.adapter.folder))
     for file_type, compared in compare_weights(tuning, exports, largest_rest).items():
         check = weights_check(compared, expected)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import signal
 import subprocess
@@ -18,9 +17,9 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from toolkit.errors import MAKE_ROOM, DataError, ExternalToolError, ResourceError
+from toolkit.errors import MAKE_ROOM, DataError, ResourceError
 from toolkit.export.described import description
-from toolkit.export.llama_cpp import tree
+from toolkit.export.llama_cpp import converter_environment, converter_fault, tree
 from toolkit.models.bases import CONFIG_FILES, EMBEDDED, TOKENIZER_FILES, read_chat_template
 from toolkit.models.chat_template import as_trained
 from toolkit.models.gguf_file import GGUFHeader, read_gguf
@@ -182,18 +181,10 @@ def run_converter(view: Path, target: Path, file_type: str, metadata_file: Path)
     """
     source = tree()
     command = [
-        sys.executable, str(source / "convert_hf_to_gguf.py"), str(view), "--outfile", str(target),
+        sys.executable, "-m", "toolkit.export.converter_process", str(view), "--outfile", str(target),
         "--outtype", file_type.lower(), "--metadata", str(metadata_file),
     ]  # fmt: skip
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(source / "gguf-py"),
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TQDM_DISABLE": "",  # its bar is read, not shown
-        "CUDA_VISIBLE_DEVICES": "",  # nothing is computed on a card; its start takes seconds
-    }
+    environment = {**converter_environment(source), "TQDM_DISABLE": ""}  # its bar is read, not shown
     with subprocess.Popen(
         command,
         env=environment,
@@ -238,22 +229,9 @@ def _show_progress(process: subprocess.Popen[bytes], name: str, file_type: str) 
 
 
 def _raise_failure(target: Path, lines: list[str]) -> None:
-    text = "\n".join(lines)
-    last = lines[-1] if lines else "it said nothing"
-    if any(words in text for words in ("No space left", "File too large", "Disk quota")):
-        raise ResourceError(
-            f"no space to write {target}",
-            f"{MAKE_ROOM}; then run again.",
-        )
-    if match := re.search(r"Model (\S+) is not supported", text):
-        raise DataError(f"llama.cpp does not know the architecture {match[1]}", "Choose another base model.")
-    if "pre-tokenizer was not recognized" in text:
-        raise DataError(
-            "llama.cpp does not know this tokenizer's pre-tokenizer", "Choose a base whose tokenizer was not changed."
-        )
-    raise ExternalToolError(
-        f"llama.cpp's converter failed: {last}", "Run again with --debug; if it stays, try: make setup"
-    )
+    if any(words in "\n".join(lines) for words in ("No space left", "File too large", "Disk quota")):
+        raise ResourceError(f"no space to write {target}", f"{MAKE_ROOM}; then run again.")
+    raise converter_fault(lines)
 
 
 def check_end_token(model: Path, header: GGUFHeader, target: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +23,7 @@ from toolkit.run.hardware import free_disk_bytes
 from toolkit.run.places import cache_home
 from toolkit.setup.bootstrap import LLAMA_CPP_PYTHON, LLAMA_CPP_SHA256, unpack_tree
 
+PROJECT = Path(__file__).resolve().parents[2]
 _WARNING, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
 _PROGRESS = re.compile(r"\[ *(\d+)/ *(\d+)\]")
 _FALLBACKS = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback quantization")
@@ -50,6 +54,73 @@ def tree() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{LLAMA_CPP_PYTHON}.lock")):
         return unpack_tree(source, cache_home())
+
+
+def converter_environment(source: Path) -> dict[str, str]:
+    """Environment of a process that runs the tree's converter: its own gguf-py first, nothing fetched, no card started."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(source / "gguf-py"), str(source), str(PROJECT)]),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": "",  # nothing is computed on a card; its start takes seconds
+    }
+
+
+def ask_converter(folder: Path, out: Path, only_architecture: bool = False) -> None:
+    """Ask the pinned converter what it makes of a model folder; the answer is written into `out`.
+
+    See `toolkit.models.layout`, which calls this and reads the answer.
+
+    Raises:
+        DataError: an architecture or tokenizer that it does not know.
+        ExternalToolError: it is missing, or fails otherwise; with its last lines.
+    """
+    source = tree()
+    command = [sys.executable, "-m", "toolkit.export.layout_worker", str(folder), str(out)]
+    command += ["--architecture"] if only_architecture else []
+    done = subprocess.run(
+        command,
+        env=converter_environment(source),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+    )
+    if done.returncode:
+        raise converter_fault(done.stderr.splitlines())
+
+
+def converter_fault(lines: list[str]) -> DataError | ExternalToolError:
+    """What the converter died of, told from its last lines."""
+    text = "\n".join(lines)
+    if match := re.search(r"Model (\S+) is not supported|Architecture '(\S+)' not supported", text):
+        name = match[1] or match[2]
+        return DataError(f"llama.cpp does not know the architecture {name}", "Choose another base model.")
+    if "pre-tokenizer was not recognized" in text:
+        return DataError(
+            "llama.cpp does not know this tokenizer's pre-tokenizer", "Choose a base whose tokenizer was not changed."
+        )
+    last = "\n".join(f"  {line}" for line in [line for line in lines if line.strip()][-6:])
+    return ExternalToolError(
+        f"llama.cpp's converter failed; its last lines:\n{last}"
+        if last
+        else "llama.cpp's converter failed without a word",
+        "Run again with --debug; if it stays, try: make setup",
+    )
+
+
+def reads_key(key: str, architecture: str) -> bool:
+    """Whether the pinned llama.cpp reads a key of a GGUF's metadata: the library holds its name."""
+    spelled = f"%s.{key.removeprefix(architecture + '.')}" if key.startswith(f"{architecture}.") else key
+    return b"\0" + spelled.encode() + b"\0" in _library_bytes()
+
+
+@functools.cache
+def _library_bytes() -> bytes:
+    folder = Path(str(library().__file__)).parent / "lib"
+    return b"".join(path.read_bytes() for path in sorted(folder.glob("*llama.*")) if not path.is_symlink())
 
 
 def library() -> Any:

@@ -119,11 +119,10 @@ def check_exports(ggufs: tuple[Path, ...], merged: Path | None, base: Path) -> N
     Raises:
         DataError: a GGUF of another architecture; a folder that is no whole model.
     """
-    from toolkit.parity.checks.structure import other_architecture, text_config
+    from toolkit.parity.checks.structure import other_architecture
 
-    config = text_config(base)
     for file in ggufs:
-        if other := other_architecture(config, read_gguf(file)):
+        if other := other_architecture(base, read_gguf(file)):
             raise DataError(
                 f"{file}: {other}", f"The base is {base}. Or name the base that this file was made from: --base."
             )

@@ -1,6 +1,7 @@
 """Are the tuned weights in the export? Tensor by tensor, against base + adapter, whatever the quantization.
 
-What is summed up of each tensor is in `toolkit.parity.sums`.
+What is summed up of each tensor is in `toolkit.parity.sums`. A GGUF's tensors are laid beside what the pinned converter would
+make of the tuned model's (`toolkit.models.layout`), a folder's beside the tuned model's own.
 
 The strength of every layer is known so, at 4 bits too, from the files alone; that of `toolkit.parity.strength`, from behaviour,
 needs hundreds of positions for as much.
@@ -8,43 +9,26 @@ needs hundreds of positions for as much.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from toolkit.models.bases import cached_sha256
-from toolkit.models.merged import MergedWeights, merged_weights
-from toolkit.models.safetensors_file import model_files
-from toolkit.models.weights import TrainedWeights
+from toolkit.parity.damage import LAYER, damage, holds, whose
 from toolkit.parity.exported import Exported
 from toolkit.parity.rounding import rounded
 from toolkit.parity.sums import Sums, sums_of
-from toolkit.run.artifacts import Artifact
-from toolkit.run.facts import AdapterFacts
+from toolkit.parity.tuning import Tuning, Weights
+from toolkit.parity.units import Unit, grouped, in_order, matrix
 
 LARGEST = 4_000_000
 LARGEST_QUANTIZED = 130_000
 """Of a tensor with more weights, evenly spaced rows are compared, from the first to the last. Rounding anew takes its time."""
 FLOATS = ("F64", "F32", "F16", "BF16")
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
-
-
-class Weights(NamedTuple):
-    """One tensor's weights, float32, on the CPU."""
-
-    base: torch.Tensor
-    """As trained on."""
-    tuned: torch.Tensor
-    """Computed in float32."""
-    original: torch.Tensor | None = None
-    """The base's original weights, where they differ from those that were trained on."""
-    in_16_bits: torch.Tensor | None = None
-    """Tuned, computed in the type of a 16-bit base. Some tools merge so, some in float32: both are right."""
+LOOKED_FOR = 4
+"""Damaged tensors of an export whose values are looked for in other tensors: each look reads all of the same shape."""
 
 
 class Way(NamedTuple):
@@ -55,83 +39,12 @@ class Way(NamedTuple):
     """Type of the file that it was quantized from."""
 
 
-class Tuning:
-    """Base and tuned weights by name: of an adapter, or of a whole model that was trained.
-
-    Args:
-        adapter: what was trained, and on what.
-        onto: what the export was merged onto; see `toolkit.recipe.schema.Merge`.
-
-    Raises:
-        DataError: the adapter does not fit its base.
-    """
-
-    def __init__(self, adapter: Artifact[AdapterFacts], onto: Literal["as trained", "16-bit"]) -> None:
-        facts = adapter.facts
-        self.folder = adapter.folder if facts.method == "full" else Path(facts.base.folder)
-        """Holds the config.json of what was trained."""
-        whole_model = facts.method == "full" and not facts.trained_here
-        self.has_base = not whole_model or _sums_of_files(adapter.folder) != _sums_of_files(Path(facts.base.folder))
-        """False for a model whose base is not known: then nobody can tell what training changed."""
-        self._merged: MergedWeights | None = None
-        if facts.method == "full":
-            self._tuned = TrainedWeights(adapter.folder, facts.base_dtype, None)
-            self._base = TrainedWeights(Path(facts.base.folder), facts.base_dtype, None)
-        else:
-            self._merged = merged_weights(adapter, onto)
-        self._original: TrainedWeights | None = None
-        if facts.quantization is not None and onto == "as trained":
-            self._original = TrainedWeights(Path(facts.base.folder), facts.base_dtype, None)
-
-    def names(self) -> list[str]:
-        """Every tensor of the tuned model."""
-        return self._merged.names() if self._merged else self._tuned.names()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        name = self._stored(name)
-        return self._merged.entry(name).shape if self._merged else self._tuned.entry(name).shape
-
-    @property
-    def tied_head(self) -> str | None:
-        """The head's name when it is the embedding itself."""
-        return self._merged.tied_head if self._merged else self._tuned.tied_head
-
-    def _stored(self, name: str) -> str:
-        if name != self.tied_head:
-            return name
-        return self._merged.weights.embedding if self._merged else self._tuned.embedding
-
-    def changes(self, name: str) -> bool:
-        """Whether training could change this tensor."""
-        return self._merged.is_merged(self._stored(name)) if self._merged else True
-
-    def load(self, name: str) -> Weights:
-        """One tensor's weights; of a tied head, the embedding's."""
-        name = self._stored(name)
-        if self._merged is None:
-            return Weights(self._base.load(name).float(), self._tuned.load(name).float())
-        base = self._merged.base(name)
-        if not self.changes(name):
-            return Weights(base.float(), base.float(), self._original_of(name))
-        tuned = self._merged.merged(name, base.float().clone())
-        in_16_bits = None if base.dtype == torch.float32 else self._merged.merged(name, base.clone()).float()
-        return Weights(base.float(), tuned, self._original_of(name), in_16_bits)
-
-    def _original_of(self, name: str) -> torch.Tensor | None:
-        if self._original is None or self._merged is None or not self._merged.weights.is_quantized(name):
-            return None
-        return self._original.load(name).float()
-
-
-def _sums_of_files(folder: Path) -> set[str]:
-    return {cached_sha256(path) for path in model_files(folder).values()}
-
-
 @dataclass
 class TensorSums:
     """One tensor of an export beside the tuned one."""
 
     name: str
+    """As the model's folder calls it; a star for several."""
     type: str
     touched: bool
     """Training could change it."""
@@ -141,7 +54,7 @@ class TensorSums:
 
     @property
     def layer(self) -> int | None:
-        found = _LAYER.search(self.name)
+        found = LAYER.search(self.name)
         return int(found[1]) if found else None
 
 
@@ -155,6 +68,8 @@ class Comparison:
     """Tensors that the tuned model does not have, as the export calls them."""
     shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     """(name, wanted, found) of tensors whose shape is another."""
+    unknown: list[str] = field(default_factory=list)
+    """Tensors of which nobody can tell what they are made of, so that they were not compared."""
 
     def pooled(self, chosen: Callable[[TensorSums], bool] = lambda _: True) -> Sums:
         """Sums over the tensors that are chosen."""
@@ -195,61 +110,105 @@ def compare_weights(
 
     Args:
         largest_rest: limit of `Sums.rest` for a stored type; beyond it the damage is looked at more closely.
-        tick: called after every tensor.
+        tick: called after every tensor of the tuned model.
     """
-    tied = tuning.tied_head
-    names = [*tuning.names(), *([tied] if tied else [])]
-    found = {name: Comparison(extra=export.others(names)) for name, export in exports.items()}
+    groups = grouped(tuning, exports)
+    found: dict[str, Comparison] = {}
+    for units, members in groups:
+        known = members[0][1].layout.unknown if members[0][1].layout else {}
+        for name, export in members:
+            found[name] = Comparison(extra=_extra(export, [*(unit.name for unit in units), *known]))
+            found[name].unknown = [one for one in known if export.has(one)]
+            found[name].missing = [one for one in known if not export.has(one)]
     ways: dict[str, Way] = {}
-    for tensor in names:
-        present = {}
-        for name, export in exports.items():
-            if not export.has(tensor):
-                # An export may write a tied head as a tensor of its own, which then has to be the embedding.
-                found[name].missing += [tensor] if tensor != tied else []
-            elif (shape := export.shape(tensor)) != tuning.shape(tensor):
-                found[name].shapes.append((tensor, tuning.shape(tensor), shape))
+    for members, unit, weights in in_order(tuning, groups, tick):
+        for name, export in members:
+            if not export.has(unit.name):
+                found[name].missing += [] if unit.optional else [unit.label]
+            elif (shape := export.shape(unit.name)) != (wanted := unit.shape(tuning)):
+                found[name].shapes.append((unit.label, wanted, shape))
+            elif not unit.sources:
+                found[name].missing += [] if _same_constant(unit, export) else [f"the right {unit.name}"]
             else:
-                present[name] = export
-        if present:
-            weights = tuning.load(tensor)
-            for name, export in present.items():
-                if export.type(tensor) in FLOATS:
-                    row = _nearest(tensor, weights, export, ("F32",))[1]
-                else:
-                    if name not in ways and tuning.changes(tensor):
-                        ways[name] = _nearest(tensor, weights, export, ("F16", "BF16", "F32"))[0]
-                    row = _compared(tensor, weights, export, ways.get(name, Way()))
-                row.touched = tuning.changes(tensor)
+                touched = any(tuning.changes(source) for source in unit.sources)
+                row = _row(unit, weights(), export, touched, ways, name)
                 if row.sums.rest > largest_rest(row.type):
-                    row.damage = damage(weights[1], export.load(tensor))
+                    row.damage = damage(weights().tuned, matrix(export.load(unit.name)))
                 found[name].tensors.append(row)
-        tick()
+    for units, members in groups:
+        for name, export in members:
+            _look_for_values(tuning, units, export, found[name])
     return found
 
 
-def _nearest(name: str, weights: Weights, export: Exported, vias: tuple[str, ...]) -> tuple[Way, TensorSums]:
+def _row(unit: Unit, weights: Weights, export: Exported, touched: bool, ways: dict[str, Way], name: str) -> TensorSums:
+    if export.type(unit.name) in FLOATS:
+        row = _nearest(unit, weights, export, ("F32",))[1]
+    else:
+        if name not in ways and touched:
+            ways[name] = _nearest(unit, weights, export, ("F16", "BF16", "F32"))[0]
+        row = _compared(unit, weights, export, ways.get(name, Way()))
+    row.touched = touched
+    return row
+
+
+def _extra(export: Exported, names: list[str]) -> list[str]:
+    """Tensors that the model does not have; a list of RoPE factors that are all 1 changes nothing."""
+    found = export.others(names)
+    return [n for n in found if not (n.startswith("rope_") and bool((export.load(n) == 1).all()))]
+
+
+def _same_constant(unit: Unit, export: Exported) -> bool:
+    """Whether a tensor that the converter adds holds the converter's values."""
+    if unit.layout is None:
+        return True
+    wanted = unit.layout.constant(unit.name)
+    return torch.allclose(export.load(unit.name).reshape(wanted.shape), wanted.float(), rtol=1e-4)
+
+
+def _look_for_values(tuning: Tuning, units: list[Unit], export: Exported, found: Comparison) -> None:
+    """Say of damaged tensors whose values they hold, where another tensor's are there in their place."""
+    strange = [row for row in found.tensors if row.damage in ("other values", "its rows are in another order")]
+    by_label = {unit.label: unit for unit in units}
+    for row in strange[:LOOKED_FOR] if len(strange) <= LOOKED_FOR else []:
+        unit = by_label[row.name]
+        values = _sampled(export.load(unit.name))
+        for other in units:
+            if other is unit or not other.sources or other.shape(tuning) != unit.shape(tuning):
+                continue
+            if holds(_sampled(other.weights(tuning.load).tuned), values):
+                row.damage = f"holds {whose(other.label, unit.label)} values"
+                break
+
+
+def _sampled(values: torch.Tensor) -> torch.Tensor:
+    values = matrix(values)
+    return values[torch.linspace(0, len(values) - 1, min(64, len(values))).round().long()]
+
+
+def _nearest(unit: Unit, weights: Weights, export: Exported, vias: tuple[str, ...]) -> tuple[Way, TensorSums]:
     """How an export came by a tensor: with the right way, the least is left to explain."""
     merges = (False,) if weights.in_16_bits is None else (False, True)
     ways = [Way(merge, via) for merge in merges for via in vias]
-    return min(((way, _compared(name, weights, export, way)) for way in ways), key=lambda found: found[1].sums.rest)
+    return min(((way, _compared(unit, weights, export, way)) for way in ways), key=lambda found: found[1].sums.rest)
 
 
-def _compared(name: str, weights: Weights, export: Exported, way: Way) -> TensorSums:
-    kind = export.type(name)
+def _compared(unit: Unit, weights: Weights, export: Exported, way: Way) -> TensorSums:
+    kind = export.type(unit.name)
     base, tuned, original, in_16_bits = weights
     rows = _rows(tuned, LARGEST if kind in FLOATS else LARGEST_QUANTIZED)
+    found = matrix(export.load(unit.name, rows))
 
     def stored(weight: torch.Tensor) -> torch.Tensor:
         return rounded(weight if rows is None else weight[rows], kind, way.via)
 
     direction = tuned - base if rows is None else tuned[rows] - base[rows]
     wanted = stored(in_16_bits if way.in_16_bits and in_16_bits is not None else tuned)
-    if original is None:
-        return TensorSums(name, kind, True, sums_of(stored(base), wanted, export.load(name, rows), direction))
-    # The original weights with the adapter's change: what an export merged onto them would hold.
-    other = (stored(original + (tuned - base)), original - base if rows is None else original[rows] - base[rows])
-    return TensorSums(name, kind, True, sums_of(stored(base), wanted, export.load(name, rows), direction, other))
+    other = None
+    if original is not None:
+        # The original weights with the adapter's change: what an export merged onto them would hold.
+        other = (stored(original + (tuned - base)), original - base if rows is None else original[rows] - base[rows])
+    return TensorSums(unit.label, kind, True, sums_of(stored(base), wanted, found, direction, other))
 
 
 def _rows(tensor: torch.Tensor, largest: int) -> torch.Tensor | None:
@@ -257,56 +216,3 @@ def _rows(tensor: torch.Tensor, largest: int) -> torch.Tensor | None:
         return None
     wanted = max(2, largest // tensor.shape[1])
     return torch.linspace(0, tensor.shape[0] - 1, wanted).round().long()
-
-
-def damage(tuned: torch.Tensor, export: torch.Tensor) -> str:
-    """What a tensor's damage looks like: rows in another order, transposed, rows or all of it zero, or just another."""
-    if not torch.isfinite(export).all():
-        return "holds values that are no numbers"
-    if tuned.dim() < 2:
-        return "all zero" if not export.any() else "other values"
-    zero = (export.abs().amax(1) == 0) & (tuned.abs().amax(1) > 0)
-    if zero.all():
-        return "all zero"
-    if zero.any():
-        return f"{int(zero.sum())} rows are zero, the first is row {int(zero.nonzero()[0])}"
-    if _reordered(tuned, export):
-        return "its rows are in another order"
-    if tuned.shape[0] == tuned.shape[1] and (_near(tuned.T, export) or _lengths_of_columns(tuned, export)):
-        return "transposed"
-    return "other values"
-
-
-def _reordered(tuned: torch.Tensor, export: torch.Tensor) -> bool:
-    """Whether most rows of the export are rows of the tuned tensor, at other places."""
-    sample = torch.linspace(0, len(export) - 1, min(64, len(export))).round().long()
-    rows = torch.nn.functional.normalize(export[sample], dim=1)
-    likest = (rows @ torch.nn.functional.normalize(tuned, dim=1).T).max(1)
-    found = likest.values > 0.9
-    return bool(found.float().mean() > 0.5 and (likest.indices != sample)[found].any())
-
-
-def _lengths_of_columns(tuned: torch.Tensor, export: torch.Tensor) -> bool:
-    """Whether the export's rows are as long as the tuned columns: a tensor that was transposed in llama.cpp's order of rows."""
-    lengths, columns, rows = (
-        torch.sort(t / t.mean()).values for t in (export.norm(dim=1), tuned.norm(dim=0), tuned.norm(dim=1))
-    )
-    off = (lengths - columns).abs().mean()
-    return bool(off < 0.004 and off < (lengths - rows).abs().mean() / 2)
-
-
-def _near(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return bool((a - b).norm() < 0.5 * a.norm())
-
-
-def layers_told(layers: Iterable[int]) -> str:
-    """'layer 3', 'layers 0-5 and 7'."""
-    ordered, parts = sorted(layers), []
-    while ordered:
-        end = next((i for i, layer in enumerate(ordered) if layer != ordered[0] + i), len(ordered))
-        parts.append(f"{ordered[0]}-{ordered[end - 1]}" if end > 1 else str(ordered[0]))
-        ordered = ordered[end:]
-    one = len(parts) == 1 and "-" not in parts[0]
-    return f"layer{'' if one else 's'} " + (
-        " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
-    )

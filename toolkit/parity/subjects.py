@@ -25,13 +25,15 @@ from toolkit.parity.checks.strength import strength_check
 from toolkit.parity.checks.structure import folder_structure_check, gguf_structure_check
 from toolkit.parity.checks.tokens import recorded_tokens_check, tokens_check
 from toolkit.parity.checks.weights import Expected, weights_check
-from toolkit.parity.comparison import Comparison, Tuning
+from toolkit.parity.comparison import Comparison
 from toolkit.parity.exported import GGUFWeights
 from toolkit.parity.golden.goldens import Goldens
 from toolkit.parity.golden.record import as_merged
 from toolkit.parity.heat import heat
 from toolkit.parity.limits import Limits, fallback_share, limits_for
+from toolkit.parity.metadata import compare_metadata
 from toolkit.parity.more import Further, decide
+from toolkit.parity.tuning import Tuning
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts, GoldenFacts
@@ -125,19 +127,18 @@ def merged_subject(tuned: Tuned, merged: Path, compared: Comparison) -> Subject:
     )  # fmt: skip
 
 
-def file_checks(tuned: Tuned, file: GGUFUnderTest, weights: GGUFWeights, compared: Comparison | None) -> list[Check]:
+def file_checks(tuned: Tuned, file: GGUFUnderTest, weights: GGUFWeights, compared: Comparison) -> list[Check]:
     """What the file alone tells, without running it."""
-    checks = [gguf_structure_check(tuned.tuning, weights, compared)]
-    if compared is None:
-        message = f"its tensors were not looked at: {weights.architecture} is not known here tensor by tensor"
-        checks.append(Check(name="weights", verdict="not compared", message=message))
-    else:
-        checks.append(weights_check(compared, Expected.of(tuned.adapter, tuned.tuning.has_base)))
+    keys = compare_metadata(tuned.tuning.layout.metadata, weights.header)
+    checks = [
+        gguf_structure_check(compared, keys),
+        weights_check(compared, Expected.of(tuned.adapter, tuned.tuning.has_base)),
+    ]
     if file.converted:
         return checks
     if file.source is not None:
         checks.append(source_check(samples_of_converted(weights, GGUFWeights(file.source))))
-    elif compared is not None and checks[-1].verdict == "pass":
+    elif checks[-1].verdict == "pass":
         # Of weights that are not the tuned ones, it could not be told how they were rounded.
         checks.append(source_check(samples_of_tuning(weights, tuned.tuning)))
     return checks
@@ -145,13 +146,20 @@ def file_checks(tuned: Tuned, file: GGUFUnderTest, weights: GGUFWeights, compare
 
 def gguf_subject(tuned: Tuned, file: GGUFUnderTest, checks: list[Check], tick: Callable[[int], None]) -> Subject:
     started = time.monotonic()
-    limits, relaxed = limits_for(file.file_type, tuned.parameters, fallback_share(read_gguf(file.path), file.file_type))
+    header = read_gguf(file.path)
+    limits, relaxed = limits_for(file.file_type, tuned.parameters, fallback_share(header, file.file_type))
+    keys = compare_metadata(tuned.tuning.layout.metadata, header)
     goldens = tuned.goldens
     with Candidate(file.path) as candidate:
         checks = [
             gguf_prompts_check(goldens, candidate),
             tokens_check(
-                candidate, tuned.tokenizer, goldens.recorded(), goldens.facts.vocabulary, goldens.facts.end_tokens
+                candidate,
+                tuned.tokenizer,
+                goldens.recorded(),
+                goldens.facts.vocabulary,
+                goldens.facts.end_tokens,
+                keys.of("tokenizer"),
             ),
             *checks,
         ]

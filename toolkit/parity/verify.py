@@ -79,8 +79,8 @@ def _certified(judged: Path, out: Path, certificate: dict[str, Any]) -> dict[str
 
 def judge(tuned: Tuned, merged: Path | None, files: list[GGUFUnderTest]) -> list[Subject]:
     """Judge the adapter and whatever was made of it, with progress on stderr."""
-    ggufs = {file.name: GGUFWeights(file.path) for file in files}
-    exports: dict[str, Exported] = {name: weights for name, weights in ggufs.items() if weights.known}
+    ggufs = {file.name: GGUFWeights(file.path, tuned.tuning.layout) for file in files}
+    exports: dict[str, Exported] = dict(ggufs)
     if merged is not None:
         exports["merged"] = FolderWeights(merged)
     subjects = [adapter_subject(tuned.adapter)] if tuned.adapter is not None else []
@@ -92,7 +92,7 @@ def judge(tuned: Tuned, merged: Path | None, files: list[GGUFUnderTest]) -> list
             subjects.append(merged_subject(tuned, merged, compared["merged"]))
         for file in files:
             task = progress.add_task(f"{file.name} answers", total=len(tuned.goldens.rows))
-            checks = file_checks(tuned, file, ggufs[file.name], compared.get(file.name))
+            checks = file_checks(tuned, file, ggufs[file.name], compared[file.name])
             subjects.append(gguf_subject(tuned, file, checks, functools.partial(progress.advance, task)))
     return subjects
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.faults.files import quantize_again
-from tests.parity.test_exported import converted
+from tests.models.test_layout import converted
 from tests.small_models import adapter_artifact, tiny_phi3
 from toolkit.export.llama_cpp import quantize_file
 from toolkit.parity.certificate import Check
 from toolkit.parity.checks.source import samples_of_converted, samples_of_tuning, source_check
-from toolkit.parity.comparison import Tuning
 from toolkit.parity.exported import GGUFWeights
+from toolkit.parity.tuning import Tuning
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +62,9 @@ def test_without_the_converted_file_the_tuned_weights_tell(source: GGUFWeights, 
     base = source.path.parent.parent / "base"
     tuning = Tuning(adapter_artifact(base, base, "full"), "as trained")
     quantize_file(source.path, tmp_path / "made.gguf", "Q4_K_M")
-    assert source_check(samples_of_tuning(GGUFWeights(tmp_path / "made.gguf"), tuning)).verdict == "pass"
+    assert source_check(samples_of_tuning(GGUFWeights(tmp_path / "made.gguf", tuning.layout), tuning)).verdict == "pass"
     quantize_file(source.path, tmp_path / "first.gguf", "Q8_0")
     quantize_again(tmp_path / "first.gguf", tmp_path / "then.gguf", "Q4_K_M")
-    check = source_check(samples_of_tuning(GGUFWeights(tmp_path / "then.gguf"), tuning))
+    check = source_check(samples_of_tuning(GGUFWeights(tmp_path / "then.gguf", tuning.layout), tuning))
     assert check.verdict == "fail"
     assert "it was quantized from a file that was Q8_0 already" in check.message

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from tests.faults.chains import ROPE, change_json
 from tests.faults.files import change_tensor, set_value
-from tests.parity.test_exported import converted
+from tests.models.test_layout import converted, layout_of_folder
 from tests.small_models import adapter_artifact, tiny_adapter, tiny_gemma2, tiny_llama, tiny_phi3
-from toolkit.parity.checks.structure import Wanted, folder_structure_check, gguf_structure_check, wanted_settings
-from toolkit.parity.comparison import Comparison, Tuning, compare_weights
+from toolkit.parity.checks.structure import folder_structure_check, gguf_structure_check
+from toolkit.parity.comparison import Comparison, compare_weights
 from toolkit.parity.exported import FolderWeights, GGUFWeights
+from toolkit.parity.metadata import compare_metadata
+from toolkit.parity.tuning import Tuning
 
 LONG, SHORT = [1.0 + i / 8 for i in range(32)], [1.0] * 32
 YARN = {"rope_type": "yarn", "rope_theta": 1e5, "factor": 4.0, "original_max_position_embeddings": 512}
@@ -34,6 +35,12 @@ Make = Callable[..., Path]
 
 def _tuning(base: Path) -> Tuning:
     return Tuning(adapter_artifact(base, base, "full"), "as trained")
+
+
+def _checked(tuning: Tuning, path: Path) -> Any:
+    export = GGUFWeights(path, tuning.layout)
+    compared = compare_weights(tuning, {"": export}, lambda _: 1.0)[""]
+    return gguf_structure_check(compared, compare_metadata(tuning.layout.metadata, export.header))
 
 
 def _as_one(values: Any) -> Any:
@@ -53,13 +60,13 @@ def _as_one(values: Any) -> Any:
             tiny_llama,
             YARN,
             lambda p: set_value(p, "llama.rope.scaling.factor", 2.0),
-            "llama.rope.scaling.factor is 2.0, rope factor is 4.0",
+            "llama.rope.scaling.factor is 2.0, and should be 4.0",
         ),
         (
             tiny_llama,
             LINEAR,
             lambda p: set_value(p, "llama.rope.scaling.factor", 1.0),
-            "llama.rope.scaling.factor is 1.0, rope factor is 2.0",
+            "llama.rope.scaling.factor is 1.0, and should be 2.0",
         ),
         (
             tiny_phi3,
@@ -71,7 +78,7 @@ def _as_one(values: Any) -> Any:
             tiny_gemma2,
             None,
             lambda p: set_value(p, "gemma2.final_logit_softcapping", 0.0),
-            "gemma2.final_logit_softcapping is 0.0, final_logit_softcapping is 30.0",
+            "gemma2.final_logit_softcapping is 0.0, and should be 30.0",
         ),
     ],
     ids=["llama3", "yarn", "linear", "longrope", "gemma2"],
@@ -84,29 +91,86 @@ def test_a_right_conversion_passes_and_a_changed_value_is_named(
         original = {"original_max_position_embeddings": 1024} if make is tiny_phi3 else {}
         change_json(base / "config.json", rope_parameters=rope, **original)
     export, tuning = converted(base, tmp_path / "out"), _tuning(base)
-    right = gguf_structure_check(tuning, export, None)
-    assert right.verdict == "pass"
-    assert right.message.startswith("hyperparameters are equal; its tensors were not looked at")
-    assert [m.name for m in right.measures] == ["hyperparameters that differ"]
-    compared = compare_weights(tuning, {"": export}, lambda _: 1.0)[""]
-    right = gguf_structure_check(tuning, export, compared)
+    right = _checked(tuning, export.path)
     assert (right.verdict, right.message) == ("pass", "hyperparameters, tensors and shapes are equal")
-    extra = gguf_structure_check(tuning, export, replace(compared, extra=[*compared.extra, "blk.0.attn_q.bias"]))
-    assert (extra.verdict, extra.message) == ("fail", "blk.0.attn_q.bias is there, and the model has no such tensor")
     wrong = tmp_path / "wrong.gguf"
     shutil.copy(export.path, wrong)
     damage(wrong)
-    found = gguf_structure_check(tuning, GGUFWeights(wrong), None)
+    found = _checked(tuning, wrong)
     assert (found.verdict, found.message) == ("fail", said)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("llama.context_length", 512, "llama.context_length is 512, and should be 2048"),
+        ("llama.attention.layer_norm_rms_epsilon", 1e-3, "llama.attention.layer_norm_rms_epsilon is 0.001"),
+        ("llama.rope.dimension_count", 32, "llama.rope.dimension_count is 32, and should be 64"),
+    ],
+)
+def test_any_number_that_llama_cpp_reads_counts(key: str, value: float, said: str, tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "base", layers=1)
+    export = converted(base, tmp_path / "out")
+    set_value(export.path, key, value)
+    found = _checked(_tuning(base), export.path)
+    assert found.verdict == "fail" and said in found.message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "verdict"),
+    [
+        ("llama.attention.scale", 0.5, "fail"),
+        ("llama.attention.sliding_window", 64, "fail"),
+        ("llama.attention.sliding_window", 0, "pass"),
+        ("llama.expert_count", 0, "pass"),
+        ("llama.a_key_of_tomorrow", 7, "pass"),
+        ("general.author", "somebody", "pass"),
+        ("somebody.else", "anything", "pass"),
+    ],
+)
+def test_a_key_that_the_converter_does_not_write(key: str, value: Any, verdict: str, tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "base", layers=1)
+    layout, export = layout_of_folder(base), converted(base, tmp_path / "out")
+    export.header.metadata[key] = value
+    keys = compare_metadata(layout.metadata, export.header)
+    found = gguf_structure_check(Comparison(), keys)
+    assert found.verdict == verdict, found.message
+    assert key in str(found.details)
+
+
+def test_a_key_that_is_missing_counts_unless_llama_cpp_does_the_same_without_it(tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "base", layers=1)
+    layout, export = layout_of_folder(base), converted(base, tmp_path / "out")
+    metadata = export.header.metadata
+    for key in (
+        "llama.attention.key_length",
+        "llama.attention.value_length",
+        "llama.rope.dimension_count",
+        "llama.vocab_size",
+    ):
+        del metadata[key]
+    assert compare_metadata(layout.metadata, export.header).different == []
+    del metadata["llama.attention.head_count_kv"]
+    (found,) = compare_metadata(layout.metadata, export.header).different
+    assert found.told() == "llama.attention.head_count_kv is missing, it should be 2"
+
+
+def test_tables_of_the_tokenizer_are_compared_entry_by_entry(tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "base", layers=1)
+    layout, export = layout_of_folder(base), converted(base, tmp_path / "out")
+    metadata = export.header.metadata
+    assert compare_metadata(layout.metadata, export.header).of("tokenizer") == []
+    metadata["tokenizer.ggml.token_type"][17] = 1
+    metadata["tokenizer.ggml.merges"][3:5] = metadata["tokenizer.ggml.merges"][4:2:-1]
+    told = [difference.told() for difference in compare_metadata(layout.metadata, export.header).of("tokenizer")]
+    assert len(told) == 2 and "token_type [17] is 1, and should be 3" in told[0] and "merges [3] is" in told[1]
 
 
 def test_another_architecture_is_named_first(tmp_path: Path) -> None:
     export = converted(tiny_phi3(tmp_path / "phi3", layers=1), tmp_path / "out")
-    tuning = _tuning(tiny_llama(tmp_path / "llama", layers=1))
-    found = gguf_structure_check(tuning, export, Comparison(missing=["everything"]))
-    wanted = (
-        "general.architecture is phi3, and the base (llama) converts to llama: name a file that was made from this base"
-    )
+    layout = layout_of_folder(tiny_llama(tmp_path / "llama", layers=1))
+    found = gguf_structure_check(Comparison(missing=["everything"]), compare_metadata(layout.metadata, export.header))
+    wanted = "general.architecture is phi3, and the base converts to llama: name a file that was made from this base"
     assert (found.verdict, found.message) == ("fail", wanted)
 
 
@@ -118,13 +182,9 @@ def test_rope_factors_that_the_model_does_not_have(tmp_path: Path) -> None:
     tuning, export = _tuning(base), converted(rotated, tmp_path / "out")
     set_value(export.path, "llama.rope.freq_base", 100_000.0)
 
-    def checked() -> Any:
-        opened = GGUFWeights(export.path)
-        return gguf_structure_check(tuning, opened, compare_weights(tuning, {"": opened}, lambda _: 1.0)[""])
-
-    assert checked().message == "rope_freqs.weight is there, and the model has no such tensor"
+    assert _checked(tuning, export.path).message == "rope_freqs.weight is there, and the model has no such tensor"
     change_tensor(export.path, "rope_freqs.weight", _as_one)
-    assert checked().verdict == "pass"
+    assert _checked(tuning, export.path).verdict == "pass"
 
 
 def test_a_folder_of_peft_from_an_old_configuration_is_the_same_structure(tmp_path: Path) -> None:
@@ -147,26 +207,6 @@ def test_a_folder_of_peft_from_an_old_configuration_is_the_same_structure(tmp_pa
     found = folder_structure_check(tuning, tmp_path / "merged", compared)
     assert found.verdict == "fail"
     assert found.message.startswith("rope_parameters is")
-
-
-def test_settings_of_a_configuration(tmp_path: Path) -> None:
-    config = AutoConfig.from_pretrained(tiny_gemma2(tmp_path / "base", layers=1, hidden=512))
-    config.head_dim = 64
-    found = list(wanted_settings(config, "gemma2"))
-    assert found == [
-        Wanted("block_count", 1, "num_hidden_layers"),
-        Wanted("embedding_length", 512, "hidden_size"),
-        Wanted("feed_forward_length", 1024, "intermediate_size"),
-        Wanted("attention.head_count", 4, "num_attention_heads"),
-        Wanted("attention.head_count_kv", 2, "num_key_value_heads"),
-        Wanted("attention.layer_norm_rms_epsilon", 1e-6, "rms_norm_eps"),
-        Wanted("attn_logit_softcapping", 50.0, "attn_logit_softcapping"),
-        Wanted("final_logit_softcapping", 30.0, "final_logit_softcapping"),
-        Wanted("attention.key_length", 64, "head_dim"),
-        Wanted("attention.sliding_window", 512, "sliding_window"),
-        Wanted("rope.freq_base", 10000.0, "rope_theta"),
-        Wanted("rope.scaling.type", "none", "rope_type"),
-    ]
 
 
 def test_a_merged_folder_is_compared_with_its_base(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from toolkit.models.adapters import LoraAdapter
 from toolkit.parity.certificate import Check, Measure, lower_is_better
-from toolkit.parity.comparison import layers_told
+from toolkit.parity.damage import layers_told
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _OTHER_SENSES = re.compile(r"(^|\.)(visual|vision\w*|multi_modal_projector|mm_projector|audio\w*)\.")

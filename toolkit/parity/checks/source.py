@@ -17,9 +17,10 @@ import torch
 
 from toolkit.models.gguf_file import UNQUANTIZED
 from toolkit.parity.certificate import Check, Measure, lower_is_better
-from toolkit.parity.comparison import Tuning
 from toolkit.parity.exported import GGUFWeights, dequantized
 from toolkit.parity.rounding import can_round, quantized
+from toolkit.parity.tuning import Tuning
+from toolkit.parity.units import units_of
 
 ROWS = 32
 TENSORS = 12
@@ -50,10 +51,15 @@ def samples_of_converted(export: GGUFWeights, converted: GGUFWeights) -> Iterato
 
 def samples_of_tuning(export: GGUFWeights, tuning: Tuning) -> Iterator[Sample]:
     """Rows of a quantized file whose converted file is not known, and of the tuned weights, as 16 bits would hold them."""
-    names = [n for n in tuning.names() if len(tuning.shape(n)) == 2 and export.has(n) and _can_tell(export.type(n))]
-    for name in _spread([n for n in names if export.shape(n) == tuning.shape(n)]):
-        rows = torch.arange(min(ROWS, tuning.shape(name)[0]))
-        kind, tuned, found = export.type(name), tuning.load(name)[1][rows], export.load(name, rows)
+    units = [
+        u
+        for u in units_of(tuning, export.layout)
+        if u.sources and export.has(u.name) and _can_tell(export.type(u.name))
+    ]
+    for unit in _spread([u for u in units if len(s := u.shape(tuning)) > 1 and export.shape(u.name) == s]):
+        weight = unit.weights(tuning.load).tuned
+        rows = torch.arange(min(ROWS, len(weight)))
+        kind, tuned, found = export.type(unit.name), weight[rows], export.load(unit.name, rows)
         vias = [tuned.to(dtype).float().numpy() for dtype in (torch.float16, torch.bfloat16, torch.float32)]
         samples = [Sample(kind, via, found.numpy()) for via in vias]
         yield next((one for one in samples if _source(one, _rounded(one.before, kind)) != "other"), samples[0])

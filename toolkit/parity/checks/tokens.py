@@ -9,6 +9,7 @@ from typing import Any
 
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import Check, Measure, lower_is_better
+from toolkit.parity.metadata import Difference
 
 RANDOM_TEXTS = 2000
 SEED = 20260
@@ -83,6 +84,7 @@ def tokens_check(
     recorded: list[tuple[str, list[int]]],
     vocabulary: int,
     end_tokens: list[int],
+    keys: list[Difference] | None = None,
 ) -> Check:
     """A GGUF's vocabulary against the HF tokenizer, the recorded ids of golden prompts, and the tuned model's end tokens.
 
@@ -92,7 +94,9 @@ def tokens_check(
         recorded: (text, ids) as the model was trained to read it.
         vocabulary: rows of the model's head.
         end_tokens: ids at which the tuned model ends.
+        keys: of the tokenizer's metadata, those that are not what the converter writes.
     """
+    keys = keys or []
     added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
     texts = random_texts(special=sorted(added))
     pairs = [(text, encode(tokenizer, text)) for text in texts]
@@ -117,13 +121,22 @@ def tokens_check(
             verdict="pass" if candidate.vocabulary == vocabulary else "fail",
         )
     )  # fmt: skip
+    measures.append(lower_is_better("keys of the tokenizer that differ", len(keys), 0, 0))
     different = [found for group in by_group.values() for found in group]
     message = _message(different, spelled, sum(map(len, (recorded, added, pairs))))
     if candidate.vocabulary != vocabulary:
         message = f"the vocabulary has {candidate.vocabulary} tokens, the tuned model's {vocabulary}; {message}"
     elif not different and not spelled and any(m.verdict == "fail" for m in measures):
         message = _ends_message(candidate, end_tokens, tokenizer.eos_token_id)
-    details = {"different": different[:5], "spelled_differently": spelled[:5]}
+    if keys:
+        only = all(m.verdict == "pass" for m in measures[:-2])
+        told = "; ".join(key.told() for key in keys[:3])
+        message = told if only else f"{message}; {told}"
+    details = {
+        "different": different[:5],
+        "spelled_differently": spelled[:5],
+        "keys": [key.told() for key in keys[:20]],
+    }
     return Check.of("tokens", measures, message, details)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from toolkit.models.adapters import LoraAdapter
 from toolkit.parity.certificate import Check, Measure, Suspect, Verdict, lower_is_better
-from toolkit.parity.comparison import Comparison, TensorSums, layers_told
+from toolkit.parity.comparison import Comparison, TensorSums
+from toolkit.parity.damage import layers_told, spoken
 from toolkit.parity.limits import largest_rest
 from toolkit.parity.sums import Sums
 
@@ -44,7 +45,7 @@ class Expected:
     use_rslora: bool = False
     use_dora: bool = False
     has_base: bool = True
-    """See `toolkit.parity.comparison.Tuning`."""
+    """See `toolkit.parity.tuning.Tuning`."""
 
     @classmethod
     def of(cls, adapter: LoraAdapter | None, has_base: bool = True) -> Expected:
@@ -208,9 +209,7 @@ def _blamed(found: Comparison, expected: Expected, damaged: list[TensorSums], of
         )
     if damaged:
         first = max(damaged, key=_beyond)
-        told = (
-            f"{len(damaged)} of {len(found.tensors)} tensors are damaged; {first.name} ({first.type}): {first.damage}"
-        )
+        told = f"{len(damaged)} of {len(found.tensors)} tensors are damaged; {spoken(first.name)} ({first.type}): {first.damage}"
         if math.isfinite(first.sums.rest):
             limit = largest_rest(first.type)
             told += f", {first.sums.rest:.3g} of its size is neither base nor adapter (limit {limit:.3g})"
