@@ -23,12 +23,16 @@ from tests.small_models import (
 )
 from toolkit.errors import DataError
 from toolkit.export.convert import convert
+from toolkit.export.llama_cpp import known_architectures
+from toolkit.models.convertible import check_converts_base
 from toolkit.models.layout import Layout, architecture_of, layout_of
 from toolkit.models.layout_format import made_of
 from toolkit.models.safetensors_file import model_files
 from toolkit.models.weights import TrainedWeights
 from toolkit.parity.exported import FolderWeights, GGUFWeights
+from toolkit.recipe.plan import make_plan
 from toolkit.run.facts import ModelFacts
+from toolkit.run.hardware import read_hardware
 
 
 def converted(base: Path, out: Path, layout: bool = True) -> GGUFWeights:
@@ -140,6 +144,11 @@ def test_an_architecture_that_llama_cpp_does_not_know_is_named(tmp_path: Path) -
     (base / "config.json").write_text(config.replace("LlamaForCausalLM", "LlamaOfTheMoon"), encoding="utf-8")
     with pytest.raises(DataError, match="does not know the architecture LlamaOfTheMoon"):
         architecture_of(base)
+    with pytest.raises(DataError, match="does not know the architecture LlamaOfTheMoon"):
+        check_converts_base(str(base))
+    chosen = recipe(["F16"], "F16", base)
+    assert any("LlamaOfTheMoon" in note for note in make_plan(chosen, read_hardware()).notes)
+    assert "LlamaForCausalLM" in known_architectures()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import functools
 import os
@@ -54,6 +55,14 @@ def tree() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f"{LLAMA_CPP_PYTHON}.lock")):
         return unpack_tree(source, cache_home())
+
+
+@functools.cache
+def known_architectures() -> frozenset[str]:
+    """What the pinned converter can convert, as `architectures` of a config.json names it; read from its own list, not run."""
+    program = ast.parse((tree() / "conversion" / "__init__.py").read_text(encoding="utf-8"))
+    lists = {ast.unparse(node.target): node.value for node in program.body if isinstance(node, ast.AnnAssign)}
+    return frozenset(ast.literal_eval(ast.unparse(lists["TEXT_MODEL_MAP"] or ast.Dict([], []))))
 
 
 def converter_environment(source: Path) -> dict[str, str]:

@@ -89,6 +89,18 @@ def check_base(base: str) -> None:
         _check_settings(hub.fetch(*name, [*_SETTINGS]))
 
 
+def settings_folder(base: str) -> Path:
+    """A folder with a base's configuration, of a folder or a model of the hub; weights need not be there.
+
+    Raises:
+        UsageError, DataError, ExternalToolError: as `resolve_base`.
+    """
+    if (local := _local_folder(base)) is not None:
+        return local
+    name = _hub_name(base)
+    return _complete_snapshot(*name) or hub.fetch(*name, [*_SETTINGS])
+
+
 def _local_folder(base: str) -> Path | None:
     folder = Path(base).expanduser()
     return folder.resolve() if base and folder.is_dir() else None

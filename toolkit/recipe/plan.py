@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from toolkit.errors import MAKE_ROOM, ResourceError, ToolkitError
+from toolkit.errors import MAKE_ROOM, ExternalToolError, ResourceError, ToolkitError
 from toolkit.models.bases import is_here
+from toolkit.models.convertible import check_converts_base
 from toolkit.recipe.estimates import (
     CARD_START_SECONDS,
     CUDA_CONTEXT_BYTES,
@@ -79,6 +80,7 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
     shape, note = shape_of_base(recipe.base)
     notes = ["These are estimates; report.md says what a finished run did cost."]
     notes += [note] if note else []
+    notes += _not_converted(recipe.base)
     rows = _rows(recipe, notes)
     train = recipe.train
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
@@ -107,6 +109,19 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
         settings_to_lower(recipe),
         notes,
     )
+
+
+def _not_converted(base: str) -> list[str]:
+    """A note where llama.cpp cannot run what is tuned on this base; nothing is fetched to find out."""
+    if not is_here(base):
+        return []
+    try:
+        check_converts_base(base)
+    except ExternalToolError:
+        return ["Whether llama.cpp knows this architecture is told once it is set up: make setup"]
+    except ToolkitError as error:
+        return [error.message]
+    return []
 
 
 def check_plan(plan: Plan, hardware: Hardware, folder: Path, runs: Collection[str]) -> list[ToolkitError]:

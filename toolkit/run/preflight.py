@@ -27,8 +27,9 @@ def preflight(recipe: Recipe, folder: Path, runs: Collection[str]) -> None:
         faults += _collect(lambda: check_data(recipe))
     if "train" in runs:
         from toolkit.models.bases import check_base
+        from toolkit.models.convertible import check_converts_base
 
-        faults += _raised(lambda: check_base(recipe.base))
+        faults += _raised(lambda: check_base(recipe.base)) or _raised(lambda: check_converts_base(recipe.base))
     if "prepare" in runs or "golden" in runs:
         from toolkit.recipe.prompts_file import golden_turns
 

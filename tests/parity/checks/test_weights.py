@@ -125,7 +125,7 @@ def test_another_base_and_damage_are_told_apart() -> None:
     assert "not applied as DoRA" in message
     verdict, suspect, message = told(check(noise={"layers.0.mlp.up_proj": 0.1}))
     assert (verdict, suspect) == ("fail", "conversion")
-    assert "1 of 6 tensors are damaged; model.layers.0.mlp.up_proj.weight (F32): other values" in message
+    assert "1 of 6 tensors are damaged; layer 0's up_proj (F32): other values" in message
 
 
 def test_a_model_of_no_known_base_is_judged_by_its_values() -> None:
@@ -147,7 +147,7 @@ def test_a_model_of_no_known_base_is_judged_by_its_values() -> None:
     assert "strength in the weights" not in {m.name for m in right.measures}
     verdict, suspect, message = told(weights_check(tensors(1), no_base))
     assert (verdict, suspect) == ("fail", "conversion")
-    assert "1 of 4 tensors are damaged; model.layers.0.mlp.up_proj.weight (F32): other values" in message
+    assert "1 of 4 tensors are damaged; layer 0's up_proj (F32): other values" in message
     verdict, suspect, message = told(weights_check(tensors(4), no_base))
     assert (verdict, suspect) == ("fail", "conversion")
     assert message == f"it was made from another model: 4 of 4 tensors hold other values, first {names[0]}"
