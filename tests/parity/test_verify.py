@@ -174,7 +174,7 @@ def test_one_value_that_is_no_number_fails_and_is_named(clean: Chain, tmp_path: 
     for name in ("weights", "strength", "logits"):
         assert checks[name]["verdict"] == "fail", name
     assert certificate["blame"]["message"].endswith(
-        "tensors are damaged; layer 0's up_proj (F16): holds values that are no numbers"
+        "tensors are damaged; layer 0's up_proj (F16) holds values that are no numbers"
     )
     console = Console(width=160, record=True, file=(tmp_path / "screen").open("w", encoding="utf-8"))
     console.print(certificate_table(certificate))

@@ -17,7 +17,6 @@ from toolkit.models.safetensors_file import Entry, model_files
 from toolkit.models.weights import TrainedWeights
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts
-from toolkit.run.places import cache_home
 
 
 class Weights(NamedTuple):
@@ -73,7 +72,7 @@ class Tuning:
         entries = [self.entry(name) for name in self.names()]
         if self._merged is None:
             return layout_of(self.folder, entries, self.tied_head)
-        with tempfile.TemporaryDirectory(dir=cache_home()) as settings:
+        with tempfile.TemporaryDirectory() as settings:
             copy_settings(self._merged, self._adapter, "float32", Path(settings))
             return layout_of(Path(settings), entries, self.tied_head)
 

@@ -209,7 +209,8 @@ def _blamed(found: Comparison, expected: Expected, damaged: list[TensorSums], of
         )
     if damaged:
         first = max(damaged, key=_beyond)
-        told = f"{len(damaged)} of {len(found.tensors)} tensors are damaged; {spoken(first.name)} ({first.type}): {first.damage}"
+        how = f" {first.damage}" if first.damage.startswith("holds ") else f": {first.damage}"
+        told = f"{len(damaged)} of {len(found.tensors)} tensors are damaged; {spoken(first.name)} ({first.type}){how}"
         if math.isfinite(first.sums.rest):
             limit = largest_rest(first.type)
             told += f", {first.sums.rest:.3g} of its size is neither base nor adapter (limit {limit:.3g})"
