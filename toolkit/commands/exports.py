@@ -15,6 +15,7 @@ from toolkit.commands.options import (
     print_facts,
     print_json,
     recipe_options,
+    settings_option,
 )
 
 ADOPTED = ("train", "golden", "merge", "convert", "quantize", "verify", "create", "report")
@@ -91,14 +92,22 @@ def verify(
 @click.option("--system", default="", help="The system text that the adapter was trained with.")
 @click.option("--file-type", "file_types", multiple=True, help="GGUF file types to make; the last one is served.")
 @click.option("--modelfile", type=PATH, help="A partial Modelfile to complete.")
+@settings_option
+@click.option("--latest", is_flag=True, help="ADAPTER is an output folder: take its newest complete checkpoint.")
 @click.option("--upto", type=click.Choice(ADOPTED), default="report", help="Last stage to run.")
 @as_json_option
-def export(adapter: Path, name: str, base: str, upto: str, as_json: bool, **options: Any) -> None:
+def export(adapter: Path, name: str, base: str, latest: bool, upto: str, as_json: bool, **options: Any) -> None:
     """Take a PEFT adapter that any tool trained through merge, GGUF, certificate and Ollama.
 
     \b
     Example:  tune2ollama export outputs/checkpoint-60 --name mymodel --base ./Qwen2.5-0.5B-Instruct
+    Example:  tune2ollama export outputs --latest --name mymodel --set golden.max_new_tokens=200
     """
+    if latest:
+        from toolkit.models import adapter_files
+
+        adapter = adapter_files.latest(adapter)
+        click.echo(f"Taking {adapter}", err=True)
     from toolkit.run import pipeline
     from toolkit.train.adopt import recipe_for_adapter
 

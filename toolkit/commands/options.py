@@ -21,13 +21,15 @@ as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the
 load_in_4bit_option = click.option(
     "--load-in-4bit/--no-load-in-4bit", default=None, help="Whether the adapter was trained on an NF4 base (QLoRA)."
 )
+settings_option = click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe."
+)
 
 
 def recipe_options(command: Command) -> Command:
     """--profile and --set, the same for every command that reads a recipe."""
-    settings = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe.")
     profile = click.option("--profile", help="cpu, gpu-8gb, …; by default what this machine can hold.")
-    return profile(settings(command))
+    return profile(settings_option(command))
 
 
 def load(recipe: Path, profile: str | None, settings: tuple[str, ...]) -> Recipe:

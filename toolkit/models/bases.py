@@ -18,6 +18,8 @@ import yaml
 
 from toolkit.errors import DataError, ResourceError, ToolkitError, UsageError
 from toolkit.models import embedded, hub
+from toolkit.models.four_bit import four_bit_copy, refuse_quantized
+from toolkit.models.json_file import read_object
 from toolkit.models.safetensors_file import model_files
 from toolkit.recipe.schema import nearest
 from toolkit.run.artifacts import file_sha256, write_json
@@ -113,6 +115,12 @@ def _hub_name(base: str) -> tuple[str, str | None]:
             f"there is no base model {base}{_near_folder(base)}",
             f"Name {EMBEDDED}{embedded.NAME}, a folder, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct@<commit>.",
         )
+    copy = four_bit_copy(match[1])
+    if copy is not None:
+        raise DataError(
+            f"{base} is a copy that is quantized already; an adapter cannot be merged onto it without loss",
+            f"Name its 16-bit original as base: {copy.original}. It is quantized to NF4 for training here.",
+        )
     return match[1], match[2]
 
 
@@ -179,18 +187,14 @@ def _checked_files(folder: Path) -> list[str]:
 
 
 def _check_settings(folder: Path) -> None:
-    config = _json(folder / "config.json", folder)
+    _json(folder / "config.json", folder)
     for name in ("config.json", "tokenizer_config.json"):
         if (folder / name).is_file() and "auto_map" in _json(folder / name, folder):
             raise DataError(
                 f"{folder / name} asks for code of its own to be run (auto_map); nothing that was downloaded is run here",
                 "Choose a base that transformers knows by itself.",
             )
-    if "quantization_config" in config:
-        raise DataError(
-            f"{folder} is quantized already; an adapter cannot be merged onto it without loss",
-            "Name the 16-bit original as base: it is quantized to NF4 for training here.",
-        )
+    refuse_quantized(folder)
     _check_tokenizer(folder)
 
 
@@ -251,7 +255,7 @@ def read_chat_template(folder: Path) -> str | None:
 
 def _json(path: Path, folder: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path, "Get the file again.")
     except FileNotFoundError as error:
         if (folder / "adapter_config.json").is_file():
             raise DataError(
@@ -260,11 +264,6 @@ def _json(path: Path, folder: Path) -> dict[str, Any]:
         raise DataError(
             f"{folder} is no model folder: it has no {path.name}", "Name a folder that holds one."
         ) from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {error}", "Get the file again.") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path} holds no JSON object", "Get the file again.")
-    return value
 
 
 def _license(folder: Path) -> str:

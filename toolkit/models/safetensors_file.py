@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import MAKE_ROOM, DataError, ResourceError
+from toolkit.models.json_file import parse_object
 
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -67,7 +68,7 @@ def read_header(path: Path) -> dict[str, Entry]:
                 raise DataError(f"{path} is no safetensors file: its first 8 bytes give no header length", hint)
             if size < 8 + length:
                 raise DataError(f"{path} is truncated: its header needs {8 + length} bytes, the file has {size}", hint)
-            header = json.loads(stream.read(length))
+            header = parse_object(stream.read(length))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}", "Check the path and its permissions.") from error
     except ValueError as error:
@@ -96,6 +97,25 @@ def _entries(header: dict[str, Any], data: int) -> dict[str, Entry]:
     return entries
 
 
+_EXPONENTS = {"F64": ("<u8", 0x7FF0000000000000), "F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
+"""Type → (integers of its size, the exponent's bits): all of them set mean NaN or infinity (IEEE 754)."""
+
+
+def first_not_finite(path: Path, header: Mapping[str, Entry]) -> str | None:
+    """The first tensor of a file that holds NaN or infinity, told from the bits; None: all are numbers."""
+    import numpy
+
+    for name, entry in sorted(header.items(), key=lambda item: item[1].begin):
+        if entry.dtype in _EXPONENTS and entry.bytes:
+            kind, mask = _EXPONENTS[entry.dtype]
+            # A piece at a time: an embedding of a gigabyte is not to be there three times.
+            values = numpy.memmap(path, kind, "r", entry.begin, (entry.bytes // numpy.dtype(kind).itemsize,))
+            for start in range(0, len(values), 1 << 22):
+                if ((values[start : start + (1 << 22)] & mask) == mask).any():
+                    return name
+    return None
+
+
 def commonest_dtype(entries: Iterable[Entry]) -> str:
     """The type that most bytes are stored in, as torch calls it; one that is not in `DTYPES` as the format does."""
     stored: Counter[str] = Counter()
@@ -121,7 +141,7 @@ def model_files(folder: Path) -> dict[str, Path]:
             )
         return dict.fromkeys(read_header(path), path)
     try:
-        names: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names: dict[str, str] = parse_object(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(names.values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(f"{index} is damaged: {error}", "Get it again from where the model came from.") from error

@@ -57,6 +57,22 @@ def load_recipe(
     return recipe
 
 
+def assembled(tree: dict[str, Any], settings: Iterable[str], command: str) -> Recipe:
+    """The recipe that a command puts together itself, with the keys that `--set` changes.
+
+    Raises:
+        UsageError: with every fault in one message.
+    """
+    faults = _apply_settings(tree, settings)
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        faults += [_fault(None, {}, e) for e in error.errors()]
+    if faults:
+        raise UsageError("\n".join(faults), f"Look at: {command} --help")
+    return recipe
+
+
 def write_resolved(recipe: Recipe, folder: Path) -> Path:
     """Keep a recipe as it runs, profile, `--set` and environment resolved: `load_recipe` gives the very same one, anywhere.
 
@@ -156,7 +172,10 @@ def _apply_settings(tree: dict[str, Any], settings: Iterable[str]) -> list[str]:
         if not isinstance(place, dict):
             faults.append(f"--set {setting}: {'.'.join(parents)} holds no keys")
             continue
-        place[last] = _number(yaml.safe_load(text))
+        try:
+            place[last] = _number(yaml.safe_load(text))
+        except yaml.YAMLError:
+            faults.append(f"--set {setting}: {text!r} is no YAML value; put a text into quotes")
     return faults
 
 
@@ -182,7 +201,7 @@ def _expand(tree: dict[str, Any], prefix: str) -> list[str]:
     return faults
 
 
-def _fault(path: Path, lines: dict[str, int], error: Any) -> str:
+def _fault(path: Path | None, lines: dict[str, int], error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"] if isinstance(part, str) and part in _all_keys())
     line = lines.get(key) or next((lines[k] for k in lines if key and key.startswith(k + ".")), None)
     last = str(error["loc"][-1]) if error["loc"] else ""
@@ -197,7 +216,7 @@ def _fault(path: Path, lines: dict[str, int], error: Any) -> str:
         got = "" if error["type"] == "value_error" else f", not {error['input']!r}"
         ours = error["type"] == "value_error"
         what = f"{key}: {message if ours else message[0].lower() + message[1:]}{got}" if key else message
-    return f"{path}{f':{line}' if line else ''}: {what}"
+    return what if path is None else f"{path}{f':{line}' if line else ''}: {what}"
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from toolkit.errors import DataError, UsageError
-from toolkit.models.adapters import CONFIG_FILE, WEIGHTS_FILE, LoraAdapter, read_config
-from toolkit.models.bases import TOKENIZER_FILES, check_folder, read_chat_template, resolve_base
+from toolkit.errors import DataError, ToolkitError, UsageError
+from toolkit.models.adapter_files import CONFIG_FILE, WEIGHTS_FILE, check_adapter, is_model
+from toolkit.models.adapters import LoraAdapter
+from toolkit.models.bases import TOKENIZER_FILES, check_base, check_folder, is_here, read_chat_template, resolve_base
+from toolkit.models.four_bit import four_bit_copy
 from toolkit.models.safetensors_file import DTYPES, commonest_dtype, link_or_copy, model_entries, model_files
 from toolkit.models.weights import TrainedWeights
+from toolkit.recipe.reading import assembled
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import ARTIFACT_FILE, text_sha256, write_text
 from toolkit.run.facts import AdapterFacts, Quantization
@@ -51,27 +55,29 @@ def recipe_for_adapter(
     file_types: tuple[str, ...] = (),
     modelfile: Path | None = None,
     load_in_4bit: bool | None = None,
+    settings: Iterable[str] = (),
 ) -> Recipe:
     """The recipe of an export: no data, no training.
 
     Args:
         base: overrides what the adapter's config names.
         load_in_4bit: whether it was trained on the base in NF4; None: told from the base's name.
+        settings: `key.key=value` texts, as `--set` takes them; they win.
 
     Raises:
-        DataError: the folder holds no PEFT adapter.
+        DataError: the folder holds no PEFT adapter, or a damaged one.
         UsageError: the settings cannot work together.
     """
-    from pydantic import ValidationError
-
-    named = str(adapter) if is_model(adapter) else str(read_config(adapter).get("base_model_name_or_path") or "")
-    if not base and not named:
+    named = str(adapter) if is_model(adapter) else str(check_adapter(adapter).get("base_model_name_or_path") or "")
+    settings = list(settings)
+    given = base or any(setting.startswith("base=") for setting in settings)
+    if not given and not named:
         raise UsageError(f"{adapter}/adapter_config.json names no base model", "Name it: --base <folder or hub id>")
     types = list(file_types) or ["F16", "Q8_0", "Q4_K_M"]
     tree: dict[str, Any] = {
         "name": name,
         "profile": "export",
-        "base": base or named,
+        "base": base or (named if given or is_model(adapter) else base_of(adapter, named)),
         "system": system,
         "adapter": str(adapter),
         "load_in_4bit": load_in_4bit,
@@ -79,16 +85,34 @@ def recipe_for_adapter(
         "export": {"file_types": types, "serve": types[-1]},
         "ollama": {"model": name, "modelfile": str(modelfile) if modelfile else None},
     }
+    return assembled(tree, settings, "tune2ollama export")
+
+
+def base_of(adapter: Path, named: str) -> str:
+    """The base that an adapter's config names; of a 4-bit copy its 16-bit original.
+
+    Raises:
+        DataError: the original is not known, or cannot be had; the message says which it is.
+    """
+    copy = four_bit_copy(named)
+    if copy is None:
+        return named
+    told = f"{adapter} was trained on {named}, whose weights are quantized"
+    command = f"tune2ollama export {adapter} --base"
+    if not copy.original or Path(copy.original).is_dir():
+        raise DataError(f"{told}: its 16-bit original is needed", f"Name it: {command} <folder or hub id>")
+    if not copy.certain and not is_here(copy.original):
+        raise DataError(f"{told}: its 16-bit original is needed", f"Name it: {command} {copy.original}")
     try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        faults = "\n".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
-        raise UsageError(faults, "Look at: tune2ollama export --help") from error
-
-
-def is_model(folder: Path) -> bool:
-    """Whether a folder holds a whole model instead of an adapter."""
-    return (folder / "config.json").is_file() and not (folder / CONFIG_FILE).is_file()
+        check_base(copy.original)
+    except ToolkitError as error:
+        raise type(error)(
+            f"{told}; its 16-bit original {copy.original} cannot be had: {error.message}",
+            f"Where you have it under another name: {command} <folder or hub id>. {error.hint}",
+        ) from error
+    how = "and its NF4 weights are made anew from it" if copy.nf4 else "without the rounding that it was trained on"
+    stderr.print(f"{named} is a 4-bit copy: {copy.original}, its 16-bit original, is taken as base, {how}.")
+    return copy.original
 
 
 def _adopt_model(recipe: Recipe, source: Path, out: Path) -> AdapterFacts:
@@ -165,7 +189,8 @@ def adopt_adapter(recipe: Recipe, out: Path) -> AdapterFacts:
 
 
 def _was_quantized(folder: Path, base_name: str) -> bool:
-    # An adapter of ours says so beside it. Unsloth names the 4-bit base that it trained on; PEFT itself does not record it.
+    # An adapter of ours says so beside it. Others name the 4-bit base that they were trained on; PEFT itself does not record it.
     with contextlib.suppress(OSError, ValueError, KeyError):
         return bool(json.loads((folder / ARTIFACT_FILE).read_text(encoding="utf-8"))["facts"]["quantization"])
-    return base_name.lower().endswith(("-bnb-4bit", "-unsloth-bnb-4bit"))
+    copy = four_bit_copy(base_name)
+    return copy is not None and copy.nf4
