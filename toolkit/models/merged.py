@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from toolkit.models.adapters import LoraAdapter
+from toolkit.models.peft_layers import TunedLayers
 from toolkit.models.safetensors_file import Entry
 from toolkit.models.weights import TrainedWeights
 from toolkit.run.artifacts import Artifact
@@ -19,25 +20,33 @@ class MergedWeights:
 
     Raises:
         DataError: the adapter does not fit the base.
+        UsageError: a kind of adapter that has no merge.
     """
 
     def __init__(self, weights: TrainedWeights, adapter: LoraAdapter) -> None:
-        adapter.check_fits(weights)
         self.weights, self.adapter = weights, adapter
         self.folder = weights.folder
+        self.spelled, self.embedding = weights.spelled, weights.embedding
+        self._layers = TunedLayers(weights.structure(), adapter)
+        if weights.tied_head is not None:  # one parameter, under whichever name the file holds it
+            for one, other in ((weights.embedding, weights.tied_head), (weights.tied_head, weights.embedding)):
+                if one in self._layers.in_place:
+                    self._layers.in_place.setdefault(other, self._layers.in_place[one])
+        self._split: dict[tuple[str, torch.dtype], dict[str, torch.Tensor]] = {}
         self.tied_head = None if self._unties() else weights.tied_head
 
     def _unties(self) -> bool:
-        # An adapter on only one of two tied matrices parts them, unless PEFT was told to keep them tied.
+        """Whether the adapter parts two tied matrices. What a file holds of the base itself is read into both."""
         head, embedding = self.weights.tied_head, self.weights.embedding
-        if head is None or self.adapter.config.get("ensure_weight_tying"):
+        if head is None:
             return False
-        return any(name in self.adapter.replaced or self._changed(name) for name in (head, embedding))
+        acting = [self._layers.acts_on(name) for name in (head, embedding)]
+        if not all(acting):
+            return any(acting)
+        return not torch.equal(*(self._layers.merged(n, self.base(embedding), self._parameter) for n in (head, embedding)))
 
-    def _changed(self, name: str) -> bool:
-        module, _, kind = name.rpartition(".")
-        change = self.adapter.changes.get(module)
-        return change is not None and (kind == "weight" or (kind == "bias" and "bias" in change.parts))
+    def _parameter(self, name: str) -> torch.Tensor:
+        return self.weights.parameter(self.weights.embedding if name == self.weights.tied_head else name)
 
     def names(self) -> list[str]:
         """Every tensor of the merged model."""
@@ -52,7 +61,7 @@ class MergedWeights:
 
     def is_merged(self, name: str) -> bool:
         """Whether the adapter changes this tensor."""
-        return name in self.adapter.replaced or self._changed(name)
+        return self._layers.touches(self.spelled.parameter(name), self._parameter)
 
     def base(self, name: str) -> torch.Tensor:
         """The tensor as the base had it in training; a head that the adapter parts from the embedding was the embedding."""
@@ -63,21 +72,32 @@ class MergedWeights:
         return self.merged(name, self.base(name))
 
     def merged(self, name: str, base: torch.Tensor) -> torch.Tensor:
-        """The merged tensor, computed in place of `base` and in its type."""
-        weight = base
-        if name in self.adapter.replaced:
-            # PEFT saves an embedding beside the change that it gets.
-            weight = self.adapter.tensor(self.adapter.replaced[name]).to(base.dtype)
-        if not self._changed(name):
-            return weight
-        module, _, kind = name.rpartition(".")
-        return self.adapter.apply(module, weight) if kind == "weight" else self.adapter.apply_bias(module, weight)
+        """The merged tensor, computed in place of `base` (which is this tensor of the base, in any type) and in its type."""
+        parameter = self.spelled.parameter(name)
+        if not self.is_merged(name):
+            return base
+        if self.spelled.sources(parameter) == [parameter]:
+            return self._layers.merged(parameter, base, self._parameter)
+        return self._part(parameter, base.dtype)[name].clone()
+
+    def _part(self, parameter: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Of a parameter that several tensors of the files make (experts): all of them, merged; the last few are kept."""
+        if (parameter, dtype) not in self._split:
+            whole = self.weights.parameter(parameter).to(dtype)
+            merged = self._layers.merged(parameter, whole, self._parameter)
+            while len(self._split) >= KEPT:
+                self._split.pop(next(iter(self._split)))
+            self._split[parameter, dtype] = self.spelled.split(parameter, merged)
+        return self._split[parameter, dtype]
+
+
+KEPT = 4
+"""A layer's two parameters of experts, in two types: their tensors lie side by side in the files."""
 
 
 def merged_weights(adapter: Artifact[AdapterFacts], onto: Literal["as trained", "16-bit"]) -> MergedWeights:
     """The tuned weights on the base as it was trained, or on its original 16-bit (or float32) weights."""
     facts = adapter.facts
     quantization = facts.quantization if onto == "as trained" else None
-    return MergedWeights(
-        TrainedWeights(Path(facts.base.folder), facts.base_dtype, quantization), LoraAdapter(adapter.folder)
-    )
+    base = TrainedWeights(Path(facts.base.folder), facts.base_dtype, quantization, facts.vocabulary)
+    return MergedWeights(base, LoraAdapter(adapter.folder))

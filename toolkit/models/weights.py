@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import nn
 
 from toolkit.errors import DataError
+from toolkit.models.checkpoint_names import CheckpointNames
 from toolkit.models.safetensors_file import Entry, model_entries, model_files
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts, Quantization
@@ -29,35 +30,49 @@ class TrainedWeights:
         folder: a verified model folder (see `toolkit.models.bases`).
         base_dtype: the type that the weights were loaded in for training: float32, bfloat16 or float16.
         quantization: how the linear layers were quantized; None: not at all.
+        vocabulary: rows of embedding and head, where they were resized for training; None: as in the files.
 
     Raises:
         DataError: damaged weights, or an architecture that transformers does not know.
     """
 
-    def __init__(self, folder: Path, base_dtype: str, quantization: Quantization | None) -> None:
+    def __init__(
+        self, folder: Path, base_dtype: str, quantization: Quantization | None, vocabulary: int | None = None
+    ) -> None:
         self.folder = folder
         self.dtype = TORCH_DTYPES[base_dtype]
         self.quantization = quantization
+        self.vocabulary = vocabulary
         self._files = model_files(folder)
         self._entries = model_entries(self._files)
-        model = meta_model(folder)
+        model = self.structure()
         self.tied_head = tied_head(model)
         """Name of an output head that is the embedding itself; it is no tensor of its own. None: untied."""
         self.embedding = embedding_name(model)
         """Name of the token embedding's weight."""
+        self.spelled = CheckpointNames(model, self._files)
+        """The files' names and those of the parameters in memory."""
         self._quantized = quantized_names(model) if quantization else set()
+        self._resized = set() if vocabulary is None else {self.embedding, head_name(model)}
+
+    def structure(self) -> Any:
+        """The model without its weights (torch's meta device), as it was trained: resized where that was done."""
+        return meta_model(self.folder, self.vocabulary)
 
     def names(self) -> list[str]:
         """Every tensor of the model, in the order of the files; a tied head that a file repeats is left out."""
         return [name for name in self._files if name != self.tied_head]
 
     def entry(self, name: str) -> Entry:
-        """Shape and type of a tensor in its file.
+        """Shape and type of a tensor: of its file, but for a vocabulary that was resized.
 
         Raises:
             KeyError: the base has no such tensor.
         """
-        return self._entries[name]
+        found = self._entries[name]
+        if name in self._resized:
+            return Entry(name, found.dtype, (int(self.vocabulary or 0), *found.shape[1:]))
+        return found
 
     def is_quantized(self, name: str) -> bool:
         """Whether training saw this tensor rounded to NF4."""
@@ -67,9 +82,31 @@ class TrainedWeights:
         """One tensor as it acted during training, on the CPU: of `base_dtype`, or float32 where it was quantized."""
         with safe_open(self._files[name], framework="pt") as file:
             weight = file.get_tensor(name).to(self.dtype)
+        if name in self._resized:
+            weight = resized(weight, int(self.vocabulary or 0))
         if self.quantization is None or name not in self._quantized:
             return cast(torch.Tensor, weight)
         return round_to_nf4(weight, self.quantization)
+
+    def parameter(self, name: str) -> torch.Tensor:
+        """One parameter by its name in memory; see `load`.
+
+        Raises:
+            KeyError: the files do not hold it.
+        """
+        return self.spelled.assemble(name, self.load)
+
+
+def resized(weight: torch.Tensor, rows: int) -> torch.Tensor:
+    """An embedding with so many rows: cut, or with the mean of its rows behind them.
+
+    transformers starts new rows by chance, near that mean. What the adapter trained replaces them; the rows of the base are only
+    for comparison.
+    """
+    if rows <= len(weight):
+        return weight[:rows]
+    mean = weight.float().mean(0, keepdim=True).to(weight.dtype)
+    return torch.cat([weight, mean.expand(rows - len(weight), *mean.shape[1:])])
 
 
 def weights_of(adapter: Artifact[AdapterFacts]) -> TrainedWeights:
@@ -77,7 +114,7 @@ def weights_of(adapter: Artifact[AdapterFacts]) -> TrainedWeights:
     facts = adapter.facts
     if facts.method == "full":
         return TrainedWeights(adapter.folder, facts.base_dtype, None)
-    return TrainedWeights(Path(facts.base.folder), facts.base_dtype, facts.quantization)
+    return TrainedWeights(Path(facts.base.folder), facts.base_dtype, facts.quantization, facts.vocabulary)
 
 
 def loaded_bytes(weights: TrainedWeights, dtype: torch.dtype) -> int:
@@ -109,16 +146,29 @@ def round_to_nf4(weight: torch.Tensor, quantization: Quantization) -> torch.Tens
     return cast(torch.Tensor, bnb.dequantize_4bit(packed, state).cpu())
 
 
-def meta_model(folder: Path) -> Any:
+def model_config(folder: Path, vocabulary: int | None = None) -> Any:
+    """transformers' configuration of a folder; `vocabulary`: with so many tokens instead."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if vocabulary is not None:
+        config.get_text_config().vocab_size = vocabulary
+    return config
+
+
+def meta_model(folder: Path, vocabulary: int | None = None) -> Any:
     """The model's structure without its weights (torch's meta device).
+
+    Args:
+        vocabulary: so many tokens instead of the configuration's.
 
     Raises:
         DataError: transformers has no such architecture.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = model_config(folder, vocabulary)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, KeyError) as error:
@@ -137,6 +187,12 @@ def tied_head(model: nn.Module) -> str | None:
     head = cast(Any, model).get_output_embeddings()
     if head is None or not getattr(cast(Any, model).config.get_text_config(), "tie_word_embeddings", False):
         return None
+    return next(f"{name}.weight" for name, module in model.named_modules() if module is head)
+
+
+def head_name(model: nn.Module) -> str:
+    """The output head's weight; the embedding's where there is no head."""
+    head = cast(Any, model).get_output_embeddings() or cast(Any, model).get_input_embeddings()
     return next(f"{name}.weight" for name, module in model.named_modules() if module is head)
 
 

@@ -58,6 +58,8 @@ class AdapterFacts(Facts):
     base_dtype: Literal["float32", "bfloat16", "float16"]
     """Type that the base's weights were loaded in, before any quantization; for method "full" the folder's own type too."""
     quantization: Quantization | None
+    vocabulary: int | None = None
+    """Rows of embedding and head, where the base was resized for new tokens; None: as the base has them."""
     chat_template_sha256: str
     system: str
     trained_here: bool
