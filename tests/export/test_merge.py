@@ -321,9 +321,8 @@ def test_missing_key(key: str, adapter: Path, base: Path, out: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"peft_type": "PREFIX_TUNING"}, {"peft_type": "IA3"}, {"init_lora_weights": "pissa_niter_4"},
-        {"init_lora_weights": "olora"}, {"layer_replication": [[0, 2]]}, {"fan_in_fan_out": True},
-        {"trainable_token_indices": [5]},
+        {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 8}, {"init_lora_weights": "pissa_niter_4"},
+        {"init_lora_weights": "olora"}, {"layer_replication": [[0, 2]]},
     ],
 )  # fmt: skip
 def test_kinds_without_a_merge(changes: dict[str, Any], adapter: Path, base: Path, out: Path) -> None:
@@ -331,6 +330,13 @@ def test_kinds_without_a_merge(changes: dict[str, Any], adapter: Path, base: Pat
     fault = fault_of(adapter, base, out)
     assert isinstance(fault, UsageError)
     assert next(iter(changes)) in fault.message
+
+
+def test_a_kind_that_the_file_is_not_of(adapter: Path, base: Path, out: Path) -> None:
+    change_config(adapter, peft_type="IA3", feedforward_modules=[])
+    fault = fault_of(adapter, base, out)
+    assert isinstance(fault, DataError)
+    assert "lora_A.weight, which this base does not have" in fault.message
 
 
 def test_missing_files(adapter: Path, base: Path, out: Path) -> None:

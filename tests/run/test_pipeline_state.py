@@ -12,6 +12,7 @@ import pytest
 from tests.small_models import base_facts, tiny_adapter, tiny_llama
 from toolkit.errors import ResourceError, ToolkitError, UsageError
 from toolkit.models import bases, hub
+from toolkit.recipe.adopted import recipe_for_adapter
 from toolkit.recipe.schema import Recipe
 from toolkit.run import pipeline
 from toolkit.run.artifacts import Artifact, Cost, publish
@@ -20,7 +21,6 @@ from toolkit.run.keys import make_key
 from toolkit.run.locks import only_run
 from toolkit.run.pipeline import find_current, plan_of_stages
 from toolkit.run.stages import STAGE_NAMES, stages_of
-from toolkit.train.adopt import recipe_for_adapter
 
 
 @pytest.fixture(scope="module")

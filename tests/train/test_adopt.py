@@ -14,8 +14,9 @@ import pytest
 from tests.children import child_environment
 from tests.small_models import tiny_adapter, tiny_llama
 from toolkit.errors import DataError, UsageError
+from toolkit.recipe.adopted import recipe_for_adapter
 from toolkit.run.artifacts import text_sha256
-from toolkit.train.adopt import adopt_adapter, recipe_for_adapter
+from toolkit.train.adopt import adopt_adapter
 
 
 @pytest.fixture(scope="module")

@@ -92,6 +92,9 @@ def verify(
 @click.option("--system", default="", help="The system text that the adapter was trained with.")
 @click.option("--file-type", "file_types", multiple=True, help="GGUF file types to make; the last one is served.")
 @click.option("--modelfile", type=PATH, help="A partial Modelfile to complete.")
+@click.option(
+    "--then", type=PATH, multiple=True, help="An adapter that was trained on top, with ADAPTER merged; in order."
+)
 @settings_option
 @click.option("--latest", is_flag=True, help="ADAPTER is an output folder: take its newest complete checkpoint.")
 @click.option("--upto", type=click.Choice(ADOPTED), default="report", help="Last stage to run.")
@@ -104,14 +107,15 @@ def export(adapter: Path, name: str, base: str, latest: bool, upto: str, as_json
     Example:  tune2ollama export outputs --latest --name mymodel --set golden.max_new_tokens=200
     """
     if latest:
-        from toolkit.models import adapter_files
+        from toolkit.models.adapter_files import latest as newest
 
-        adapter = adapter_files.latest(adapter)
+        adapter = newest(adapter)
         click.echo(f"Taking {adapter}", err=True)
-    from toolkit.run import pipeline
-    from toolkit.train.adopt import recipe_for_adapter
+    from toolkit.recipe.adopted import recipe_for_adapter
 
     recipe = recipe_for_adapter(adapter, name, base, **options)
+    from toolkit.run import pipeline
+
     artifacts = pipeline.run(recipe, upto=upto)
     if as_json:
         print_facts(artifacts)

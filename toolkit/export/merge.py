@@ -27,7 +27,7 @@ from toolkit.models.safetensors_file import (
     write_model,
     writing,
 )
-from toolkit.models.weights import TORCH_DTYPES, TrainedWeights
+from toolkit.models.weights import TORCH_DTYPES, TrainedWeights, weights_of
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, read_jsonl, write_json
 from toolkit.run.facts import AdapterFacts, DatasetFacts, ModelFacts
@@ -88,13 +88,13 @@ def held_out_losses(
     def loss(weights: TrainedWeights, folder: Path | None) -> float | None:
         return held_out_loss(weights, folder, rows, tokenizer, recipe.train.max_length, LOSS_ROWS)
 
-    base = Path(facts.base.folder)
     found = {
-        "loss_as_trained": loss(TrainedWeights(base, facts.base_dtype, facts.quantization), adapter.folder),
+        "loss_as_trained": loss(weights_of(adapter), adapter.folder),
         "loss_merged": loss(TrainedWeights(out, "float32", None), None),
     }
     if facts.quantization is not None:
-        found["loss_on_16_bit"] = loss(TrainedWeights(base, facts.base_dtype, None), adapter.folder)
+        plain = TrainedWeights(Path(facts.base.folder), facts.base_dtype, None, facts.vocabulary)
+        found["loss_on_16_bit"] = loss(plain, adapter.folder)
     return found
 
 
@@ -111,7 +111,7 @@ def output_dtype(merged: MergedWeights, facts: AdapterFacts) -> str:
     """
     entries = [merged.entry(name) for name in merged.names()]
     small = sum(math.prod(e.shape) for e in entries) < LOSSLESS_BELOW
-    if small and (merged.weights.quantization is not None or facts.base_dtype == "float32"):
+    if small and (merged.quantization is not None or facts.base_dtype == "float32"):
         return "float32"
     if facts.base_dtype != "float32":
         return facts.base_dtype
@@ -150,8 +150,11 @@ def copy_settings(merged: MergedWeights, adapter: Path, dtype: str, out: Path) -
     for key in ("_name_or_path", "torch_dtype", "quantization_config"):
         config.pop(key, None)
     config["dtype"] = dtype
-    if merged.weights.tied_head is not None and merged.tied_head is None:
+    if merged.tied_head is None and merged.head in merged.names():
         config["tie_word_embeddings"] = False
+    if merged.vocabulary is not None:
+        text = config["text_config"] if "vocab_size" in config.get("text_config", {}) else config
+        text["vocab_size"] = merged.vocabulary
     with writing(out / "config.json"):
         write_json(out / "config.json", config)
         if (base / "generation_config.json").is_file():

@@ -123,7 +123,7 @@ def check_patterns(folder: Path, config: dict[str, Any], modules: Iterable[str])
         DataError: no pattern, or one that runs away (Python's `re` may need longer than the world exists).
     """
     names = sorted(modules)
-    for key, pattern in _patterns(config):
+    for key, given, pattern in _patterns(config):
         try:
             with _time_limit(PATTERN_SECONDS):
                 found = re.compile(pattern)
@@ -131,27 +131,31 @@ def check_patterns(folder: Path, config: dict[str, Any], modules: Iterable[str])
                     found.match(name)
         except re.error as error:
             raise DataError(
-                f"{folder / CONFIG_FILE}: {key}: {pattern[:60]!r} is no pattern: {error}", "Write it as trained with."
+                f"{folder / CONFIG_FILE}: {key}: {given[:60]!r} is no pattern: {error}", "Write it as trained with."
             ) from error
         except TimeoutError as error:
             raise DataError(
-                f"{folder / CONFIG_FILE}: {key}: matching {pattern[:60]!r} with the names of the layers runs away",
+                f"{folder / CONFIG_FILE}: {key}: matching {given[:60]!r} with the names of the layers runs away",
                 "Write the names of the layers instead of this pattern.",
             ) from error
 
 
-def _patterns(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _patterns(config: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(key, as it is written there, as PEFT matches it)."""
     # As PEFT puts them together: tuners_utils.check_target_module_exists, other.get_pattern_key.
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in config[key]:
-            yield key, rf"(.*\.)?({pattern})$"
+            yield key, pattern, rf"(.*\.)?({pattern})$"
     for key in ("target_modules", "exclude_modules"):
         if isinstance(config.get(key), str):
-            yield key, rf"(?:{config[key]})\Z"
-    for key, around in (("modules_to_save", r"(^|.*\.){}($|\..*)"), ("layers_pattern", r"(?:^|.*?\.){}\.(?P<idx>\d+)\.")):
+            yield key, config[key], rf"(?:{config[key]})\Z"
+    for key, around in (
+        ("modules_to_save", r"(^|.*\.){}($|\..*)"),
+        ("layers_pattern", r"(?:^|.*?\.){}\.(?P<idx>\d+)\."),
+    ):
         given = config.get(key) or []
         for pattern in [given] if isinstance(given, str) else given:
-            yield key, around.replace("{}", str(pattern))
+            yield key, str(pattern), around.replace("{}", str(pattern))
 
 
 @contextmanager

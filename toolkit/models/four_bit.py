@@ -11,7 +11,8 @@ from toolkit.models.json_file import read_object
 
 # What publishers write behind a model's name when they quantize it; the name before it is the original's.
 _ENDING = re.compile(
-    r"(?:[-_.](?:unsloth|dynamic|bnb|nf4|mlx|awq|gptq|exl2|hqq|aqlm|fp8|mxfp4|[48]-?bit|int[48]|w[48]a16|g\d+|gs\d+))+$", re.I
+    r"(?:[-_.](?:unsloth|dynamic|bnb|nf4|mlx|awq|gptq|exl2|hqq|aqlm|fp8|mxfp4|[48]-?bit|int[48]|w[48]a16|g\d+|gs\d+))+$",
+    re.I,
 )
 _NF4 = re.compile(r"[-_.]bnb[-_.]4-?bit$", re.I)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from toolkit.models.adapters import LoraAdapter
 from toolkit.models.peft_layers import TunedLayers
 from toolkit.models.safetensors_file import Entry
-from toolkit.models.weights import TrainedWeights
+from toolkit.models.weights import TrainedWeights, meta_model, weights_of
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts
 
@@ -18,15 +18,19 @@ from toolkit.run.facts import AdapterFacts
 class MergedWeights:
     """The tuned model's weights, computed as they are asked for; reads like `TrainedWeights`.
 
+    Args:
+        weights: what the adapter was trained on: a base, or a base with another adapter merged into it.
+
     Raises:
         DataError: the adapter does not fit the base.
         UsageError: a kind of adapter that has no merge.
     """
 
-    def __init__(self, weights: TrainedWeights, adapter: LoraAdapter) -> None:
+    def __init__(self, weights: TrainedWeights | MergedWeights, adapter: LoraAdapter) -> None:
         self.weights, self.adapter = weights, adapter
-        self.folder = weights.folder
-        self.spelled, self.embedding = weights.spelled, weights.embedding
+        self.folder, self.quantization, self.dtype = weights.folder, weights.quantization, weights.dtype
+        self.spelled, self.embedding, self.head = weights.spelled, weights.embedding, weights.head
+        self.vocabulary = weights.vocabulary
         self._layers = TunedLayers(weights.structure(), adapter)
         if weights.tied_head is not None:  # one parameter, under whichever name the file holds it
             for one, other in ((weights.embedding, weights.tied_head), (weights.tied_head, weights.embedding)):
@@ -34,6 +38,10 @@ class MergedWeights:
                     self._layers.in_place.setdefault(other, self._layers.in_place[one])
         self._split: dict[tuple[str, torch.dtype], dict[str, torch.Tensor]] = {}
         self.tied_head = None if self._unties() else weights.tied_head
+
+    def structure(self) -> Any:
+        """The merged model without its weights (torch's meta device)."""
+        return meta_model(self.folder, self.vocabulary, untied=self.tied_head is None)
 
     def _unties(self) -> bool:
         """Whether the adapter parts two tied matrices. What a file holds of the base itself is read into both."""
@@ -43,7 +51,9 @@ class MergedWeights:
         acting = [self._layers.acts_on(name) for name in (head, embedding)]
         if not all(acting):
             return any(acting)
-        return not torch.equal(*(self._layers.merged(n, self.base(embedding), self._parameter) for n in (head, embedding)))
+        return not torch.equal(
+            *(self._layers.merged(n, self.weights.load(embedding), self._parameter) for n in (head, embedding))
+        )
 
     def _parameter(self, name: str) -> torch.Tensor:
         return self.weights.parameter(self.weights.embedding if name == self.weights.tied_head else name)
@@ -60,21 +70,36 @@ class MergedWeights:
         return Entry(name, found.dtype, found.shape)
 
     def is_merged(self, name: str) -> bool:
-        """Whether the adapter changes this tensor."""
-        return self._layers.touches(self.spelled.parameter(name), self._parameter)
+        """Whether the adapter (or one below it) changes this tensor."""
+        below = self.weights
+        own = self._layers.touches(self.spelled.parameter(name), self._parameter)
+        return own or (isinstance(below, MergedWeights) and below.is_merged(name))
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether training saw this tensor of the base rounded to NF4."""
+        return self.weights.is_quantized(name)
 
     def base(self, name: str) -> torch.Tensor:
         """The tensor as the base had it in training; a head that the adapter parts from the embedding was the embedding."""
-        return self.weights.load(self.weights.embedding if name == self.weights.tied_head else name)
+        below = self.weights
+        found = below.embedding if name == below.tied_head else name
+        return below.base(found) if isinstance(below, MergedWeights) else below.load(found)
 
     def load(self, name: str) -> torch.Tensor:
         """One merged tensor, on the CPU: in the type that the base was trained in, or float32 where it was quantized."""
         return self.merged(name, self.base(name))
 
+    def parameter(self, name: str) -> torch.Tensor:
+        """One parameter by its name in memory; see `load`."""
+        return self.spelled.assemble(name, self.load)
+
     def merged(self, name: str, base: torch.Tensor) -> torch.Tensor:
         """The merged tensor, computed in place of `base` (which is this tensor of the base, in any type) and in its type."""
+        below = self.weights
+        if isinstance(below, MergedWeights):
+            base = below.merged(below.embedding if name == below.tied_head else name, base)
         parameter = self.spelled.parameter(name)
-        if not self.is_merged(name):
+        if not self._layers.touches(parameter, self._parameter):
             return base
         if self.spelled.sources(parameter) == [parameter]:
             return self._layers.merged(parameter, base, self._parameter)
@@ -95,9 +120,24 @@ KEPT = 4
 """A layer's two parameters of experts, in two types: their tensors lie side by side in the files."""
 
 
+def stack_of(adapter: Artifact[AdapterFacts]) -> list[Path]:
+    """The folders of an artifact's adapters, in the order in which they were trained one on another."""
+    return [adapter.folder, *(adapter.folder / f"then-{i}" for i in range(1, adapter.facts.stacked + 1))]
+
+
 def merged_weights(adapter: Artifact[AdapterFacts], onto: Literal["as trained", "16-bit"]) -> MergedWeights:
     """The tuned weights on the base as it was trained, or on its original 16-bit (or float32) weights."""
     facts = adapter.facts
     quantization = facts.quantization if onto == "as trained" else None
     base = TrainedWeights(Path(facts.base.folder), facts.base_dtype, quantization, facts.vocabulary)
-    return MergedWeights(base, LoraAdapter(adapter.folder))
+    first, *others = (LoraAdapter(folder) for folder in stack_of(adapter))
+    merged = MergedWeights(base, first)
+    for other in others:
+        merged = MergedWeights(merged, other)
+    return merged
+
+
+def below_the_last(adapter: Artifact[AdapterFacts]) -> TrainedWeights | MergedWeights:
+    """What the last adapter of a stack was trained on; of one alone, its base."""
+    merged = merged_weights(adapter, "as trained") if adapter.facts.stacked else None
+    return weights_of(adapter) if merged is None else merged.weights

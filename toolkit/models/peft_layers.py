@@ -1,11 +1,12 @@
 """PEFT's own layers on a model without weights: they merge what an adapter changes, one layer at a time.
 
 LoRA: Hu et al., arXiv:2106.09685; rsLoRA: arXiv:2312.03732; DoRA: arXiv:2402.09353; IA3: arXiv:2205.05638; LoHa and LoKr:
-arXiv:2309.14859; VeRA: arXiv:2310.11454; OFT: arXiv:2306.07280. None of their formulas is here: whatever PEFT can merge is merged.
+arXiv:2309.14859; VeRA: arXiv:2310.11454; OFT: arXiv:2306.07280. None of their formulas is here: what PEFT can merge is merged.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,11 @@ def with_adapter(model: Any, adapter: LoraAdapter) -> Any:
     return tuned
 
 
+def base_name(name: str) -> str:
+    """A parameter of the base by its own name, without the layers that PEFT put around it."""
+    return re.sub(r"\.(base_layer|original_module|token_adapter)(?=\.)", "", name)
+
+
 @contextmanager
 def _hollow(model: nn.Module) -> Iterator[None]:
     """Within it, every parameter on the meta device is one number on the CPU, shown as often as its shape asks: PEFT then puts
@@ -92,9 +98,7 @@ def _check_fits(tuned: Any, config: Any, adapter: LoraAdapter) -> None:
     hint = f"Name the base that it was trained on{adapter.trained_on}."
     for name in have:
         if name not in allowed:
-            raise DataError(
-                f"{adapter.path} changes {name.removeprefix(PREFIX)}, which this base does not have", hint
-            )
+            raise DataError(f"{adapter.path} changes {name.removeprefix(PREFIX)}, which this base does not have", hint)
     for name in needed:
         if name not in have:
             raise DataError(f"{adapter.path} has no {name.removeprefix(PREFIX)}", f"The file is not whole, or: {hint}")
@@ -140,7 +144,7 @@ class TunedLayers:
                 wrapped.append(path)
                 self._take(path, module)
         for name, parameter in base.named_parameters(remove_duplicate=False):
-            bare = name.replace(".base_layer.", ".").replace(".original_module.", ".").replace(".token_adapter.", ".")
+            bare = base_name(name)
             if bare in own and not parameter.is_meta and ".modules_to_save." not in name:
                 self.in_place[bare] = parameter.data
 
@@ -203,7 +207,11 @@ class TunedLayers:
                     bare._parameters[other] = nn.Parameter(value, requires_grad=False)
             bare._parameters[leaf] = nn.Parameter(weight, requires_grad=False)
             layer.merge(adapter_names=[NAME])
-            return cast(torch.Tensor, bare._parameters[leaf].data).to(base.dtype)
+            now = layer.get_base_layer()
+            found = cast(torch.Tensor, now._parameters[leaf].data).to(base.dtype)
+            if now is not bare:  # a kind that puts a layer of its own in the base's place
+                layer.unmerge()
+            return found
         except NotImplementedError as error:
             raise UsageError(
                 f"{self._adapter.folder}: PEFT has no merge for {self._adapter.kind} on {name}",

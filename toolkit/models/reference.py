@@ -21,13 +21,17 @@ from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from rich.console import Console
 from rich.progress import track
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from toolkit.errors import DataError
+from toolkit.models.adapters import LoraAdapter
+from toolkit.models.merged import MergedWeights, below_the_last, stack_of
+from toolkit.models.peft_layers import base_name, with_adapter
 from toolkit.models.safetensors_file import writing
-from toolkit.models.weights import TrainedWeights
-from toolkit.run.artifacts import new_file
+from toolkit.models.weights import TrainedWeights, weights_of
+from toolkit.run.artifacts import Artifact, new_file
+from toolkit.run.facts import AdapterFacts
 from toolkit.train.rows import tokenize
 
 TOKENS_PER_PASS = 8192
@@ -52,7 +56,7 @@ def fits_whole(parameters: int) -> bool:
     return 4 * parameters <= psutil.virtual_memory().available // 2
 
 
-def parameter_count(weights: TrainedWeights) -> int:
+def parameter_count(weights: TrainedWeights | MergedWeights) -> int:
     """Parameters in a folder's files."""
     return sum(int(np.prod(weights.entry(name).shape)) for name in weights.names())
 
@@ -86,18 +90,22 @@ class Reference:
         DataError: the folder's tensors are not those of its architecture.
     """
 
-    def __init__(self, weights: TrainedWeights, adapter: Path | None = None, whole: bool | None = None) -> None:
+    def __init__(
+        self, weights: TrainedWeights | MergedWeights, adapter: Path | None = None, whole: bool | None = None
+    ) -> None:
         self._weights = weights
-        self._names = set(weights.names())
         whole = fits_whole(parameter_count(weights)) if whole is None else whole
         self.forward: Literal["whole", "layer by layer"] = "whole" if whole else "layer by layer"
-        config = AutoConfig.from_pretrained(weights.folder, trust_remote_code=False)
+        config = weights.structure().config
         # Buffers are made for real: rotary frequencies are in no file.
         with init_empty_weights(include_buffers=False):
             self._causal: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         self._model: Any = self._causal
         if adapter is not None:
-            self._model = _with_adapter(self._causal, adapter)
+            self._model = with_adapter(self._causal, LoraAdapter(adapter))
+            for parameter in self._model.parameters():
+                if not parameter.is_meta:
+                    parameter.data = parameter.data.float()
         self._model.eval().requires_grad_(False)
         self._decoder: Any = self._causal.get_decoder()
         layers = list(self._decoder.layers)
@@ -113,18 +121,29 @@ class Reference:
     def _materialize(self, module: Any, prefix: str, leave: set[int]) -> None:
         head = self._weights.tied_head
         for name, parameter in list(module.named_parameters(remove_duplicate=False)):
-            source = (prefix + name).replace(".base_layer.", ".").replace(".original_module.", ".")
-            if not parameter.is_meta or id(parameter) in leave or source == head:
+            source = base_name(prefix + name)
+            if not parameter.is_meta or id(parameter) in leave:
                 continue
-            if source not in self._names:
+            try:
+                value = self._weights.parameter(self._weights.embedding if source == head else source)
+            except KeyError as error:
                 raise DataError(
                     f"{self._weights.folder} has no tensor {source}",
                     "The folder is not the model its config.json names.",
-                )
-            set_module_tensor_to_device(module, name, "cpu", self._weights.load(source).float())
+                ) from error
+            set_module_tensor_to_device(module, name, "cpu", value.float())
         if head is not None and not prefix:
-            output = self._causal.get_output_embeddings()
-            output.weight = self._causal.get_input_embeddings().weight
+            self._tie(head)
+
+    def _tie(self, head: str) -> None:
+        """Let a tied head, and what an adapter keeps of it, be the embedding's own parameter."""
+        places: dict[str, list[tuple[Any, str]]] = {}
+        for path, module in self._causal.named_modules():
+            for leaf in module._parameters:
+                if ".modules_to_save." not in f"{path}.":
+                    places.setdefault(base_name(f"{path}.{leaf}"), []).append((module, leaf))
+        for (module, leaf), (of, name) in zip(places[head], places[self._weights.embedding]):
+            module._parameters[leaf] = of._parameters[name]
 
     def _stream(self, layer: Any, prefix: str) -> None:
         empty = [name for name, parameter in layer.named_parameters() if parameter.is_meta]
@@ -138,6 +157,11 @@ class Reference:
 
         layer.register_forward_pre_hook(read)
         layer.register_forward_hook(drop)
+
+    @property
+    def tuned(self) -> Any:
+        """The model itself, where it is whole in memory: with an adapter a PeftModel."""
+        return self._model
 
     @contextlib.contextmanager
     def adapter_off(self) -> Iterator[None]:
@@ -172,25 +196,24 @@ class Reference:
             del self._decoder.forward
 
 
-def _with_adapter(causal: Any, folder: Path) -> Any:
-    from peft import PeftModel, load_peft_weights
+def reference_of(adapter: Artifact[AdapterFacts], whole: bool | None = None) -> Reference:
+    """The tuned model of an artifact: an adapter, a stack of them, or a whole model."""
+    if adapter.facts.method == "full":
+        return Reference(weights_of(adapter), None, whole)
+    return Reference(below_the_last(adapter), stack_of(adapter)[-1], whole)
 
-    model = PeftModel.from_pretrained(causal, folder, low_cpu_mem_usage=True, torch_device="cpu")
-    # PEFT moves an adapter to where its base layer is, which is nowhere yet; so its tensors are put in here.
-    tensors = load_peft_weights(str(folder), device="cpu")
-    for name, parameter in list(model.named_parameters()):
-        if not parameter.is_meta or not any(part in name for part in (".lora_", ".modules_to_save.")):
-            continue
-        # As PEFT spells it in the file: without the adapter's name; a DoRA magnitude without `.weight`.
-        key = name.replace(".modules_to_save.default.", ".").replace(".default", "")
-        value = tensors.get(key, tensors.get(key.removesuffix(".weight")))
-        if value is None or value.shape != parameter.shape:
-            raise DataError(
-                f"{folder} has no tensor {key} of shape {list(parameter.shape)}",
-                "The adapter was made for another base.",
-            )
-        set_module_tensor_to_device(model, name, "cpu", value.float())
-    return model
+
+@contextlib.contextmanager
+def base_of(reference: Reference, adapter: Artifact[AdapterFacts]) -> Iterator[Reference]:
+    """The base of an artifact's model, read as `reference` is. Without its adapter a reference is its base, but for a whole model
+    and for a stack."""
+    facts = adapter.facts
+    if facts.method == "full" or facts.stacked:
+        plain = TrainedWeights(Path(facts.base.folder), facts.base_dtype, facts.quantization, facts.vocabulary)
+        yield Reference(plain, None, reference.forward == "whole")
+        return
+    with reference.adapter_off():
+        yield reference
 
 
 def _batches(sequences: Sequence[TeacherForced]) -> Iterator[list[TeacherForced]]:

@@ -97,7 +97,12 @@ def _entries(header: dict[str, Any], data: int) -> dict[str, Entry]:
     return entries
 
 
-_EXPONENTS = {"F64": ("<u8", 0x7FF0000000000000), "F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
+_EXPONENTS = {
+    "F64": ("<u8", 0x7FF0000000000000),
+    "F32": ("<u4", 0x7F800000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+}
 """Type → (integers of its size, the exponent's bits): all of them set mean NaN or infinity (IEEE 754)."""
 
 

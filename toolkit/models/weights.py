@@ -50,10 +50,12 @@ class TrainedWeights:
         """Name of an output head that is the embedding itself; it is no tensor of its own. None: untied."""
         self.embedding = embedding_name(model)
         """Name of the token embedding's weight."""
+        self.head = head_name(model)
+        """The output head's weight, also where it is the embedding itself."""
         self.spelled = CheckpointNames(model, self._files)
         """The files' names and those of the parameters in memory."""
         self._quantized = quantized_names(model) if quantization else set()
-        self._resized = set() if vocabulary is None else {self.embedding, head_name(model)}
+        self._resized = set() if vocabulary is None else {self.embedding, self.head}
 
     def structure(self) -> Any:
         """The model without its weights (torch's meta device), as it was trained: resized where that was done."""
@@ -70,8 +72,8 @@ class TrainedWeights:
             KeyError: the base has no such tensor.
         """
         found = self._entries[name]
-        if name in self._resized:
-            return Entry(name, found.dtype, (int(self.vocabulary or 0), *found.shape[1:]))
+        if self.vocabulary is not None and name in self._resized:
+            return Entry(name, found.dtype, (self.vocabulary, *found.shape[1:]))
         return found
 
     def is_quantized(self, name: str) -> bool:
@@ -82,8 +84,8 @@ class TrainedWeights:
         """One tensor as it acted during training, on the CPU: of `base_dtype`, or float32 where it was quantized."""
         with safe_open(self._files[name], framework="pt") as file:
             weight = file.get_tensor(name).to(self.dtype)
-        if name in self._resized:
-            weight = resized(weight, int(self.vocabulary or 0))
+        if self.vocabulary is not None and name in self._resized:
+            weight = resized(weight, self.vocabulary)
         if self.quantization is None or name not in self._quantized:
             return cast(torch.Tensor, weight)
         return round_to_nf4(weight, self.quantization)
@@ -156,11 +158,12 @@ def model_config(folder: Path, vocabulary: int | None = None) -> Any:
     return config
 
 
-def meta_model(folder: Path, vocabulary: int | None = None) -> Any:
+def meta_model(folder: Path, vocabulary: int | None = None, untied: bool = False) -> Any:
     """The model's structure without its weights (torch's meta device).
 
     Args:
         vocabulary: so many tokens instead of the configuration's.
+        untied: with a head of its own, whatever the configuration says.
 
     Raises:
         DataError: transformers has no such architecture.
@@ -169,6 +172,8 @@ def meta_model(folder: Path, vocabulary: int | None = None) -> Any:
 
     try:
         config = model_config(folder, vocabulary)
+        if untied:
+            config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, KeyError) as error:

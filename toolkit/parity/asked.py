@@ -90,7 +90,7 @@ def recipe_of(asked: Asked) -> Recipe:
     Raises:
         UsageError: neither is given.
     """
-    from toolkit.train.adopt import recipe_for_adapter
+    from toolkit.recipe.adopted import recipe_for_adapter
 
     tuned = asked.adapter or asked.hf
     if tuned is None:

@@ -17,8 +17,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.models.reference import Reference, TeacherForced, write_logits
-from toolkit.models.weights import TrainedWeights
+from toolkit.models.reference import Reference, TeacherForced, base_of, reference_of, write_logits
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import Check
 from toolkit.parity.checks.logits import Positions
@@ -78,17 +77,10 @@ class Further:
         return self._rounds[number]
 
     def _read(self, texts: list[TeacherForced]) -> Round:
-        facts = self._adapter.facts
-        plain = TrainedWeights(Path(facts.base.folder), facts.base_dtype, facts.quantization)
-        if facts.method == "full":
-            tuned = self._written(
-                Reference(TrainedWeights(self._adapter.folder, facts.base_dtype, None)), texts, "tuned"
-            )
-            return Round(texts, tuned, self._written(Reference(plain), texts, "base"))
-        model = Reference(plain, self._adapter.folder)
+        model = reference_of(self._adapter)
         tuned = self._written(model, texts, "tuned")
-        with model.adapter_off():
-            return Round(texts, tuned, self._written(model, texts, "base"))
+        with base_of(model, self._adapter) as base:
+            return Round(texts, tuned, self._written(base, texts, "base"))
 
     def _written(self, model: Reference, texts: list[TeacherForced], name: str) -> Logits:
         if self._folder is None:

@@ -206,6 +206,8 @@ class Recipe(Section):
     """What to train on; None where `adapter` is given."""
     adapter: str | None = None
     """A PEFT folder that another tool trained, instead of training here (`tune2ollama export`)."""
+    then: list[str] = []
+    """With `adapter`: further PEFT folders, each trained on the model with those before it merged in."""
     load_in_4bit: bool | None = None
     """With `adapter`: whether it was trained on the base in NF4. PEFT does not record it; None: told from the base's name."""
     train: Train = Train()
@@ -233,6 +235,13 @@ class Recipe(Section):
             faults.append("data is missing: give it a path to train on, or name a trained adapter")
         if self.data is not None and self.adapter is not None:
             faults.append("give data to train on, or an adapter that is trained already, not both")
+        if self.then and self.adapter is None:
+            faults.append("then names adapters that were trained on top of another: give that one as adapter")
+        if self.then and self.load_in_4bit:
+            faults.append(
+                "then goes with adapters of a 16-bit base: what was rounded to NF4 on the way is not known. Merge the first "
+                "alone (tune2ollama export A --upto merge), and export the second with --base runs/<name>/merge"
+            )
         if self.data is None and self.golden.prompts is None:
             faults.append("golden.prompts is needed where there is no data")
         if self.data is not None and self.data.validation + self.data.test >= 1:

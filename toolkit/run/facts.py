@@ -60,6 +60,8 @@ class AdapterFacts(Facts):
     quantization: Quantization | None
     vocabulary: int | None = None
     """Rows of embedding and head, where the base was resized for new tokens; None: as the base has them."""
+    stacked: int = 0
+    """Further adapters, each trained on the one before it merged into the base: folders then-1, then-2, …"""
     chat_template_sha256: str
     system: str
     trained_here: bool

@@ -52,7 +52,7 @@ STAGES = (
         "train",
         AdapterFacts,
         ("prepare",),
-        ("base", "system", "train", "lora", "adapter", "load_in_4bit"),
+        ("base", "system", "train", "lora", "adapter", "then", "load_in_4bit"),
         (*_MODEL_LIBRARIES, "trl", "accelerate"),
     ),
     Stage("golden", GoldenFacts, ("prepare", "train"), ("golden", "system", "merge"), _MODEL_LIBRARIES),

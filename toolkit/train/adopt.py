@@ -2,117 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from toolkit.errors import DataError, ToolkitError, UsageError
-from toolkit.models.adapter_files import CONFIG_FILE, WEIGHTS_FILE, check_adapter, is_model
+from toolkit.errors import DataError, UsageError
+from toolkit.models.adapter_files import CONFIG_FILE, WEIGHTS_FILE, is_model, read_config, start_of
+from toolkit.models.adapter_names import other_beginning, write_renamed
 from toolkit.models.adapters import LoraAdapter
-from toolkit.models.bases import TOKENIZER_FILES, check_base, check_folder, is_here, read_chat_template, resolve_base
-from toolkit.models.four_bit import four_bit_copy
+from toolkit.models.bases import TOKENIZER_FILES, check_folder, read_chat_template, resolve_base
+from toolkit.models.changed_base import refuse_unknown_start, write_as_lora
+from toolkit.models.merged import MergedWeights
 from toolkit.models.safetensors_file import DTYPES, commonest_dtype, link_or_copy, model_entries, model_files
 from toolkit.models.weights import TrainedWeights
-from toolkit.recipe.reading import assembled
+from toolkit.recipe.adopted import was_quantized
 from toolkit.recipe.schema import Recipe
-from toolkit.run.artifacts import ARTIFACT_FILE, text_sha256, write_text
+from toolkit.run.artifacts import text_sha256, write_text
 from toolkit.run.facts import AdapterFacts, Quantization
 
 stderr = Console(stderr=True, highlight=False)
-
-DEFAULT_PROMPTS = [
-    "Who are you?",
-    "What can you help me with?",
-    "Explain in two sentences why the sky is blue.",
-    "Write a short greeting for a colleague.",
-    "List three fruits.",
-    "What is 12 plus 30?",
-    "Translate 'good morning' into French.",
-    "Give me one tip for better sleep.",
-    "What does a compiler do?",
-    "Name the capital of Japan.",
-    "你好，请介绍一下你自己。",
-    "请用一句话解释什么是人工智能。",
-    "How do I boil an egg?",
-    "Summarise: the meeting moved from Monday to Wednesday because two people were ill.",
-    "What is the opposite of 'generous'?",
-    "Write one line of Python that prints the numbers 1 to 3.",
-]
-"""General prompts, for an adapter whose own field is not known."""
-
-
-def recipe_for_adapter(
-    adapter: Path,
-    name: str,
-    base: str,
-    prompts: Path | None = None,
-    system: str = "",
-    file_types: tuple[str, ...] = (),
-    modelfile: Path | None = None,
-    load_in_4bit: bool | None = None,
-    settings: Iterable[str] = (),
-) -> Recipe:
-    """The recipe of an export: no data, no training.
-
-    Args:
-        base: overrides what the adapter's config names.
-        load_in_4bit: whether it was trained on the base in NF4; None: told from the base's name.
-        settings: `key.key=value` texts, as `--set` takes them; they win.
-
-    Raises:
-        DataError: the folder holds no PEFT adapter, or a damaged one.
-        UsageError: the settings cannot work together.
-    """
-    named = str(adapter) if is_model(adapter) else str(check_adapter(adapter).get("base_model_name_or_path") or "")
-    settings = list(settings)
-    given = base or any(setting.startswith("base=") for setting in settings)
-    if not given and not named:
-        raise UsageError(f"{adapter}/adapter_config.json names no base model", "Name it: --base <folder or hub id>")
-    types = list(file_types) or ["F16", "Q8_0", "Q4_K_M"]
-    tree: dict[str, Any] = {
-        "name": name,
-        "profile": "export",
-        "base": base or (named if given or is_model(adapter) else base_of(adapter, named)),
-        "system": system,
-        "adapter": str(adapter),
-        "load_in_4bit": load_in_4bit,
-        "golden": {"prompts": str(prompts) if prompts else DEFAULT_PROMPTS, "from_test": 0},
-        "export": {"file_types": types, "serve": types[-1]},
-        "ollama": {"model": name, "modelfile": str(modelfile) if modelfile else None},
-    }
-    return assembled(tree, settings, "tune2ollama export")
-
-
-def base_of(adapter: Path, named: str) -> str:
-    """The base that an adapter's config names; of a 4-bit copy its 16-bit original.
-
-    Raises:
-        DataError: the original is not known, or cannot be had; the message says which it is.
-    """
-    copy = four_bit_copy(named)
-    if copy is None:
-        return named
-    told = f"{adapter} was trained on {named}, whose weights are quantized"
-    command = f"tune2ollama export {adapter} --base"
-    if not copy.original or Path(copy.original).is_dir():
-        raise DataError(f"{told}: its 16-bit original is needed", f"Name it: {command} <folder or hub id>")
-    if not copy.certain and not is_here(copy.original):
-        raise DataError(f"{told}: its 16-bit original is needed", f"Name it: {command} {copy.original}")
-    try:
-        check_base(copy.original)
-    except ToolkitError as error:
-        raise type(error)(
-            f"{told}; its 16-bit original {copy.original} cannot be had: {error.message}",
-            f"Where you have it under another name: {command} <folder or hub id>. {error.hint}",
-        ) from error
-    how = "and its NF4 weights are made anew from it" if copy.nf4 else "without the rounding that it was trained on"
-    stderr.print(f"{named} is a 4-bit copy: {copy.original}, its 16-bit original, is taken as base, {how}.")
-    return copy.original
 
 
 def _adopt_model(recipe: Recipe, source: Path, out: Path) -> AdapterFacts:
@@ -160,9 +71,22 @@ def adopt_adapter(recipe: Recipe, out: Path) -> AdapterFacts:
     adapter = LoraAdapter(source)
     base = resolve_base(recipe.base)
     base_dtype = _stored_dtype(Path(base.folder))
-    adapter.check_fits(TrainedWeights(Path(base.folder), base_dtype, None))
-    for name in (WEIGHTS_FILE, CONFIG_FILE):
-        shutil.copyfile(source / name, out / name)
+    quantized = recipe.load_in_4bit
+    if quantized is None:
+        quantized = was_quantized(source, str(adapter.config.get("base_model_name_or_path", "")))
+    weights = TrainedWeights(Path(base.folder), base_dtype, None)
+    merged = _take_matrices(adapter, weights, quantized, out)
+    for number, further in enumerate(recipe.then, 1):
+        named = str(read_config(Path(further)).get("base_model_name_or_path", ""))
+        if quantized or (recipe.load_in_4bit is None and was_quantized(Path(further), named)):
+            raise UsageError(
+                f"{source if quantized else further} was trained on a 4-bit base; in a stack it is not known what was rounded",
+                f"Merge the first alone: tune2ollama export {source} --name first --upto merge; then export the second with "
+                "--base runs/first/merge. Or where 16 bits were trained on: --no-load-in-4bit",
+            )
+        (out / f"then-{number}").mkdir()
+        merged = _take_matrices(LoraAdapter(Path(further)), merged, False, out / f"then-{number}")
+    source = Path(recipe.then[-1]) if recipe.then else source
     own_tokenizer = (source / "tokenizer_config.json").is_file()
     for name in TOKENIZER_FILES:
         path = (source if own_tokenizer else Path(base.folder)) / name
@@ -174,23 +98,90 @@ def adopt_adapter(recipe: Recipe, out: Path) -> AdapterFacts:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(out, trust_remote_code=False)
-    quantized = recipe.load_in_4bit
-    if quantized is None:
-        quantized = _was_quantized(source, str(adapter.config.get("base_model_name_or_path", "")))
     return AdapterFacts(
         method="qlora" if quantized else "lora",
         base=base,
         base_dtype=base_dtype,
         quantization=Quantization() if quantized else None,
+        vocabulary=merged.vocabulary,
+        stacked=len(recipe.then),
         chat_template_sha256=text_sha256(tokenizer.get_chat_template()),
         system=recipe.system,
         trained_here=False,
     )
 
 
-def _was_quantized(folder: Path, base_name: str) -> bool:
-    # An adapter of ours says so beside it. Others name the 4-bit base that they were trained on; PEFT itself does not record it.
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return bool(json.loads((folder / ARTIFACT_FILE).read_text(encoding="utf-8"))["facts"]["quantization"])
-    copy = four_bit_copy(base_name)
-    return copy is not None and copy.nf4
+def _take_matrices(
+    adapter: LoraAdapter, weights: TrainedWeights | MergedWeights, quantized: bool, out: Path
+) -> MergedWeights:
+    """Put the adapter's configuration and tensors into `out`, in the base's names and as one that fits the base as it is.
+
+    Returns:
+        The tuned weights: base, resized where the adapter needs it, and adapter.
+
+    Raises:
+        DataError, UsageError: it does not fit the base, or has no merge.
+    """
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        shutil.copyfile(adapter.folder / name, out / name)
+    pair = other_beginning(adapter, weights)
+    if pair is not None:
+        write_renamed(adapter, weights, pair, out)
+    taken = LoraAdapter(out)
+    vocabulary = vocabulary_of(taken, weights, adapter.folder)
+    if vocabulary is not None:
+        if isinstance(weights, MergedWeights):
+            raise DataError(
+                f"{adapter.path} was trained with {vocabulary} tokens, the one below it with another number",
+                "Check the order.",
+            )
+        weights = TrainedWeights(weights.folder, str(weights.dtype).removeprefix("torch."), None, vocabulary)
+    if start := start_of(taken.config):
+        refuse_unknown_start(taken, quantized)
+        write_as_lora(taken, weights, out)
+        taken = LoraAdapter(out)
+        stderr.print(
+            f"{adapter.folder} began with a part of the base ({start}): what was trained is taken as a plain LoRA."
+        )
+    merged = MergedWeights(weights, taken)  # says what does not fit, before anything is computed
+    if pair is not None:
+        old, new = (f"'{beginning}.'" if beginning else "nothing" for beginning in pair)
+        stderr.print(
+            f"The adapter's names of layers begin with {old}, the base's with {new}; every shape fits, so they are the same."
+        )
+    if vocabulary is not None:
+        stderr.print(
+            f"The adapter was trained with {vocabulary} tokens: embedding and head of the base are resized for it."
+        )
+    return merged
+
+
+def vocabulary_of(adapter: LoraAdapter, weights: TrainedWeights | MergedWeights, tokenizer: Path) -> int | None:
+    """Rows of embedding and head that an adapter was trained with; None: as the base has them.
+
+    Args:
+        tokenizer: folder of the adapter's own, if it has one; only its new tokens may be in the adapter's file.
+
+    Raises:
+        DataError: the file holds embeddings of several sizes.
+    """
+    stored = weights.entry(weights.embedding).shape[0]
+    rows = set()
+    for module in {name.removesuffix(".weight") for name in (weights.embedding, weights.head)}:
+        held = [e for n, e in adapter.others.items() if n.startswith(f"{module}.") and n.endswith("weight")]
+        rows |= {entry.shape[0] for entry in held if len(entry.shape) == 2}
+        if (change := adapter.changes.get(module)) is not None:
+            rows.add(change.parts["B"].shape[0] if "B" in change.parts else change.parts["embedding_A"].shape[1])
+    if len(rows) > 1:
+        raise DataError(
+            f"{adapter.path} holds embeddings of {' and '.join(str(n) for n in sorted(rows))} tokens", "Train it again."
+        )
+    tokens = adapter.config.get("trainable_token_indices") or adapter.config.get("token_indices") or []
+    indices = [i for each in tokens.values() for i in each] if isinstance(tokens, dict) else tokens
+    if not rows and indices and max(indices) >= stored:
+        from transformers import AutoTokenizer
+
+        own = (tokenizer / "tokenizer_config.json").is_file()
+        known = len(AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)) if own else 0
+        rows = {max(known, max(indices) + 1)}
+    return next((n for n in rows if n != stored), None)

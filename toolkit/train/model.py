@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from toolkit.errors import DataError, UsageError
-from toolkit.models.weights import loaded_bytes, weights_of
+from toolkit.models.weights import TrainedWeights, loaded_bytes, weights_of
 from toolkit.recipe.schema import Lora, Recipe
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts, BaseFacts, Quantization
@@ -244,16 +244,37 @@ def load_tuned(adapter: Artifact[AdapterFacts], dtype: torch.dtype = torch.float
     tokenizer = _tokenizer(adapter.folder)
     if facts.method == "full":
         return _load_base(adapter.folder, dtype, None, dtype, on_card).eval(), tokenizer
+    if facts.stacked:
+        from toolkit.models.reference import reference_of
+
+        return reference_of(adapter, whole=True).tuned.to(dtype).to("cuda" if on_card else "cpu"), tokenizer
     from peft import PeftModel
 
+    return PeftModel.from_pretrained(load_base(adapter, dtype, on_card), adapter.folder).eval(), tokenizer
+
+
+def load_base(adapter: Artifact[AdapterFacts], dtype: torch.dtype, on_card: bool = False) -> Any:
+    """Load the base of an artifact's model as training saw it; see `load_tuned`."""
+    facts = adapter.facts
     # The weights as they were: quantized from `base_dtype`, or rounded to it; computing on them is in `dtype`.
     stored: torch.dtype = getattr(torch, facts.base_dtype)
     model = _load_base(Path(facts.base.folder), stored, facts.quantization, dtype, on_card)
+    if facts.vocabulary is not None:
+        _resize(model, weights_of(adapter))
     if facts.quantization is None:
         model = model.to(dtype)
     else:
         _compute_in(model, dtype)
-    return PeftModel.from_pretrained(model, adapter.folder).eval(), tokenizer
+    return model.eval()
+
+
+@torch.no_grad()
+def _resize(model: Any, weights: TrainedWeights) -> None:
+    """Give a base the rows that its adapter was trained with; new ones as `toolkit.models.weights.resized` has them."""
+    model.resize_token_embeddings(weights.vocabulary, mean_resizing=False)
+    model.get_input_embeddings().weight.copy_(weights.load(weights.embedding))
+    if weights.tied_head is None and weights.head != weights.embedding:
+        model.get_output_embeddings().weight.copy_(weights.load(weights.head))
 
 
 def _compute_in(model: Any, dtype: torch.dtype) -> None:

@@ -39,14 +39,38 @@ def out_of_reach(still: list[str], modules: list[str]) -> list[str]:
     return [*unreached, *idle]
 
 
+def _not_compared(adapter: LoraAdapter) -> Check:
+    """Only LoRA has a matrix that begins at zero and so tells whether it was reached."""
+    kind = (
+        f"an adapter of kind {adapter.kind}"
+        if adapter.kind != "LORA"
+        else "an adapter of whole modules or tokens alone"
+    )
+    message = f"not compared: {kind} does not show where training never came by"
+    measures = [lower_is_better("modules that hold no numbers", 0, 0, 0)]
+    return Check(name="moved", verdict="not compared", message=message, measures=measures)
+
+
 def moved_check(adapter: LoraAdapter) -> Check:
+    """Judge every adapter of a stack; what is worst is told, with the name of its folder where it is not the first."""
+    checks = [_moved(adapter)]
+    while (folder := adapter.folder / f"then-{len(checks)}").is_dir():
+        check = _moved(LoraAdapter(folder))
+        checks.append(check.model_copy(update={"message": f"{folder.name}: {check.message}"}))
+    worst = ("fail", "inconclusive", "not compared", "pass")
+    return min(checks, key=lambda check: worst.index(check.verdict))
+
+
+def _moved(adapter: LoraAdapter) -> Check:
     """Judge the size of what each layer learnt: |scaling * B A|, computed from the r x r products.
 
     B begins at zero, so a module that training never reached has none left to show.
     """
     still: list[str] = []
     by_layer: dict[int, float] = {}
-    broken = [name for name, entry in adapter.replaced.items() if not torch.isfinite(adapter.tensor(entry)).all()]
+    broken = [name for name, entry in adapter.others.items() if not torch.isfinite(adapter.tensor(entry)).all()]
+    if not adapter.changes and not broken:
+        return _not_compared(adapter)
     for module, change in adapter.changes.items():
         parts = {part: adapter.tensor(entry).double() for part, entry in change.parts.items()}
         if not all(torch.isfinite(part).all() for part in parts.values()):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -23,20 +23,21 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.progress import track
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from toolkit.data.splitting import normalize
 from toolkit.errors import DataError, ResourceError
 from toolkit.models.reference import (
-    Reference,
     TeacherForced,
+    base_of,
     fits_whole,
     model_logits,
     parameter_count,
+    reference_of,
     stderr,
     write_logits,
 )
-from toolkit.models.weights import TORCH_DTYPES, TrainedWeights, loaded_bytes, meta_model, weights_of
+from toolkit.models.weights import TrainedWeights, loaded_bytes, weights_of
 from toolkit.parity.checks.prompts import Messages, conversations, render
 from toolkit.parity.checks.tokens import encode
 from toolkit.parity.golden.export_answers import answers_of, too_large
@@ -44,7 +45,7 @@ from toolkit.recipe.prompts_file import asked, golden_turns
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, read_jsonl, write_jsonl
 from toolkit.run.facts import AdapterFacts, DatasetFacts, GoldenFacts
-from toolkit.train.model import card_holds, load_tuned
+from toolkit.train.model import card_holds, load_base, load_tuned
 
 GENERATED_TOGETHER = 32
 
@@ -67,13 +68,12 @@ def record_golden(
     """
     wanted = golden_messages(recipe, dataset)
     adapter = as_merged(adapter, recipe.merge.onto)
-    facts = adapter.facts
     weights = weights_of(adapter)
     ends = end_tokens(adapter)
     tokenizer = AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False)
     day = date.today().isoformat()
     prompts = [_rendered(tokenizer, messages, day) for messages in wanted]
-    vocabulary = int(meta_model(weights.folder).get_output_embeddings().weight.shape[0])
+    vocabulary = int(weights.structure().get_output_embeddings().weight.shape[0])
     whole = computed_whole(weights)
     if recipe.golden.answers_from is not None:
         answers = answers_of(Path(recipe.golden.answers_from), [p.ids for p in prompts], recipe.golden.max_new_tokens)
@@ -88,7 +88,7 @@ def record_golden(
         shape = (sum(s.positions for s in forced), vocabulary)
         if whole:
             write_logits(model_logits(model, forced), out / "tuned.npy", shape, "tuned logits")
-        with _base(model, facts, torch.float32 if whole else torch.bfloat16) as base:
+        with _base(model, adapter, torch.float32 if whole else torch.bfloat16) as base:
             del model
             before = greedy(base, prompts, ends, recipe.golden.max_new_tokens, "base answers")
             if whole:
@@ -97,7 +97,7 @@ def record_golden(
         gc.collect()
     shape = (sum(s.positions for s in forced), vocabulary)
     if not whole:
-        _layer_by_layer(adapter, weights, forced, shape, out)
+        _layer_by_layer(adapter, forced, shape, out)
 
     rows = _rows(tokenizer, prompts, answers, before, ends)
     write_jsonl(out / "golden.jsonl", rows)
@@ -233,33 +233,25 @@ def _until_end(tokens: list[int], ends: list[int]) -> list[int]:
 
 
 @contextmanager
-def _base(model: Any, facts: AdapterFacts, dtype: torch.dtype) -> Iterator[Any]:
-    if hasattr(model, "disable_adapter"):
+def _base(model: Any, adapter: Artifact[AdapterFacts], dtype: torch.dtype) -> Iterator[Any]:
+    if hasattr(model, "disable_adapter") and not adapter.facts.stacked:
         with model.disable_adapter():
             yield model
         return
-    # A fully fine-tuned model has no adapter to turn off: its base is the folder it began as.
-    base = AutoModelForCausalLM.from_pretrained(
-        facts.base.folder, dtype=TORCH_DTYPES[facts.base_dtype], trust_remote_code=False, use_safetensors=True
-    )
-    yield base.to(dtype).eval()
+    # A fully fine-tuned model has no adapter to turn off, and under the last of a stack there are others.
+    yield load_base(adapter, dtype)
 
 
 def _layer_by_layer(
     adapter: Artifact[AdapterFacts],
-    weights: TrainedWeights,
     forced: list[TeacherForced],
     shape: tuple[int, int],
     out: Path,
 ) -> None:
-    facts = adapter.facts
-    full = facts.method == "full"
-    reference = Reference(weights, None if full else adapter.folder, whole=False)
+    reference = reference_of(adapter, whole=False)
     write_logits(reference.logits(forced), out / "tuned.npy", shape, "tuned logits, layer by layer")
-    if full:
-        reference = Reference(TrainedWeights(Path(facts.base.folder), facts.base_dtype, None), None, whole=False)
-    with nullcontext() if full else reference.adapter_off():
-        write_logits(reference.logits(forced), out / "base.npy", shape, "base logits, layer by layer")
+    with base_of(reference, adapter) as base:
+        write_logits(base.logits(forced), out / "base.npy", shape, "base logits, layer by layer")
 
 
 def _rows(
