@@ -85,10 +85,42 @@ def test_what_is_no_adapter_is_refused(base: Path, adapter: Path, tmp_path: Path
     with pytest.raises(DataError, match="cannot be read"):
         recipe_for_adapter(tmp_path, "other", str(base))
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8, "lora_alpha": 8}')
+    shutil.copy(adapter / "adapter_model.safetensors", tmp_path)
     with pytest.raises(UsageError, match="names no base model"):
         recipe_for_adapter(tmp_path, "other", "")
     with pytest.raises(UsageError, match="did you mean Q4_K_M"):
         recipe_for_adapter(adapter, "other", str(base), file_types=("Q4_KM",))
+
+
+def test_set_changes_any_key_of_an_export(base: Path, adapter: Path) -> None:
+    settings = ["golden.max_new_tokens=24", "export.file_types=[BF16, Q6_K]", "export.serve=Q6_K", "load_in_4bit=true"]
+    recipe = recipe_for_adapter(adapter, "other", str(base), settings=settings)
+    assert (recipe.golden.max_new_tokens, recipe.export.file_types, recipe.export.serve) == (
+        24,
+        ["BF16", "Q6_K"],
+        "Q6_K",
+    )
+    assert recipe.load_in_4bit and recipe.base == str(base)
+    assert recipe_for_adapter(adapter, "other", "", settings=["base=some/base"]).base == "some/base"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["golden.max_tokens=24"], r"unknown key golden\.max_tokens \(did you mean max_new_tokens\?\)"),
+        (
+            ["golden.max_new_tokens=many", "merge.onto=8-bit"],
+            r"(?s)golden\.max_new_tokens: .*not 'many'\n.*merge\.onto",
+        ),
+        (["golden"], "write it as key.key=value"),
+        (["golden.prompts=[a"], "is no YAML value"),
+        (["export.serve=Q2_K"], "serve: Q2_K is not among file_types"),
+    ],
+)
+def test_every_fault_of_set_is_told(settings: list[str], told: str, base: Path, adapter: Path) -> None:
+    with pytest.raises(UsageError, match=told) as found:
+        recipe_for_adapter(adapter, "other", str(base), settings=settings)
+    assert found.value.hint == "Look at: tune2ollama export --help"
 
 
 def test_pickled_weights_are_not_read(base: Path, adapter: Path, tmp_path: Path) -> None:
@@ -98,7 +130,7 @@ def test_pickled_weights_are_not_read(base: Path, adapter: Path, tmp_path: Path)
     (copy / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
     (copy / "adapter_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(DataError, match=r"adapter_model\.bin is a pickle, which is not read here"):
-        adopt_adapter(recipe_for_adapter(copy, "other", str(base)), out)
+        recipe_for_adapter(copy, "other", str(base))
 
 
 @pytest.mark.slow

@@ -97,6 +97,16 @@ def _refuse_without_merge(path: Path, config: dict[str, Any]) -> None:
             f"{path}: peft_type {config['peft_type']} has no merge: it adds virtual tokens, and changes no weight",
             "Train a LoRA instead: prompt, prefix and p-tuning cannot be put into a GGUF.",
         )
+    if "adapters" in config:
+        raise UsageError(
+            f"{path}: peft_type {config['peft_type']} mixes several adapters by what is asked, so it has no merge",
+            "Export one of its adapters.",
+        )
+    if config.get("megatron_config"):
+        raise UsageError(
+            f"{path}: megatron_config names a module that would be imported; nothing that was read is run here",
+            "Set it to null where the adapter's matrices are those of an ordinary LoRA.",
+        )
     if config.get("layer_replication"):
         raise UsageError(
             f"{path}: layer_replication makes another model of the base, with more layers, which is not done here",
@@ -223,7 +233,9 @@ def latest(folder: Path) -> Path:
 
 def _no_adapter(folder: Path) -> ToolkitError:
     if not folder.is_dir():
-        return DataError(f"there is no folder {folder}", "Name the folder that holds the adapter.")
+        return DataError(
+            f"there is no folder {folder}, so it is no PEFT adapter", "Name the one that holds the adapter."
+        )
     newest = newest_checkpoint(folder)
     if newest is not None:
         return DataError(

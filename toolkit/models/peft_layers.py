@@ -147,6 +147,20 @@ class TunedLayers:
             bare = base_name(name)
             if bare in own and not parameter.is_meta and ".modules_to_save." not in name:
                 self.in_place[bare] = parameter.data
+        self._refuse_without_merge()
+
+    def _refuse_without_merge(self) -> None:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        lacking = [name for name, layer in self._layers.items() if type(layer).merge is BaseTunerLayer.merge]
+        if lacking or not (self._layers or self.replaced or self.in_place):
+            raise self._no_merge(lacking[0] if lacking else "this base")
+
+    def _no_merge(self, where: str, reason: str = "") -> UsageError:
+        return UsageError(
+            f"{self._adapter.folder}: PEFT has no merge for {self._adapter.kind} on {where}{reason and f': {reason}'}",
+            "Train a kind that can be merged, such as LoRA.",
+        )
 
     def _take(self, path: str, module: Any) -> None:
         from peft.tuners.lora.layer import ParamWrapper
@@ -202,21 +216,20 @@ class TunedLayers:
         before = dict(bare._parameters)
         try:
             for other, parameter in before.items():
-                if other != leaf and parameter is not None and f"{path}.{other}" in self._layers and not _is_one(layer):
+                # Experts' parameters have wrappers of their own each; another layer's bias may be changed beside its weight.
+                if other != leaf and parameter is not None and self._layers.get(f"{path}.{other}") is layer:
                     value = load(f"{path}.{other}").to(base.dtype)
                     bare._parameters[other] = nn.Parameter(value, requires_grad=False)
             bare._parameters[leaf] = nn.Parameter(weight, requires_grad=False)
             layer.merge(adapter_names=[NAME])
             now = layer.get_base_layer()
-            found = cast(torch.Tensor, now._parameters[leaf].data).to(base.dtype)
-            if now is not bare:  # a kind that puts a layer of its own in the base's place
+            swapped = now is not bare  # a kind that puts a layer of its own in the base's place
+            found = cast(torch.Tensor, now._parameters[leaf].data).to(base.dtype, copy=swapped)
+            if swapped:
                 layer.unmerge()
             return found
-        except NotImplementedError as error:
-            raise UsageError(
-                f"{self._adapter.folder}: PEFT has no merge for {self._adapter.kind} on {name}",
-                "Train a kind that can be merged, such as LoRA.",
-            ) from error
+        except (NotImplementedError, ValueError) as error:
+            raise self._no_merge(name, str(error).strip()) from error
         finally:
             layer.merged_adapters.clear()
             bare._parameters.update(before)
@@ -227,10 +240,3 @@ def _is_wrapper(module: nn.Module) -> bool:
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     return isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
-
-
-def _is_one(layer: Any) -> bool:
-    """Whether the layer changes one parameter alone, so that its neighbours need not be there."""
-    from peft.tuners.lora.layer import ParamWrapper
-
-    return isinstance(layer, ParamWrapper)

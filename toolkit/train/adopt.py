@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,9 @@ def _take_matrices(
             f"{adapter.folder} began with a part of the base ({start}): what was trained is taken as a plain LoRA."
         )
     merged = MergedWeights(weights, taken)  # says what does not fit, before anything is computed
+    changed = [name for name in merged.names() if merged.is_merged(name)]
+    if changed:  # and the smallest, whether PEFT can merge it
+        merged.load(min(changed, key=lambda name: math.prod(merged.entry(name).shape)))
     if pair is not None:
         old, new = (f"'{beginning}.'" if beginning else "nothing" for beginning in pair)
         stderr.print(
