@@ -94,6 +94,11 @@ class Tuning:
         return self._merged.tied_head if self._merged else self._tuned.tied_head
 
     @property
+    def vocabulary(self) -> int | None:
+        """Tokens that the base was resized to for training; None: as its config.json says."""
+        return self._merged.vocabulary if self._merged else None
+
+    @property
     def embedding(self) -> str:
         """Name of the token embedding."""
         return self._merged.weights.embedding if self._merged else self._tuned.embedding

@@ -113,6 +113,7 @@ def folder_structure_check(tuning: Tuning, folder: Path, compared: Comparison) -
     """A merged folder's `config.json`, tensor names and shapes against the base's."""
     # As transformers reads them: what a file leaves out, or spells as older versions did, is the same there.
     before, after = (text_config(f).to_dict() for f in (tuning.folder, folder))
+    before["vocab_size"] = tuning.vocabulary or before.get("vocab_size")
     wrong = [
         {"key": key, "wanted": before.get(key), "found": after.get(key), "from": "the base's config.json"}
         for key in sorted((before.keys() | after.keys()) - _TELLS_NOTHING)
