@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.parity_chain import Export, export, finished, record, recipe
+from tests.parity_chain import Export, export, finished, recipe, record
 from tests.small_models import tiny_llama
 from toolkit.parity.verify import verify
 from toolkit.recipe.adopted import recipe_for_adapter
