@@ -122,10 +122,10 @@ class Reference:
         head = self._weights.tied_head
         for name, parameter in list(module.named_parameters(remove_duplicate=False)):
             source = base_name(prefix + name)
-            if not parameter.is_meta or id(parameter) in leave:
+            if not parameter.is_meta or id(parameter) in leave or source == head:
                 continue
             try:
-                value = self._weights.parameter(self._weights.embedding if source == head else source)
+                value = self._weights.parameter(source)
             except KeyError as error:
                 raise DataError(
                     f"{self._weights.folder} has no tensor {source}",
