@@ -21,7 +21,7 @@ def modules_of(adapter: LoraAdapter) -> list[str]:
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
     own = PEFT_TYPE_TO_PREFIX_MAPPING.get(adapter.kind, "lora_")  # type: ignore[call-overload]
-    found = {}
+    found: dict[str, None] = {}
     for name in adapter.entries:
         if name.startswith(PREFIX):
             parts = name.removeprefix(PREFIX).split(".")

@@ -8,11 +8,12 @@ from typing import Any, Literal
 import torch
 
 from toolkit.models.adapters import LoraAdapter
+from toolkit.models.checkpoint_names import CheckpointNames
 from toolkit.models.peft_layers import TunedLayers
 from toolkit.models.safetensors_file import Entry
 from toolkit.models.weights import TrainedWeights, meta_model, weights_of
 from toolkit.run.artifacts import Artifact
-from toolkit.run.facts import AdapterFacts
+from toolkit.run.facts import AdapterFacts, Quantization
 
 
 class MergedWeights:
@@ -28,16 +29,20 @@ class MergedWeights:
 
     def __init__(self, weights: TrainedWeights | MergedWeights, adapter: LoraAdapter) -> None:
         self.weights, self.adapter = weights, adapter
-        self.folder, self.quantization, self.dtype = weights.folder, weights.quantization, weights.dtype
-        self.spelled, self.embedding, self.head = weights.spelled, weights.embedding, weights.head
-        self.vocabulary = weights.vocabulary
+        self.folder: Path = weights.folder
+        self.dtype: torch.dtype = weights.dtype
+        self.quantization: Quantization | None = weights.quantization
+        self.vocabulary: int | None = weights.vocabulary
+        self.spelled: CheckpointNames = weights.spelled
+        self.embedding: str = weights.embedding
+        self.head: str = weights.head
         self._layers = TunedLayers(weights.structure(), adapter)
         if weights.tied_head is not None:  # one parameter, under whichever name the file holds it
             for one, other in ((weights.embedding, weights.tied_head), (weights.tied_head, weights.embedding)):
                 if one in self._layers.in_place:
                     self._layers.in_place.setdefault(other, self._layers.in_place[one])
         self._split: dict[tuple[str, torch.dtype], dict[str, torch.Tensor]] = {}
-        self.tied_head = None if self._unties() else weights.tied_head
+        self.tied_head: str | None = None if self._unties() else weights.tied_head
 
     def structure(self) -> Any:
         """The merged model without its weights (torch's meta device)."""

@@ -208,9 +208,9 @@ class TunedLayers:
         if name in self.replaced:
             return self.replaced[name].to(base.dtype, copy=True)
         weight = self.in_place[name].to(base.dtype, copy=True) if name in self.in_place else base
-        layer = self._layers.get(name)
-        if layer is None:
+        if name not in self._layers:
             return weight
+        layer = self._layers[name]
         path, _, leaf = name.rpartition(".")
         bare = layer.get_base_layer()
         before = dict(bare._parameters)
