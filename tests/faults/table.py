@@ -238,7 +238,7 @@ FAULTS = [
     Fault("q and k in the wrong order", "conversion", "rows are in another order", _in_file(_permuted_back), True),
     Fault("q transposed", "conversion", "transposed", _in_file(_each(["blk.0.attn_q.weight"], lambda v: v.T)), True),
     Fault("tensor truncated", "conversion", "rows are zero", _in_file(_each(["blk.1.ffn_down.weight"], _last_rows_zero)), True),
-    Fault("tied head untied, another one written", "conversion", "lm_head.weight (", _in_file(_another_head), True),
+    Fault("tied head untied, another one written", "conversion", "lm_head (", _in_file(_another_head), True),
     Fault("RoPE base changed", "structure", "rope.freq_base", _in_file(_set("llama.rope.freq_base", 10_000.0)), True),
     Fault("RoPE scaling lost", "structure", "rope_freqs", _in_file(_each(["rope_freqs.weight"], lambda v: v * 0 + 1)), True),
     Fault("norm epsilon changed", "structure", "epsilon", _in_file(_set("llama.attention.layer_norm_rms_epsilon", 1e-3)), True),

@@ -137,7 +137,7 @@ def compare_weights(
                 found[name].tensors.append(row)
     for units, members in groups:
         for name, export in members:
-            _look_for_values(tuning, units, export, found[name])
+            _look_for_values(tuning, units, export, found[name], largest_rest)
     return found
 
 
@@ -166,7 +166,9 @@ def _same_constant(unit: Unit, export: Exported) -> bool:
     return torch.allclose(export.load(unit.name).reshape(wanted.shape), wanted.float(), rtol=1e-4)
 
 
-def _look_for_values(tuning: Tuning, units: list[Unit], export: Exported, found: Comparison) -> None:
+def _look_for_values(
+    tuning: Tuning, units: list[Unit], export: Exported, found: Comparison, largest_rest: Callable[[str], float]
+) -> None:
     """Say of damaged tensors whose values they hold, where another tensor's are there in their place."""
     strange = [row for row in found.tensors if row.damage in ("other values", "its rows are in another order")]
     by_label = {unit.label: unit for unit in units}
@@ -174,9 +176,9 @@ def _look_for_values(tuning: Tuning, units: list[Unit], export: Exported, found:
         unit = by_label[row.name]
         values = _sampled(export.load(unit.name))
         for other in units:
-            if other is unit or not other.sources or other.shape(tuning) != unit.shape(tuning):
+            if not other.sources or other.sources == unit.sources or other.shape(tuning) != unit.shape(tuning):
                 continue
-            if holds(_sampled(other.weights(tuning.load).tuned), values):
+            if holds(_sampled(other.weights(tuning.load).tuned), values, largest_rest(row.type)):
                 row.damage = f"holds {whose(other.label, unit.label)} values"
                 break
 

@@ -49,9 +49,13 @@ def damage(tuned: torch.Tensor, export: torch.Tensor) -> str:
     return "other values"
 
 
-def holds(wanted: torch.Tensor, found: torch.Tensor) -> bool:
-    """Whether an export's tensor holds these values, but for rounding: matrices of one shape, or some of their rows."""
-    return wanted.shape == found.shape and bool((wanted - found).norm() < 0.3 * wanted.norm())
+def holds(wanted: torch.Tensor, found: torch.Tensor, room: float) -> bool:
+    """Whether an export's tensor holds these values, but for rounding: matrices of one shape, or some of their rows.
+
+    Args:
+        room: what rounding may leave, as a share of the tensor's size.
+    """
+    return wanted.shape == found.shape and bool((wanted - found).norm() <= room * wanted.norm())
 
 
 def _reordered(tuned: torch.Tensor, export: torch.Tensor) -> bool:
