@@ -58,13 +58,14 @@ def other_beginning(adapter: LoraAdapter, weights: TrainedWeights | MergedWeight
 
 
 def _candidates(module: str, known: set[str]) -> list[tuple[str, str]]:
-    """Pairs of beginnings that leave the longest common end."""
+    """Pairs of beginnings that leave the longest common end; a number in one would take a layer for another."""
     parts = module.split(".")
     for start in range(len(parts)):
         end = ".".join(parts[start:])
         found = sorted(name for name in known if name == end or name.endswith(f".{end}"))
         if found:
-            return [(".".join(parts[:start]), name.removesuffix(end).rstrip(".")) for name in found]
+            pairs = [(".".join(parts[:start]), name.removesuffix(end).rstrip(".")) for name in found]
+            return [pair for pair in pairs if not re.search(r"\d", "".join(pair))]
     return []
 
 
