@@ -22,7 +22,6 @@ from accelerate.utils import set_module_tensor_to_device
 from rich.console import Console
 from rich.progress import track
 from transformers import AutoModelForCausalLM
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from toolkit.errors import DataError
 from toolkit.models.adapters import LoraAdapter
@@ -181,14 +180,15 @@ class Reference:
             ids = torch.zeros(len(batch), longest, dtype=torch.long)
             for row, sequence in enumerate(batch):
                 ids[row, : len(sequence.ids) - 1] = torch.tensor(sequence.ids[:-1])
-            hidden = self._decoder(input_ids=ids, use_cache=False).last_hidden_state
+            output = self._decoder(input_ids=ids, use_cache=False)
             for row, sequence in enumerate(batch):
-                yield self._head(ids[row : row + 1], hidden[row : row + 1], sequence)
+                found = type(output)(last_hidden_state=output.last_hidden_state[row : row + 1])
+                yield self._head(ids[row : row + 1], found, sequence)
 
-    def _head(self, ids: torch.Tensor, hidden: torch.Tensor, sequence: TeacherForced) -> torch.Tensor:
+    def _head(self, ids: torch.Tensor, decoded: Any, sequence: TeacherForced) -> torch.Tensor:
         # The model's own forward, with the decoder's result put in: whatever it does after the decoder (scaling, soft
         # caps) is done here too.
-        self._decoder.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden)
+        self._decoder.forward = lambda *_, **__: decoded
         try:
             wanted = torch.arange(sequence.first - 1, len(sequence.ids) - 1)
             return cast(torch.Tensor, self._causal(ids, use_cache=False, logits_to_keep=wanted).logits[0].float())
