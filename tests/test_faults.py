@@ -64,5 +64,5 @@ def test_clean_chains_are_clean(family: str, method: str, tmp_path: Path) -> Non
     clean = clean_chain(family, method, family_base(family, tmp_path / "base"), tmp_path)
     certificate = clean.certificate(tmp_path / "verify")
     assert_clean(certificate)
-    wanted = [] if method == "full" else ["adapter"]
-    assert [s["name"] for s in certificate["subjects"]] == [*wanted, "merged", "F16", "Q8_0", "Q4_K_M"]
+    wanted = "tuned model" if method == "full" else "adapter"
+    assert [s["name"] for s in certificate["subjects"]] == [wanted, "merged", "F16", "Q8_0", "Q4_K_M"]

@@ -51,8 +51,8 @@ def _words_of_an_answer() -> dict[str, Any]:
 SERVED_FAULTS = [
     ServedFault("template swapped on the server", "server prompt", "prompts", "golden prompts that differ",
                 "served 'system|>", template=GO_TEMPLATE),
-    ServedFault("stop words that cut an answer", "server answers", "answers", "answers that differ",
-                "the server stopped where llama.cpp goes on", _words_of_an_answer),
+    ServedFault("stop words that cut an answer", "server answers", "ends", "stop words that are no end",
+                "is no end of the tuned model: it cuts", _words_of_an_answer),
     ServedFault("num_ctx too small for the prompt", "server answers", "answers", "num_ctx",
                 "num_ctx is 16, but golden prompts and answers need", lambda: {"num_ctx": 16}),
     ServedFault("num_predict cuts answers", "server answers", "answers", "num_predict",

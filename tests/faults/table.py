@@ -27,6 +27,7 @@ from tests.parity_chain import damaged, export, finished
 from tests.small_models import adapter_artifact, put_tokenizer
 from toolkit.export.convert import convert
 from toolkit.export.quantize import quantize
+from toolkit.models.gguf_metadata import copy_with_texts
 from toolkit.parity.certificate import LinkName
 
 MARK = "<|im_start|>"
@@ -194,6 +195,10 @@ def _set(key: str, value: Any, index: int | None = None) -> Callable[[Path], Non
     return lambda path: set_value(path, key, value, index)
 
 
+def _full_stop_ends(path: Path) -> None:
+    copy_with_texts(path, path, {"tokenizer.ggml.eot_token_id": 30})
+
+
 def _quantized_twice(out: Path) -> Clean:
     clean = fault_chain()
     made = damaged(clean, lambda _: None, out / "x")  # type: ignore[arg-type]
@@ -247,6 +252,8 @@ FAULTS = [
     Fault("special token split into text", "tokenizer", MARK, _in_file(_set("tokenizer.ggml.token_type", 1, 1)), True),
     Fault("double BOS", "tokenizer", "texts differ", _in_file(lambda path: add_flag(path, "tokenizer.ggml.add_bos_token")), True),
     Fault("EOS id lost", "tokenizer", "end-of-text id is 300", _in_file(_set("tokenizer.ggml.eos_token_id", 300)), True, True),
+    Fault("answers end at every full stop", "tokenizer", "makes an end of 30 '.'",
+          _in_file(_full_stop_ends), True),
     Fault("EOT id lost", "tokenizer", "is '<|im_ond|>'", _in_file(lambda path: respell(path, "<|im_end|>", "<|im_ond|>")), True),
     Fault("template swapped", "template", "golden 1", _template(MARK, "<|start|>"), True, True),
     Fault("default system block lost", "template", "'no system text'", _template("loop.first and", "false and"), True),

@@ -47,11 +47,14 @@ def trained(folder: Path, gguf: Path, goldens: list[Messages], template: str = "
         text = render_trained(template, messages, vocabulary.bos_text, vocabulary.eos_text)
         assert text is not None
         ids = vocabulary.tokenize(text)
-        rows.append({"messages": messages, "prompt_text": text, "prompt_ids": ids, "completion_ids": [1] * LIMIT})
+        rows.append({
+            "messages": messages, "prompt_text": text, "prompt_ids": ids, "completion_ids": [1] * LIMIT,
+            "completion": "Rest. See a doctor.", "stopped": True,
+        })  # fmt: skip
     vocabulary.close()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "golden.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return Trained(folder, system, template, "", LIMIT)
+    return Trained(folder, system, template, "", LIMIT, (2,))
 
 
 def show(client: Client, gguf: Path, wanted: Trained, parameters: dict[str, Any] | None = None, **fields: Any) -> Shown:
@@ -112,7 +115,9 @@ def test_a_golden_with_a_system_text_of_its_own_is_asked_with_it(
     goldens = [said(ASKED[0]), said(ASKED[1], "You are a vet.")]
     wanted = trained(tmp_path, small_gguf, goldens)
     shown = show(ollama_server.client, small_gguf, wanted)
-    assert [(one.name, one.verdict) for one in shown.checks] == [("prompts", "pass"), ("answers", "pass")]
+    assert [(one.name, one.verdict) for one in shown.checks] == [
+        ("prompts", "pass"), ("ends", "pass"), ("answers", "pass"),
+    ]  # fmt: skip
     assert shown.rendered == 2
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello."}]
     shown = show(ollama_server.client, small_gguf, wanted, messages=turns)
@@ -149,6 +154,29 @@ def test_a_limit_of_the_modelfile_that_cuts_answers(ollama_server: Server, small
     assert check(show(ollama_server.client, small_gguf, wanted, {"num_predict": LIMIT}), "answers").verdict == "pass"
 
 
+@pytest.mark.ollama
+@pytest.mark.parametrize("word", [".", "\n", "doctor", "Zebra"])
+def test_a_stop_word_that_is_no_end_is_blamed_by_name(
+    ollama_server: Server, small_gguf: Path, tmp_path: Path, word: str
+) -> None:
+    wanted = trained(tmp_path, small_gguf, [said(ASKED[0])])
+    shown = show(ollama_server.client, small_gguf, wanted, {"stop": ["<|im_end|>", word]})
+    blame = blame_of([_subject(ollama_server.client, small_gguf, shown)])
+    assert blame is not None
+    assert (blame.link, blame.check, blame.measure) == ("server answers", "ends", "stop words that are no end")
+    assert f"the stop word {word!r} is no end of the tuned model" in blame.message
+
+
+@pytest.mark.ollama
+def test_stop_words_that_are_ends_or_between_turns_are_right(
+    ollama_server: Server, small_gguf: Path, tmp_path: Path
+) -> None:
+    wanted = trained(tmp_path, small_gguf, [said(ASKED[0])])
+    stops = ["<|im_end|>", "<|im_start|>", "<|endoftext|>"]
+    found = check(show(ollama_server.client, small_gguf, wanted, {"stop": stops}), "ends")
+    assert found.verdict == "pass", found.message
+
+
 def _subject(client: Client, gguf: Path, shown: Shown) -> Any:
     return subject_of(ServedModel(client, NAME, {}, gguf), shown)
 
@@ -158,7 +186,7 @@ def test_turns_of_the_modelfile_count_into_the_context(ollama_server: Server, sm
     wanted = trained(tmp_path, small_gguf, [said(ASKED[0])])
     long = [{"role": "user", "content": "one two three " * 80}, {"role": "assistant", "content": "Yes."}]
     shown = show(ollama_server.client, small_gguf, wanted, {"num_ctx": 256}, messages=long)
-    assert [one.name for one in shown.checks] == ["answers"]
+    assert [one.name for one in shown.checks] == ["ends", "answers"]
     assert shown.checks[0].message.startswith("num_ctx is 256, but golden prompts and answers need ")
     assert measure(shown.checks[0], "num_ctx").limit > 256  # type: ignore[operator]
     assert check(show(ollama_server.client, small_gguf, wanted, {"num_ctx": 256}), "answers").verdict == "pass"

@@ -128,3 +128,16 @@ def test_candidates_keep_the_tag_and_fit() -> None:
     assert full_name("medical") == "medical:latest"
     assert "too long" in check_name("medical:" + "t" * 71)[0]
     assert check_name("medical:" + "t" * 70) == []
+
+
+def test_a_stop_word_that_cuts_answers_is_refused_before_the_heavy_work(tmp_path: Path) -> None:
+    partial = tmp_path / "Modelfile"
+    # Tokens of the base and whole marks of its template are ends, or stand between turns.
+    partial.write_text('PARAMETER stop <|im_start|>\nPARAMETER stop "<|im_end|>"\n', encoding="utf-8")
+    assert check_modelfile(recipe(partial)) == []
+    for word in (".", "\\n", "doctor", "user", "。"):
+        partial.write_text(f'PARAMETER stop <|im_start|>\nPARAMETER stop "{word}"\n', encoding="utf-8")
+        (fault,) = check_modelfile(recipe(partial))
+        assert "the tuned model does not end there" in fault.message
+    # Of an adapter made elsewhere the tokens are not known yet: what the server then has is judged.
+    assert check_modelfile(recipe(partial, data=None, adapter="somewhere")) == []

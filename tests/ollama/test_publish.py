@@ -45,6 +45,7 @@ def _golden(folder: Path, gguf: Path, system: str = "You are a nurse.") -> Artif
             text = render_trained(template, messages, "", "")
             rows.append({
                 "messages": messages, "prompt_text": text, "prompt_ids": tokenize(text), "completion_ids": [1] * LIMIT,
+                "completion": "Rest.", "stopped": False,
             })  # fmt: skip
     folder.mkdir(parents=True)
     (folder / "golden.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -213,11 +214,13 @@ def test_a_stop_word_that_cuts_answers_is_refused(run: Run, ollama_server: Serve
     partial = tmp_path / "medical"
     words = _greedy(run, 6).decode()
     partial.write_text(render(Modelfile(parameters=(("stop", words[-4:]),))))
-    with pytest.raises(ParityError, match=r"server answers broke, seen in medical: .* the server stopped where llama"):
+    with pytest.raises(
+        ParityError, match=r"server answers broke, seen in medical: the stop word .* is no end of the tuned"
+    ):
         run.create(_recipe(partial))
     assert (tmp_path / "run" / "refused" / "certificate.html").is_file()
     blame = json.loads((tmp_path / "run" / "refused" / "certificate.json").read_text(encoding="utf-8"))["blame"]
-    assert (blame["link"], blame["measure"], blame["value"]) == ("server answers", "answers that differ", 1)
+    assert (blame["link"], blame["measure"], blame["value"]) == ("server answers", "stop words that are no end", 1)
     assert not [name for name in ollama_server.client.models() if name.startswith("medical")]
 
 

@@ -115,9 +115,10 @@ def test_a_merged_folder_is_what_its_own_files_are_compared_with(place: Path, cl
     reference = ["--hf", clean.export.model.folder, "--system", SYSTEM, "--prompts", "prompts.jsonl"]
     done = run_verify(place, *reference, "--gguf", served(clean, 0), "--json")
     assert done.returncode == 0, done.stderr[-2000:]
-    (subject,) = json.loads(done.stdout)["subjects"]
+    whole, subject = json.loads(done.stdout)["subjects"]
+    assert (whole["name"], whole["verdict"]) == ("tuned model", "pass")
     assert {c["name"]: c["verdict"] for c in subject["checks"]} == dict.fromkeys(
-        ("prompts", "tokens", "structure", "weights", "source", "logits", "stops"), "pass"
+        ("prompts", "tokens", "ends", "structure", "weights", "source", "logits", "stops"), "pass"
     )
     done = run_verify(place, *reference, "--gguf", broken, "--json")
     assert done.returncode == 6, done.stderr[-2000:]

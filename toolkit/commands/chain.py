@@ -111,7 +111,8 @@ def modelfile(recipe: Path, profile: str | None, settings: tuple[str, ...], as_j
 
     resolved = load(recipe, profile, settings)
     artifacts = pipeline.run(resolved, upto="verify")
-    text = modelfile_of(resolved, certified_file(artifacts["verify"]))
+    ends = artifacts["golden"].facts.end_tokens
+    text = modelfile_of(resolved, certified_file(artifacts["verify"]), ends)
     if as_json:
         print_json({"modelfile": text})
     else:

@@ -22,7 +22,9 @@ from toolkit.export.described import description
 from toolkit.export.llama_cpp import converter_environment, converter_fault, tree
 from toolkit.models.bases import CONFIG_FILES, EMBEDDED, TOKENIZER_FILES, read_chat_template
 from toolkit.models.chat_template import as_trained
+from toolkit.models.ends import ends_of
 from toolkit.models.gguf_file import GGUFHeader, read_gguf
+from toolkit.models.gguf_metadata import copy_with_texts
 from toolkit.models.safetensors_file import model_files
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, file_sha256, write_json
@@ -86,6 +88,8 @@ def convert(
         run_converter(view, target, file_type, Path(scratch) / "metadata.json")
     header = read_gguf(target)
     check_end_token(model.folder, header, target)
+    if name_ends(model.folder, target):
+        header = read_gguf(target)
     file = GGUFFile(
         name=target.name,
         file_type=file_type,
@@ -249,3 +253,34 @@ def check_end_token(model: Path, header: GGUFHeader, target: Path) -> None:
             f"{target.name} ends answers with token {found}, the tokenizer with {wanted}",
             f"Make eos_token of {model}/tokenizer_config.json and eos_token_id of its config.json agree.",
         )
+
+
+_KEYS_OF_ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+"""Besides `eos_token_id`; llama.cpp ends at each (src/llama-vocab.cpp, `special_eog_ids`)."""
+
+
+def name_ends(model: Path, target: Path) -> dict[str, int]:
+    """Name in the GGUF file the ends of the model that llama.cpp does not know: the token that closes a turn first.
+
+    Returns:
+        Key → token that was written into the file.
+    """
+    from transformers import AutoTokenizer
+
+    from toolkit.parity.candidate import Candidate
+
+    ends = ends_of(model, AutoTokenizer.from_pretrained(model, trust_remote_code=False))
+    turn = ends.turn.token if ends.turn else None
+    with Candidate(target, vocab_only=True) as file:
+        unknown = sorted((token for token in ends.tokens if not file.ends(token)), key=lambda token: token != turn)
+        texts = {token: file.token_text(token) for token in unknown}
+    if not unknown:
+        return {}
+    there = read_gguf(target).metadata
+    named = dict(zip((key for key in _KEYS_OF_ENDS if key not in there), unknown))
+    copy_with_texts(target, target, named)
+    told = ", ".join(f"{texts[token]!r} ({key.rpartition('.')[2]})" for key, token in named.items())
+    left = [texts[token] for token in unknown if token not in named.values()]
+    more = f"; not at {', '.join(map(repr, left))}: a GGUF file has no place for more" if left else ""
+    Console(file=sys.stderr).print(f"{target.name}: ends at {told or 'no other token'} too{more}.", markup=False)
+    return named

@@ -15,6 +15,7 @@ from rich.progress import track
 
 from toolkit.errors import MAKE_ROOM, ResourceError
 from toolkit.models.bases import CONFIG_FILES, TOKENIZER_FILES, check_folder
+from toolkit.models.ends import ends_of
 from toolkit.models.merged import MergedWeights, merged_weights
 from toolkit.models.safetensors_file import (
     DTYPES,
@@ -33,6 +34,7 @@ from toolkit.run.artifacts import Artifact, read_jsonl, write_json
 from toolkit.run.facts import AdapterFacts, DatasetFacts, ModelFacts
 from toolkit.run.hardware import free_disk_bytes
 
+GENERATION_CONFIG = "generation_config.json"
 LOSSLESS_BELOW = 1_000_000_000
 """Models with fewer parameters are written as float32 where 16 bits would round what was trained."""
 LOSS_ROWS = 16
@@ -57,7 +59,7 @@ def merge(
     entries = [Entry(n, DTYPES[dtype], merged.entry(n).shape) for n in merged.names()]
     _check_disk(sum(e.bytes for e in entries), out)
     write_merged(merged, entries, dtype, out)
-    copy_settings(merged, adapter.folder, dtype, out)
+    _tell(copy_settings(merged, adapter.folder, dtype, out))
     losses = held_out_losses(recipe, adapter, dataset, out) if dataset is not None else {}
     return ModelFacts(
         merged_onto=_onto(adapter.facts, recipe.merge.onto),
@@ -143,8 +145,12 @@ def write_merged(merged: MergedWeights, entries: list[Entry], dtype: str, out: P
     next(steps, None)  # lets the progress bar end
 
 
-def copy_settings(merged: MergedWeights, adapter: Path, dtype: str, out: Path) -> None:
-    """Copy config, generation config, tokenizer and chat template; the tokenizer as it was trained with."""
+def copy_settings(merged: MergedWeights, adapter: Path, dtype: str, out: Path) -> str:
+    """Copy config, generation config, tokenizer and chat template; the tokenizer as it was trained with.
+
+    Returns:
+        A sentence about a turn's end that the base does not list as an end; empty where it does.
+    """
     base = merged.folder
     config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
     for key in ("_name_or_path", "torch_dtype", "quantization_config"):
@@ -157,13 +163,37 @@ def copy_settings(merged: MergedWeights, adapter: Path, dtype: str, out: Path) -
         text["vocab_size"] = merged.vocabulary
     with writing(out / "config.json"):
         write_json(out / "config.json", config)
-        if (base / "generation_config.json").is_file():
-            shutil.copyfile(base / "generation_config.json", out / "generation_config.json")
+        if (base / GENERATION_CONFIG).is_file():
+            shutil.copyfile(base / GENERATION_CONFIG, out / GENERATION_CONFIG)
         # All from one folder: files of two tokenizers would not fit each other.
         tokenizer = adapter if (adapter / "tokenizer_config.json").is_file() else base
         for name in TOKENIZER_FILES:
             if (tokenizer / name).is_file():
                 shutil.copyfile(tokenizer / name, out / name)
+        return _list_turn_end(out)
+
+
+def _list_turn_end(out: Path) -> str:
+    """Write the token that closes a turn into the generation config, where only the chat template knows it as an end.
+
+    Returns:
+        A sentence about it; empty where the base lists it.
+    """
+    from transformers import AutoTokenizer
+
+    ends = ends_of(out, AutoTokenizer.from_pretrained(out, trust_remote_code=False))
+    if ends.unlisted is None:
+        return ""
+    path = out / GENERATION_CONFIG
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.unlink(missing_ok=True)  # it may be a link to another tool's file
+    write_json(path, {**settings, "eos_token_id": ends.tokens})
+    return ends.told()
+
+
+def _tell(told: str) -> None:
+    if told:
+        Console(file=sys.stderr).print(f"The merged model: {told}.", style="yellow", markup=False)
 
 
 def _take_whole_model(adapter: Artifact[AdapterFacts], out: Path) -> ModelFacts:
@@ -174,6 +204,7 @@ def _take_whole_model(adapter: Artifact[AdapterFacts], out: Path) -> ModelFacts:
     for name in (*weights, *others):
         if (adapter.folder / name).is_file():
             link_or_copy(adapter.folder / name, out / name)
+    _tell(_list_turn_end(out))
     entries = model_entries(files).values()
     return ModelFacts(
         merged_onto="as trained",

@@ -13,8 +13,9 @@ from pathlib import Path
 from toolkit.models.gguf_file import STRING, GGUFHeader, read_gguf
 from toolkit.run.artifacts import new_file
 
-Texts = Mapping[str, str | None]
-"""Key → its new text; None: the key is taken away."""
+Texts = Mapping[str, str | int | None]
+"""Key → its new text or (unsigned) number; None: the key is taken away."""
+_UINT32, _VERSION = 4, 3
 _COUNT_AT = 16  # after "GGUF", the version (4 bytes) and the number of tensors (8 bytes)
 _CHUNK = 1 << 24
 
@@ -55,21 +56,39 @@ def bytes_with_texts(gguf: Path, texts: Texts, header: GGUFHeader | None = None)
             yield chunk
 
 
+def vocabulary_alone(gguf: Path, out: Path, texts: Texts) -> Path:
+    """Write a GGUF file's metadata with other texts and without its tensors: llama.cpp reads that as a vocabulary.
+
+    Raises:
+        DataError: no GGUF, or damaged.
+    """
+    header = read_gguf(gguf)
+    with gguf.open("rb") as source, new_file(out) as partial:
+        entries = _entries(source.read(header.list_end), header, texts)
+        partial.write_bytes(b"GGUF" + struct.pack("<IQQ", _VERSION, 0, len(entries)) + b"".join(entries))
+    return out
+
+
 def _head(old: bytes, header: GGUFHeader, texts: Texts) -> bytes:
+    entries = _entries(old, header, texts)
+    tensors_begin = max((end for _, end in header.places.values()), default=_COUNT_AT + 8)
+    return b"".join([old[:_COUNT_AT], struct.pack("<Q", len(entries)), *entries, old[tensors_begin:]])
+
+
+def _entries(old: bytes, header: GGUFHeader, texts: Texts) -> list[bytes]:
     entries = []
     for key, (begin, end) in header.places.items():
         if key not in texts:
             entries.append(old[begin:end])
         elif (text := texts[key]) is not None:
             entries.append(_entry(key, text))
-    entries += [_entry(key, text) for key, text in texts.items() if key not in header.places and text is not None]
-    tensors_begin = max((end for _, end in header.places.values()), default=_COUNT_AT + 8)
-    count = struct.pack("<Q", len(entries))
-    return b"".join([old[:_COUNT_AT], count, *entries, old[tensors_begin:]])
+    return entries + [_entry(key, text) for key, text in texts.items() if key not in header.places and text is not None]
 
 
-def _entry(key: str, text: str) -> bytes:
-    return _string(key) + struct.pack("<I", STRING) + _string(text)
+def _entry(key: str, value: str | int) -> bytes:
+    if isinstance(value, int):
+        return _string(key) + struct.pack("<II", _UINT32, value)
+    return _string(key) + struct.pack("<I", STRING) + _string(value)
 
 
 def _string(text: str) -> bytes:

@@ -28,7 +28,7 @@ from toolkit.models.adapters import LoraAdapter
 from toolkit.models.merged import MergedWeights, below_the_last, stack_of
 from toolkit.models.peft_layers import base_name, with_adapter
 from toolkit.models.safetensors_file import writing
-from toolkit.models.weights import TrainedWeights, weights_of
+from toolkit.models.weights import TrainedWeights, attention_of, weights_of
 from toolkit.run.artifacts import Artifact, new_file
 from toolkit.run.facts import AdapterFacts
 from toolkit.train.rows import tokenize
@@ -98,7 +98,9 @@ class Reference:
         config = weights.structure().config
         # Buffers are made for real: rotary frequencies are in no file.
         with init_empty_weights(include_buffers=False):
-            self._causal: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            self._causal: Any = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, attn_implementation=attention_of(config), trust_remote_code=False
+            )
         self._model: Any = self._causal
         if adapter is not None:
             self._model = with_adapter(self._causal, LoraAdapter(adapter))

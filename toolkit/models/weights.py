@@ -205,3 +205,12 @@ def embedding_name(model: nn.Module) -> str:
     """The token embedding's weight."""
     embedding = cast(Any, model).get_input_embeddings()
     return next(f"{name}.weight" for name, module in model.named_modules() if module is embedding)
+
+
+def attention_of(config: Any) -> str | None:
+    """The implementation of attention that computes what the config says; None: transformers' own choice does.
+
+    Torch's fused attention, which transformers prefers, has no cap of the attention's logits and drops Gemma 2's without a word.
+    """
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return "eager" if capped is not None else None

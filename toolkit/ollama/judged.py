@@ -41,6 +41,7 @@ from toolkit.ollama.server import INSTALL, serving
 from toolkit.ollama.strength import served_strength_check
 from toolkit.ollama.syntax import Message
 from toolkit.parity.certificate import Check, Measure, Subject, higher_is_better, lower_is_better
+from toolkit.parity.checks.ends import stop_words_check
 from toolkit.parity.limits import file_type_of, limits_for
 from toolkit.parity.probe import probe
 from toolkit.parity.subjects import Tuned
@@ -90,6 +91,8 @@ class Trained:
     """On which the goldens were rendered."""
     new_tokens: int
     """Tokens of an answer at most."""
+    ends: tuple[int, ...]
+    """Tokens at which the tuned model ends."""
 
 
 @dataclass
@@ -166,7 +169,9 @@ def judge_served(model: ServedModel, tuned: Tuned, golden: Path, system: str, wh
     """
     started = time.monotonic()
     template, day = str(tuned.tokenizer.get_chat_template()), tuned.goldens.facts.day
-    shown = what_is_shown(model, Trained(golden, system, template, day, tuned.new_tokens))
+    facts = tuned.goldens.facts
+    trained = Trained(golden, system, template, day, tuned.new_tokens, tuple(facts.end_tokens))
+    shown = what_is_shown(model, trained)
     limits, _ = limits_for(file_type_of(read_gguf(model.file), model.file), tuned.parameters, 0.0)
     subject = subject_of(model, shown)
     vocabulary = Vocabulary(model.file)
@@ -194,10 +199,11 @@ def what_is_shown(model: ServedModel, trained: Trained) -> Shown:
         questions = read_questions(trained.golden / "golden.jsonl", trained.system)
         wanted = as_asked_today(questions, model.turns, trained.system, trained.template, vocabulary, trained.day)
         needed = max(len(question.prompt_ids) for question in wanted) + trained.new_tokens
+        stops = _stop_words(model, trained, rows, vocabulary)
         room = higher_is_better("num_ctx", int(model.parameters["num_ctx"]), needed)
         if room.verdict == "fail":  # it cuts the prompts too, which would then be blamed
             told = f"num_ctx is {room.value:.0f}, but golden prompts and answers need {needed} tokens"
-            return Shown([Check.of("answers", [room], told)])
+            return Shown([stops, Check.of("answers", [room], told)])
         model.client.unload(model.name)
         shown = _prompts(model, trained, vocabulary, wanted)
     except ParityError as error:
@@ -206,8 +212,15 @@ def what_is_shown(model: ServedModel, trained: Trained) -> Shown:
         vocabulary.close()
     longest = max((len(row.get("completion_ids", ())) for row in rows), default=0)
     check, shown.agreement = _answers(model, wanted, trained.new_tokens, needed, [room, *_cut(model, longest)])
-    shown.checks.append(check)
+    shown.checks += [stops, check]
     return shown
+
+
+def _stop_words(model: ServedModel, trained: Trained, rows: list[dict[str, Any]], vocabulary: Vocabulary) -> Check:
+    held = {token for row in rows if row["stopped"] for token in row["completion_ids"][:-1]}
+    silent = [token for token in vocabulary.control if token not in held]
+    ends = [vocabulary.piece(token, special=True).decode(errors="replace") for token in (*trained.ends, *silent)]
+    return stop_words_check(list(model.parameters.get("stop", ())), rows, ends, trained.template)
 
 
 def _cut(model: ServedModel, longest: int) -> list[Measure]:

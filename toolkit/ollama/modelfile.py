@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import UsageError
+from toolkit.errors import ToolkitError, UsageError
+from toolkit.models.bases import read_chat_template, resolve_base
+from toolkit.models.ends import is_mark
 from toolkit.ollama.syntax import Modelfile, Value, read_modelfile
 from toolkit.recipe.schema import Recipe
 
@@ -74,7 +76,8 @@ def check_modelfile(recipe: Recipe) -> list[UsageError]:
     names = [UsageError(fault, "Change ollama.model in the recipe.") for fault in check_name(recipe.ollama.model)]
     if source is None:
         return names
-    faults = _faults(read_modelfile(Path(source), partial=True), recipe)
+    partial = read_modelfile(Path(source), partial=True)
+    faults = _faults(partial, recipe) + _stop_words(partial, recipe)
     return names + [UsageError(fault, f"Mend {source} and run again.") for fault in faults]
 
 
@@ -95,6 +98,26 @@ def _faults(partial: Modelfile, recipe: Recipe) -> list[str]:
             f"{_needed_context(recipe)} tokens (train.max_length, golden.max_new_tokens)"
         )
     return faults
+
+
+def _stop_words(partial: Modelfile, recipe: Recipe) -> list[str]:
+    """Stop words at which the tuned model does not end, as far as the base alone tells: neither a token of its own nor a mark of
+    its template, as '### Instruction:'. The server's model is judged by `toolkit.parity.checks.ends` in any case.
+    """
+    words = [str(value) for name, value in partial.parameters if name == "stop"]
+    if not words or recipe.adapter is not None:  # an adapter may bring tokens and a template of its own
+        return []
+    with contextlib.suppress(ToolkitError, OSError, ValueError, KeyError):
+        folder = Path(resolve_base(recipe.base).folder)
+        tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+        own, template = {token["content"] for token in tokens}, str(read_chat_template(folder))
+        return [
+            f"{recipe.ollama.modelfile}: PARAMETER stop {json.dumps(word, ensure_ascii=False)}: the tuned model does not end "
+            "there, so answers would be cut; its own ends are added by themselves"
+            for word in words
+            if word not in own and not is_mark(word, template)
+        ]
+    return []
 
 
 def _needed_context(recipe: Recipe) -> int:

@@ -69,6 +69,11 @@ class Vocabulary:
         return buffer.raw[: max(length, 0)]
 
     @functools.cached_property
+    def control(self) -> list[int]:
+        """Control tokens, which a server never shows."""
+        return [token for token in range(self.size) if llama_cpp.llama_vocab_is_control(self._vocab, token)]
+
+    @functools.cached_property
     def token_of(self) -> dict[bytes, int]:
         """Text → token, of the texts that belong to exactly one: texts are all that a server tells."""
         texts = [self.piece(token) for token in range(self.size)]

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,22 +39,27 @@ REFUSED = "refused"
 """Folder of a run, for the certificate of a model that a server showed to be another than the trained one."""
 
 
-def completed_modelfile(recipe: Recipe, served: Path, gguf: str) -> Modelfile:
-    """The recipe's Modelfile about one GGUF file, which FROM calls `gguf`."""
+def completed_modelfile(recipe: Recipe, served: Path, gguf: str, ends: Sequence[int] = ()) -> Modelfile:
+    """The recipe's Modelfile about one GGUF file, which FROM calls `gguf`.
+
+    Args:
+        ends: tokens at which the tuned model ends; by default those that the file names.
+    """
     from toolkit.parity.candidate import Candidate
 
     partial = Modelfile()
     if recipe.ollama.modelfile is not None:
         partial = read_modelfile(Path(recipe.ollama.modelfile), partial=True)
     with Candidate(served, vocab_only=True) as model:
-        stops = [model.token_text(token) for token in dict.fromkeys((model.eos, model.eot)) if token >= 0]
+        tokens = dict.fromkeys((model.eos, model.eot, *ends))
+        stops = [model.token_text(token) for token in tokens if 0 <= token < model.vocabulary]
         return complete(partial, recipe, gguf, stops, model.metadata("general.license"))
 
 
-def modelfile_of(recipe: Recipe, served: Path) -> str:
-    """The complete Modelfile as text, FROM relative to the current folder."""
+def modelfile_of(recipe: Recipe, served: Path, ends: Sequence[int] = ()) -> str:
+    """The complete Modelfile as text, FROM relative to the current folder; `ends` as in `completed_modelfile`."""
     path = os.path.relpath(served)
-    return render_for_people(completed_modelfile(recipe, served, path if path.startswith("..") else f"./{path}"))
+    return render_for_people(completed_modelfile(recipe, served, path if path.startswith("..") else f"./{path}", ends))
 
 
 def create(
@@ -85,7 +91,9 @@ def create(
     if faults := check_name(model):
         raise UsageError("\n".join(faults), "Change ollama.model in the recipe.")
     candidate = candidate_name(model)
-    modelfile = completed_modelfile(recipe, served, Path(os.path.relpath(served, out)).as_posix())
+    modelfile = completed_modelfile(
+        recipe, served, Path(os.path.relpath(served, out)).as_posix(), golden.facts.end_tokens
+    )
     write_text(out / "Modelfile", render_for_people(modelfile))
     shutil.rmtree(out.parent / REFUSED, ignore_errors=True)
     with publishing(model), serving(out.parent / "ollama-server.log") as client:
@@ -151,7 +159,8 @@ def _prove(
 
     template = str(read_gguf(model.file).metadata.get("tokenizer.chat_template", ""))
     limit = recipe.golden.max_new_tokens
-    trained = Trained(golden.folder, recipe.system, template, golden.facts.day, limit)
+    facts = golden.facts
+    trained = Trained(golden.folder, recipe.system, template, facts.day, limit, tuple(facts.end_tokens))
     broken = stored_otherwise(model.shown, sent)
     shown = Shown([broken]) if broken else what_is_shown(model, trained)
     write_jsonl(out / "conversations.jsonl", (asdict(outcome) for outcome in shown.outcomes))

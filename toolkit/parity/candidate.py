@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ import numpy.typing as npt
 import psutil
 
 from toolkit.errors import DataError, ExternalToolError
+from toolkit.models.gguf_file import read_gguf
+from toolkit.models.gguf_metadata import vocabulary_alone
 
 Logits = npt.NDArray[np.float32]
 
@@ -126,6 +130,25 @@ class Candidate:
     def ends(self, token: int) -> bool:
         """Whether llama.cpp stops generating at this token."""
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+
+    @functools.cached_property
+    def end_tokens(self) -> frozenset[int]:
+        """All tokens at which llama.cpp stops generating: those that the file names, and those that it knows by their names."""
+        return frozenset(token for token in range(self.vocabulary) if self.ends(token))
+
+    def ends_by_name(self, eos: int) -> frozenset[int]:
+        """Where llama.cpp ends in this vocabulary when the file names one end and no other special token: at the tokens that it
+        knows by their names.
+
+        Args:
+            eos: the end that is named; without one llama.cpp takes a token that another vocabulary ends at.
+        """
+        special = dict.fromkeys(key for key in read_gguf(self.path).metadata if key.endswith("_token_id"))
+        with tempfile.TemporaryDirectory() as folder:
+            bare = Path(folder) / "vocabulary.gguf"
+            vocabulary_alone(self.path, bare, {**special, "tokenizer.ggml.eos_token_id": eos})
+            with Candidate(bare, vocab_only=True) as unnamed:
+                return unnamed.end_tokens
 
     def is_control(self, token: int) -> bool:
         """Whether a token is a control token, which a server never shows."""

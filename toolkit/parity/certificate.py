@@ -52,9 +52,9 @@ LINKS: tuple[LinkName, ...] = get_args(LinkName)
 Suspect = Literal["", "merge", "conversion"]
 _WORSE = {"not compared": -1, "pass": 0, "inconclusive": 1, "fail": 2}
 _BY_CHECK: dict[str, LinkName] = {
-    "moved": "training",
     "prompts": "template",
     "tokens": "tokenizer",
+    "ends": "tokenizer",
     "structure": "structure",
 }
 _BY_KIND: dict[Kind, LinkName] = {
@@ -121,7 +121,7 @@ class Check(_Part):
     """One question about one subject."""
 
     name: str
-    """moved, prompts, tokens, structure, weights, source, strength, logits, stops, answers."""
+    """moved, forward, ends, prompts, tokens, structure, weights, source, strength, logits, stops, answers."""
     verdict: CheckVerdict
     message: str
     measures: list[Measure] = []
@@ -205,7 +205,7 @@ def link_of(subject: Subject, check: Check, subjects: list[Subject]) -> LinkName
     """The link that answers for a check."""
     if subject.kind == "served":
         return "server prompt" if check.name in ("prompts", "tokens") else "server answers"
-    if check.name in _BY_CHECK:
+    if subject.kind != "adapter" and check.name in _BY_CHECK:
         return _BY_CHECK[check.name]
     # What a merged folder shows came in no later than the merge.
     if check.suspect and subject.kind != "merged" and not _acquitted(subject, check, subjects):
@@ -294,10 +294,10 @@ def counts(subject: Subject, check: Check) -> bool:
     - of the served file, the adapter, the merged folder and the server: every check;
     - of the converted file that the served one was quantized from ("ancestor"): a failing check, since its limits are the
       tightest and what is broken there is broken in all that is made from it;
-    - of every other quantization ("text only"): prompts, tokens and structure, since those are copied, not quantized.
+    - of every other quantization ("text only"): prompts, tokens, ends and structure, since those are copied, not quantized.
     A failing check anywhere else does not stop the served file, but is listed as a warning.
     """
-    if subject.counts == "everything" or check.name in ("tokens", "prompts", "structure"):
+    if subject.counts == "everything" or check.name in ("tokens", "ends", "prompts", "structure"):
         return True
     return subject.counts == "ancestor" and check.verdict != "inconclusive"
 

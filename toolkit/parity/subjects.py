@@ -13,9 +13,12 @@ from transformers import AutoTokenizer
 
 from toolkit.models.adapters import LoraAdapter
 from toolkit.models.chat_template import on_day, render_trained
+from toolkit.models.ends import ends_of
 from toolkit.models.gguf_file import UNQUANTIZED, read_gguf
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import Check, Subject
+from toolkit.parity.checks.ends import file_ends_check, folder_ends_check, not_of_ends, tuned_ends_check
+from toolkit.parity.checks.forward import forward_check
 from toolkit.parity.checks.logits import Positions, logits_check
 from toolkit.parity.checks.moved import moved_check
 from toolkit.parity.checks.prompts import prompts_check, render
@@ -46,6 +49,8 @@ EVALUATED_TOGETHER = 16
 class Tuned:
     """The tuned model, as everything is compared with it."""
 
+    trained: AdapterFacts
+    """What the training said of itself."""
     goldens: Goldens
     tuning: Tuning
     adapter: LoraAdapter | None
@@ -78,7 +83,7 @@ class Tuned:
         further = Further(as_merged(adapter, recipe.merge.onto), goldens, tokenizer)
         told = recipe.golden.answers_from
         answers_from = Path(told).resolve() if told is not None else None
-        return cls(goldens, tuning, lora, tokenizer, recipe.golden.max_new_tokens, answers_from, further)
+        return cls(adapter.facts, goldens, tuning, lora, tokenizer, recipe.golden.max_new_tokens, answers_from, further)
 
 
 @dataclass(frozen=True)
@@ -101,12 +106,18 @@ class GGUFUnderTest:
         return self.file_type in UNQUANTIZED
 
 
-def adapter_subject(adapter: LoraAdapter) -> Subject:
+def adapter_subject(tuned: Tuned, publishing: bool) -> Subject:
+    """What was trained, before anything is made of it: an adapter, or a whole model."""
     started = time.monotonic()
-    checks = [moved_check(adapter)]
+    checks = [moved_check(tuned.adapter)] if tuned.adapter is not None else []
+    if forward := forward_check(tuned.trained, tuned.goldens.forward):
+        checks.append(forward)
+    if tuned.answers_from is None:  # else the answers are an export's
+        checks.append(tuned_ends_check(tuned.goldens, tuned.new_tokens, publishing))
+    folder = tuned.adapter.folder.name if tuned.adapter is not None else "train"
     return Subject(
-        name="adapter", kind="adapter", file=adapter.folder.name, file_type="LoRA", counts="everything", checks=checks,
-        seconds=_since(started),
+        name="adapter" if tuned.adapter is not None else "tuned model", kind="adapter", file=folder, counts="everything",
+        file_type="LoRA" if tuned.adapter is not None else "whole", checks=checks, seconds=_since(started),
     )  # fmt: skip
 
 
@@ -117,6 +128,7 @@ def merged_subject(tuned: Tuned, merged: Path, compared: Comparison) -> Subject:
     checks = [
         prompts_check(tuned.goldens.texts(), rendered),
         recorded_tokens_check(own, tuned.tokenizer, tuned.goldens.recorded(), tuned.goldens.facts.end_tokens),
+        folder_ends_check(ends_of(merged, own).listed, tuned.tokenizer, tuned.goldens),
         folder_structure_check(tuned.tuning, merged, compared),
         weights_check(compared, Expected.of(tuned.adapter, tuned.tuning.has_base), alone=True),
     ]
@@ -153,14 +165,8 @@ def gguf_subject(tuned: Tuned, file: GGUFUnderTest, checks: list[Check], tick: C
     with Candidate(file.path) as candidate:
         checks = [
             gguf_prompts_check(goldens, candidate),
-            tokens_check(
-                candidate,
-                tuned.tokenizer,
-                goldens.recorded(),
-                goldens.facts.vocabulary,
-                goldens.facts.end_tokens,
-                keys.of("tokenizer"),
-            ),
+            tokens_check(candidate, tuned.tokenizer, goldens.recorded(), goldens.facts.vocabulary, not_of_ends(keys)),
+            file_ends_check(candidate, tuned.tokenizer, goldens, tuned.tuning.layout.metadata),
             *checks,
         ]
         if candidate.vocabulary == goldens.facts.vocabulary:
@@ -234,7 +240,7 @@ def evaluate(
                 part = slice(row["first_row"], row["first_row"] + len(wanted))
                 number = len(answers) + slot
                 best = positions.add(number, wanted, goldens.tuned[part], goldens.base[part], export)
-                begun.append(begin(row, best))
+                begun.append(begin(row, best, candidate))
             finish(slots, candidate, begun, new_tokens)
             answers += begun
             tick(len(group))

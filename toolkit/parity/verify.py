@@ -54,7 +54,7 @@ def verify(
             path = artifact.folder / file.name
             made_from = "merged" if artifact is gguf else gguf.facts.files[0].file_type
             files.append(GGUFUnderTest(path, file.file_type, file.file_type, counted, served, made_from, converted))
-    subjects = judge(tuned, model.folder, files)
+    subjects = judge(tuned, model.folder, files, publishing=True)
     certificate = certificate_of(
         tuned, subjects, hashes(adapter.folder, golden.folder, model.folder, *(f.path for f in files))
     )
@@ -77,13 +77,17 @@ def _certified(judged: Path, out: Path, certificate: dict[str, Any]) -> dict[str
         return write_summary(judged, out / judged.name, certificate, lambda size: progress.advance(task, size))
 
 
-def judge(tuned: Tuned, merged: Path | None, files: list[GGUFUnderTest]) -> list[Subject]:
-    """Judge the adapter and whatever was made of it, with progress on stderr."""
+def judge(tuned: Tuned, merged: Path | None, files: list[GGUFUnderTest], publishing: bool = False) -> list[Subject]:
+    """Judge the adapter and whatever was made of it, with progress on stderr.
+
+    Args:
+        publishing: whether the verdict lets a file go to Ollama.
+    """
     ggufs = {file.name: GGUFWeights(file.path, tuned.tuning.layout) for file in files}
     exports: dict[str, Exported] = dict(ggufs)
     if merged is not None:
         exports["merged"] = FolderWeights(merged)
-    subjects = [adapter_subject(tuned.adapter)] if tuned.adapter is not None else []
+    subjects = [subject for subject in [adapter_subject(tuned, publishing)] if subject.checks]
     with _progress() as progress:
         names = tuned.tuning.names()
         task = progress.add_task("weights, tensor by tensor", total=len(names))

@@ -16,7 +16,7 @@ def certificate_table(certificate: dict[str, Any]) -> Table:
     """The certificate as one table: a row per subject, a column per check; the served file is starred.
 
     text: prompts and their tokens; adapter: its strength in the weights and in the answers, 1 when it is there whole, once;
-    ends: where answers stop.
+    ends: where answers stop, and where they may.
     """
     said = certificate["message"]
     title = f"Certificate: {certificate['verdict']}. {said[:1].upper()}{said[1:]}"
@@ -27,7 +27,7 @@ def certificate_table(certificate: dict[str, Any]) -> Table:
         by_name = {check["name"]: check for check in subject["checks"]}
         name = Text(f"{subject['name']}{' *' if subject['served'] else ''}")
         cells = [_worst_cell(by_name, ("prompts", "tokens")), _cell(by_name.get("structure")), _adapter_cell(by_name)]
-        cells += [_kl_cell(by_name.get("logits") or by_name.get("answers")), _cell(by_name.get("stops"))]
+        cells += [_kl_cell(by_name.get("logits") or by_name.get("answers")), _worst_cell(by_name, ("ends", "stops"))]
         table.add_row(name, *cells, Text(subject["verdict"], style=COLOURS[subject["verdict"]]))
     return table
 

@@ -49,6 +49,8 @@ LINKS_ASKED = {
 QUESTIONS = {
     "moved": "Did training change every part of the adapter?",
     "prompts": "Is the prompt, byte for byte, the one that was trained on?",
+    "ends": "Do answers end where the tuned model's end, and nowhere else?",
+    "forward": "Did training compute what inference computes?",
     "tokens": "Does text become the tokens that were trained on?",
     "structure": "Are all tensors, their shapes and the model's settings there?",
     "weights": "Tensor by tensor: base plus adapter, whole and once, and nothing else?",

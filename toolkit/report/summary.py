@@ -12,7 +12,7 @@ from typing import Any
 from toolkit.recipe.schema import Recipe
 from toolkit.report.page import with_served
 from toolkit.run.artifacts import Artifact, Cost, read_jsonl
-from toolkit.run.facts import AdapterFacts, DatasetFacts, GGUFFile, ModelFacts, OllamaFacts
+from toolkit.run.facts import AdapterFacts, DatasetFacts, GGUFFile, GoldenFacts, ModelFacts, OllamaFacts
 
 SHOWN_ANSWERS = 2
 SERVED = "served.json"
@@ -63,7 +63,7 @@ def summarize(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Summary
         name=recipe.name,
         model=ollama.model,
         language=artifacts["prepare"].facts.language if "prepare" in artifacts else "",
-        trained=_trained(recipe, adapter, artifacts.get("prepare")),
+        trained=[*_trained(recipe, adapter, artifacts.get("prepare")), *_ends(artifacts["golden"].facts)],
         losses=_losses(adapter, artifacts["merge"].facts),
         answers=_answers(artifacts["golden"].folder / "golden.jsonl"),
         certificate=_certificate(artifacts["verify"].folder, artifacts["create"].folder),
@@ -113,6 +113,10 @@ def _trained(recipe: Recipe, adapter: AdapterFacts, prepared: Artifact[DatasetFa
          f"{adapter.tokens_per_second:,.0f} tokens/s, profile {recipe.profile}")
     )  # fmt: skip
     return rows
+
+
+def _ends(golden: GoldenFacts) -> list[tuple[str, str]]:
+    return [("ends", golden.ends_told)] if golden.ends_told else []
 
 
 def _losses(adapter: AdapterFacts, model: ModelFacts) -> list[tuple[str, str]]:

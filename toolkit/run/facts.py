@@ -51,7 +51,8 @@ class BaseFacts(Facts):
 
 
 class AdapterFacts(Facts):
-    """Files: a PEFT folder (or, for full fine-tuning, a whole HF folder), tokenizer and chat template, metrics.jsonl."""
+    """Files: a PEFT folder (or, for full fine-tuning, a whole HF folder), tokenizer and chat template, metrics.jsonl;
+    forward.jsonl, what the trainer's own model lost on some rows (see `toolkit.train.forward`)."""
 
     method: Literal["qlora", "lora", "full"]
     base: BaseFacts
@@ -78,10 +79,15 @@ class AdapterFacts(Facts):
     """Left out for `train.max_length`; too_long.jsonl lists them."""
     trained_parameters: int = 0
     tokens_per_second: float = 0.0
+    computed_in: Literal["float32", "bfloat16", "float16"] | None = None
+    """The coarsest type that the training computed in; None: another tool trained, or an earlier version of this one."""
+    trainer_loss: float | None = None
+    """The last loss that another tool's trainer wrote into its trainer_state.json (nats per token, of rows unknown here)."""
 
 
 class GoldenFacts(Facts):
-    """Files: golden.jsonl, tuned.npy and base.npy (float32 logits, [positions, vocabulary])."""
+    """Files: golden.jsonl, tuned.npy and base.npy (float32 logits, [positions, vocabulary]); where rows of the training are known
+    also forward.jsonl and written.npy (see `toolkit.parity.golden.training_rows`)."""
 
     prompts: int
     positions: int
@@ -93,6 +99,15 @@ class GoldenFacts(Facts):
     """How many greedy completions of the tuned model ended with an end token."""
     day: str = ""
     """Date on which the prompts were rendered (ISO 8601): some templates write it."""
+    turn_end: int | None = None
+    """The token that closes a turn in the chat template; one of `end_tokens`."""
+    turn_marks: list[str] = []
+    """What the template writes between an answer and the next question, in pieces; see `toolkit.models.ends.turn_marks`."""
+    ends_told: str = ""
+    """A sentence about the token that closes a turn, where the base does not list it as an end; empty where it does."""
+    answers_median: int | None = None
+    answers_longest: int | None = None
+    """Tokens of the answers that were trained on, the end included; None: they are not known."""
 
 
 class ModelFacts(Facts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -42,7 +43,7 @@ def _adopt_model(recipe: Recipe, source: Path, out: Path) -> AdapterFacts:
         )
     return AdapterFacts(
         method="full", base=base, base_dtype=_dtype_of_tensors(source), quantization=None,
-        chat_template_sha256=text_sha256(template), system=recipe.system, trained_here=False,
+        chat_template_sha256=text_sha256(template), system=recipe.system, trained_here=False, trainer_loss=_trainer_loss(source),
     )  # fmt: skip
 
 
@@ -109,7 +110,17 @@ def adopt_adapter(recipe: Recipe, out: Path) -> AdapterFacts:
         chat_template_sha256=text_sha256(tokenizer.get_chat_template()),
         system=recipe.system,
         trained_here=False,
+        trainer_loss=_trainer_loss(source),
     )
+
+
+def _trainer_loss(folder: Path) -> float | None:
+    """The last training loss in transformers' `trainer_state.json`; None where there is none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+        losses = [float(entry["loss"]) for entry in history if "loss" in entry]
+        return losses[-1] if losses and math.isfinite(losses[-1]) else None
+    return None
 
 
 def _take_matrices(

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from toolkit.errors import DataError, UsageError
-from toolkit.models.weights import TrainedWeights, loaded_bytes, weights_of
+from toolkit.models.weights import TrainedWeights, attention_of, loaded_bytes, weights_of
 from toolkit.recipe.schema import Lora, Recipe
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts, BaseFacts, Quantization
@@ -184,7 +184,7 @@ def refuse_missing_targets(model: Any, lora: Lora) -> None:
 def _load_base(
     folder: Path, dtype: torch.dtype, quantization: Quantization | None, compute: torch.dtype, on_card: bool = False
 ) -> Any:
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
     quantized = None
     if quantization is not None:
@@ -202,6 +202,7 @@ def _load_base(
             device_map={"": 0 if on_card else "cpu"},
             trust_remote_code=False,
             use_safetensors=True,
+            attn_implementation=attention_of(AutoConfig.from_pretrained(folder, trust_remote_code=False)),
         )
     except (OSError, ValueError) as error:
         raise DataError(

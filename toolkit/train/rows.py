@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from toolkit.errors import DataError
+from toolkit.models.ends import turn_end
 
 NOT_LEARNED = -100
 """The label that torch's cross entropy leaves out."""
@@ -28,7 +29,8 @@ class TokenizedRow(NamedTuple):
 
 
 def tokenize(tokenizer: Any, row: dict[str, Any]) -> TokenizedRow:
-    """Render a row with the base's own chat template.
+    """Render a row with the base's own chat template, and close the answer where the template does not: a model that is never
+    shown an end never ends.
 
     Raises:
         DataError: the template renders the prompt alone differently from the prompt before its answer.
@@ -42,6 +44,9 @@ def tokenize(tokenizer: Any, row: dict[str, Any]) -> TokenizedRow:
             "the model would be trained on a context that it never sees",
             "Use a base whose template does not rewrite earlier turns.",
         )
+    end = turn_end(tokenizer)
+    if end is not None and not end.written:
+        whole = [*whole, end.token]
     return TokenizedRow(whole, len(prompt))
 
 

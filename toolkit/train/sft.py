@@ -14,6 +14,7 @@ from rich.console import Console
 
 from toolkit.errors import DataError
 from toolkit.models.bases import resolve_base
+from toolkit.models.ends import ends_of
 from toolkit.models.safetensors_file import writing
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, read_jsonl, text_sha256, write_json, write_text
@@ -53,9 +54,13 @@ def _train(
     out: Path,
 ) -> AdapterFacts:
     # After the model: Unsloth must be imported before these.
+    from toolkit.train.forward import computed_in, record_forward
     from toolkit.train.progress import TrainingProgress, cut_metrics, last_complete_checkpoint
 
     model, tokenizer = loaded.model, loaded.tokenizer
+    splits = {"validation": held_out, "train": rows}
+    if told := ends_of(Path(base.folder), tokenizer).told():
+        stderr.print(told[:1].upper() + told[1:] + ".", style="yellow", markup=False)
     rows, long = leave_out_long(tokenizer, rows, recipe.train.max_length)
     held_out, long_held_out = leave_out_long(tokenizer, held_out, recipe.train.max_length)
     _list_long(long + long_held_out, recipe.train.max_length, out)
@@ -74,6 +79,7 @@ def _train(
         result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     finally:
         progress.bar.stop()
+    record_forward(trainer, tokenizer, splits, recipe.train.max_length, out)
     after = answer_loss(model, tokenizer, held_out) if held_out else None
     if before is not None and after is not None:
         stderr.print(
@@ -103,6 +109,7 @@ def _train(
         rows_too_long=len(long) + len(long_held_out),
         trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         tokens_per_second=round(progress.tokens_per_second, 1),
+        computed_in=computed_in(model, trainer.args),
     )
 
 

@@ -54,7 +54,7 @@ def test_an_answer_is_finished_as_if_it_had_been_generated_alone(candidate: Cand
             golden = row(candidate, completion)
             ids = golden["prompt_ids"]
             best = slots.logits(slot, ids + completion, len(ids)).argmax(-1).tolist()
-            answers.append(begin(golden, best))
+            answers.append(begin(golden, best, candidate))
         assert answers[0].tokens == own
         assert answers[1].tokens == own[:4]
         finish(slots, candidate, answers, 16)
@@ -76,7 +76,7 @@ def test_a_cache_that_cannot_be_shortened_is_filled_anew(candidate: Candidate, m
     golden = row(candidate, other)
     with candidate.slots(1, 128) as slots:
         ids = golden["prompt_ids"]
-        answer = begin(golden, slots.logits(0, ids + other, len(ids)).argmax(-1).tolist())
+        answer = begin(golden, slots.logits(0, ids + other, len(ids)).argmax(-1).tolist(), candidate)
         assert answer.tokens == own[:4]
         finish(slots, candidate, [answer], 12)
         # The next golden in the same slot begins from nothing.

@@ -32,17 +32,10 @@ def test_the_embedded_tokenizer_agrees_with_its_gguf(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     recorded = [(text, encode(tokenizer, text)) for text in ("<|im_start|>user\nHello 世界<|im_end|>\n", "x")]
     with Candidate(find_gguf(), vocab_only=True) as candidate:
-        check = tokens_check(candidate, tokenizer, recorded, 49_152, [2])
+        check = tokens_check(candidate, tokenizer, recorded, 49_152)
         assert check.verdict == "pass", check.message
-        assert tokens_check(candidate, tokenizer, [("x", [1, 2])], 49_152, [2]).verdict == "fail"
-        lost = tokens_check(candidate, tokenizer, recorded, 49_152, [2, 300])
-        tokenizer.eos_token = "<|im_start|>"
-        wrong = tokens_check(candidate, tokenizer, recorded, 49_152, [2])
-        tokenizer.eos_token = "<|im_end|>"
-        other = tokens_check(candidate, tokenizer, recorded, 50_000, [2])
-    assert (lost.verdict, wrong.verdict) == ("fail", "fail")
-    assert "answers would not end at 300" in lost.message
-    assert "the end-of-text id is 2 '<|im_end|>', wanted 1" in wrong.message
+        assert tokens_check(candidate, tokenizer, [("x", [1, 2])], 49_152).verdict == "fail"
+        other = tokens_check(candidate, tokenizer, recorded, 50_000)
     assert other.verdict == "fail"
     assert "49152 tokens, the tuned model's 50000" in other.message
     assert recorded_tokens_check(tokenizer, tokenizer, recorded, [2]).verdict == "pass"
@@ -53,7 +46,7 @@ def test_another_familys_vocabulary_fails(tmp_path: Path) -> None:
     put_tokenizer(tmp_path, "qwen2")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     with Candidate(TREE / "models" / "ggml-vocab-llama-bpe.gguf", vocab_only=True) as candidate:
-        check = tokens_check(candidate, tokenizer, [], 151_936, [])
+        check = tokens_check(candidate, tokenizer, [], 151_936)
     assert check.verdict == "fail"
     assert len(check.details["different"]) == 5
 

@@ -33,14 +33,17 @@ class Answer:
         )
 
 
-def begin(golden: dict[str, Any], best: list[int]) -> Answer:
-    """The export's answer as far as teacher forcing shows it.
+def begin(golden: dict[str, Any], best: list[int], candidate: Candidate) -> Answer:
+    """The export's answer as far as teacher forcing shows it: up to its first difference, or to where llama.cpp ends it.
 
     Args:
         best: its most probable token at each position of the golden answer.
     """
     wanted = golden["completion_ids"]
-    same = next((i for i, (a, b) in enumerate(zip(best, wanted)) if a != b), len(wanted))
+    same = next(
+        (i for i, (a, b) in enumerate(zip(best, wanted)) if a != b or candidate.ends(a)),
+        len(wanted),
+    )
     return Answer(golden, best[: same + 1])
 
 

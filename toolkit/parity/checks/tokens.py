@@ -83,17 +83,15 @@ def tokens_check(
     tokenizer: Any,
     recorded: list[tuple[str, list[int]]],
     vocabulary: int,
-    end_tokens: list[int],
     keys: list[Difference] | None = None,
 ) -> Check:
-    """A GGUF's vocabulary against the HF tokenizer, the recorded ids of golden prompts, and the tuned model's end tokens.
+    """A GGUF's vocabulary against the HF tokenizer, and the recorded ids of golden prompts.
 
     Args:
         candidate: the GGUF; its vocabulary is enough.
         tokenizer: of the merged folder, itself compared with the one trained with.
         recorded: (text, ids) as the model was trained to read it.
         vocabulary: rows of the model's head.
-        end_tokens: ids at which the tuned model ends.
         keys: of the tokenizer's metadata, those that are not what the converter writes.
     """
     keys = keys or []
@@ -114,7 +112,6 @@ def tokens_check(
     spelled = _spelled_differently(candidate, tokenizer)
     measures = [lower_is_better(f"{group} that differ", len(found), 0, 0) for group, found in by_group.items()]
     measures.append(lower_is_better("tokens spelled differently", len(spelled), 0, 0))
-    measures += _end_ids(candidate, end_tokens, tokenizer.eos_token_id)
     measures.append(
         Measure(
             name="vocabulary", value=candidate.vocabulary, limit=vocabulary,
@@ -126,8 +123,6 @@ def tokens_check(
     message = _message(different, spelled, sum(map(len, (recorded, added, pairs))))
     if candidate.vocabulary != vocabulary:
         message = f"the vocabulary has {candidate.vocabulary} tokens, the tuned model's {vocabulary}; {message}"
-    elif not different and not spelled and any(m.verdict == "fail" for m in measures):
-        message = _ends_message(candidate, end_tokens, tokenizer.eos_token_id)
     if keys:
         only = all(m.verdict == "pass" for m in measures[:-2])
         told = "; ".join(key.told() for key in keys[:3])
@@ -138,23 +133,6 @@ def tokens_check(
         "keys": [key.told() for key in keys[:20]],
     }
     return Check.of("tokens", measures, message, details)
-
-
-def _end_ids(candidate: Candidate, end_tokens: list[int], eos: int | None) -> list[Measure]:
-    """The GGUF's end-of-text id against the tokenizer's, and llama.cpp's end tokens against the tuned model's."""
-    lost = [token for token in end_tokens if not candidate.ends(token)]
-    wrong = 0 if eos is None or candidate.eos == eos else 1
-    return [
-        lower_is_better("end tokens lost", len(lost), 0, 0),
-        lower_is_better("end-of-text id wrong", wrong, 0, 0),
-    ]
-
-
-def _ends_message(candidate: Candidate, end_tokens: list[int], eos: int | None) -> str:
-    lost = [f"{token} {candidate.token_text(token)!r}" for token in end_tokens if not candidate.ends(token)]
-    if lost:
-        return f"answers would not end at {', '.join(lost)}"
-    return f"the end-of-text id is {candidate.eos} {candidate.token_text(candidate.eos)!r}, wanted {eos}"
 
 
 def _different(pairs: list[tuple[str, list[int]]], tokenize: Callable[[str], list[int]]) -> list[dict[str, Any]]:

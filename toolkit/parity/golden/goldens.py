@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from toolkit.errors import DataError
+from toolkit.parity.golden.training_rows import WRITTEN_FILE
 from toolkit.run.artifacts import Artifact, read_jsonl
 from toolkit.run.facts import GoldenFacts
+from toolkit.train.forward import FORWARD_FILE
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,10 @@ class Goldens:
     conversations: list[dict[str, Any]]
     tuned: npt.NDArray[np.float32]
     base: npt.NDArray[np.float32]
+    forward: list[dict[str, Any]] = field(default_factory=list)
+    """What the trainer's own model and the reference lose on rows of the training; empty where these are not known."""
+    trained: frozenset[int] = frozenset()
+    """Tokens that the answers hold which were trained on; empty where these are not known."""
 
     @classmethod
     def read(cls, golden: Artifact[GoldenFacts]) -> Goldens:
@@ -38,7 +44,18 @@ class Goldens:
             raise DataError(
                 f"{folder}: logits {tuned.shape} do not fit the answers {shape}", "Record the goldens again."
             )
-        return cls(golden.facts, rows, conversations, tuned, base)
+        forward = read_jsonl(folder / FORWARD_FILE) if (folder / FORWARD_FILE).is_file() else []
+        trained: frozenset[int] = frozenset()
+        if (folder / WRITTEN_FILE).is_file():
+            trained = frozenset(np.flatnonzero(np.load(folder / WRITTEN_FILE, allow_pickle=False)).tolist())
+        return cls(golden.facts, rows, conversations, tuned, base, forward, trained)
+
+    def written(self) -> frozenset[int]:
+        """Tokens inside answers: of those that were trained on, and of the goldens before their ends. An answer that does not
+        end is left out: what it runs on into is no part of an answer.
+        """
+        said = (row["completion_ids"][:-1] for row in self.rows if row["stopped"])
+        return self.trained.union(*said)
 
     def texts(self) -> list[tuple[str, str | None]]:
         """(name, text of the training template) of every golden and every further conversation."""

@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.progress import track
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from toolkit.data.splitting import normalize
 from toolkit.errors import DataError, ResourceError
+from toolkit.models.ends import end_tokens, turn_marks
 from toolkit.models.reference import (
     TeacherForced,
     base_of,
@@ -41,6 +42,7 @@ from toolkit.models.weights import TrainedWeights, loaded_bytes, weights_of
 from toolkit.parity.checks.prompts import Messages, conversations, render
 from toolkit.parity.checks.tokens import encode
 from toolkit.parity.golden.export_answers import answers_of, too_large
+from toolkit.parity.golden.training_rows import recorded_rows, write_answers, write_forward
 from toolkit.recipe.prompts_file import asked, golden_turns
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, read_jsonl, write_jsonl
@@ -67,14 +69,18 @@ def record_golden(
         DataError: no prompt, or a prompt that was trained on; an adapter that does not fit its base.
     """
     wanted = golden_messages(recipe, dataset)
-    adapter = as_merged(adapter, recipe.merge.onto)
+    trained, adapter = adapter, as_merged(adapter, recipe.merge.onto)
     weights = weights_of(adapter)
-    ends = end_tokens(adapter)
     tokenizer = AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False)
+    found = end_tokens(adapter, tokenizer)
+    ends = found.tokens
+    if found.unlisted:
+        stderr.print(f"The goldens: {found.told()}.", style="yellow", markup=False)
     day = date.today().isoformat()
     prompts = [_rendered(tokenizer, messages, day) for messages in wanted]
     vocabulary = int(weights.structure().get_output_embeddings().weight.shape[0])
     whole = computed_whole(weights)
+    recorded = recorded_rows(trained, dataset, tokenizer)
     if recipe.golden.answers_from is not None:
         answers = answers_of(Path(recipe.golden.answers_from), [p.ids for p in prompts], recipe.golden.max_new_tokens)
         before: list[list[int]] = [[] for _ in answers]
@@ -86,6 +92,8 @@ def record_golden(
         answers = greedy(model, prompts, ends, recipe.golden.max_new_tokens, "tuned answers")
         forced = _forced(prompts, answers)
         shape = (sum(s.positions for s in forced), vocabulary)
+        if whole and adapter is trained:
+            write_forward(recorded, model_logits(model, [r.forced for r in recorded]), ends, out)
         if whole:
             write_logits(model_logits(model, forced), out / "tuned.npy", shape, "tuned logits")
         with _base(model, adapter, torch.float32 if whole else torch.bfloat16) as base:
@@ -98,13 +106,17 @@ def record_golden(
     shape = (sum(s.positions for s in forced), vocabulary)
     if not whole:
         _layer_by_layer(adapter, forced, shape, out)
-
+    if recorded and not (whole and adapter is trained):
+        write_forward(recorded, reference_of(trained).logits([r.forced for r in recorded]), ends, out)
+    known = write_answers(dataset, tokenizer, recipe.train.max_length, ends, vocabulary, out)
     rows = _rows(tokenizer, prompts, answers, before, ends)
     write_jsonl(out / "golden.jsonl", rows)
     write_jsonl(out / "conversations.jsonl", _conversations(tokenizer, recipe.system, day))
     return GoldenFacts(
         prompts=len(prompts), positions=shape[0], vocabulary=vocabulary, end_tokens=ends,
         forward="whole" if whole else "layer by layer", stopped_by_themselves=sum(row["stopped"] for row in rows), day=day,
+        turn_end=found.turn.token if found.turn else None, turn_marks=turn_marks(tokenizer), ends_told=found.told(),
+        answers_median=known.median, answers_longest=known.longest,
     )  # fmt: skip
 
 
@@ -184,19 +196,6 @@ def _rendered(tokenizer: Any, messages: Messages, day: str) -> Prompt:
             "Some templates take no system text: set system: '' in the recipe.",
         )
     return Prompt(messages, text, encode(tokenizer, text))
-
-
-def end_tokens(adapter: Artifact[AdapterFacts]) -> list[int]:
-    """Ids at which generation ends: of the base's generation config and the tokenizer that was trained with, sorted."""
-    facts = adapter.facts
-    folder = adapter.folder if facts.method == "full" else Path(facts.base.folder)
-    tokenizer = AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False)
-    try:
-        configured = GenerationConfig.from_pretrained(folder).eos_token_id
-    except OSError:  # without one, transformers takes what config.json says
-        configured = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().eos_token_id
-    ends = set(configured) if isinstance(configured, list) else {configured}
-    return sorted(token for token in ends | {tokenizer.eos_token_id} if token is not None)
 
 
 def _causal(model: Any) -> Any:

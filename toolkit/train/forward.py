@@ -1,0 +1,83 @@
+"""The forward that trained: what the trainer's own model loses on a few rows when its training ends.
+
+An engine may compute another function than inference does: soft caps or windows left out, positions counted otherwise, a kernel
+of its own. The adapter then learnt for that function, every file made of it is right, and what runs is word salad. The golden
+stage computes the same losses in float32 (`toolkit.parity.golden.training_rows`), the certificate compares them
+(`toolkit.parity.checks.forward`).
+
+`forward.jsonl`, a row each: split, index (the line in the split's file, from 0), tokens (of the answer), loss (nats per answer
+token).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from toolkit.run.artifacts import write_jsonl
+from toolkit.train.rows import tokenize
+
+FORWARD_FILE = "forward.jsonl"
+ROWS = 8
+"""Spread over all lengths: a window or a position shows in a long row only."""
+_SHORT_TYPES: dict[torch.dtype, Literal["bfloat16", "float16"]] = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def chosen_rows(tokenizer: Any, splits: dict[str, list[dict[str, Any]]], max_length: int) -> list[tuple[str, int]]:
+    """(split, index) of the rows that are recorded: of the first split with enough rows of at most `max_length` tokens."""
+    fitting: list[tuple[str, int]] = []
+    for split, rows in splits.items():
+        lengths = {index: len(tokenize(tokenizer, row).input_ids) for index, row in enumerate(rows[: 32 * ROWS])}
+        by_length = sorted((index for index in lengths if lengths[index] <= max_length), key=lengths.__getitem__)
+        fitting += [(split, index) for index in by_length]
+        if len(fitting) >= ROWS:
+            break
+    last = len(fitting) - 1
+    return [fitting[i] for i in sorted({round(last * i / (ROWS - 1)) for i in range(ROWS)})] if fitting else []
+
+
+def record_forward(
+    trainer: Any, tokenizer: Any, splits: dict[str, list[dict[str, Any]]], max_length: int, out: Path
+) -> None:
+    """Write `forward.jsonl` into `out`: each row alone through the trainer's own collator, model, autocast and loss.
+
+    With gradients, as in training: kernels differ with them and without. Only dropout is left out, since it is chance.
+    """
+    recorded = []
+    with _without_dropout(trainer.model):
+        for split, index in chosen_rows(tokenizer, splits, max_length):
+            row = tokenize(tokenizer, splits[split][index])
+            batch = trainer._prepare_inputs(trainer.data_collator([row.example()]))
+            with torch.enable_grad(), trainer.compute_loss_context_manager():
+                loss = float(trainer.compute_loss(trainer.model, batch).detach())
+            tokens = len(row.input_ids) - row.prompt_length
+            recorded.append({"split": split, "index": index, "tokens": tokens, "loss": loss})
+    write_jsonl(out / FORWARD_FILE, recorded)
+
+
+@contextmanager
+def _without_dropout(model: Any) -> Iterator[None]:
+    training = model.training
+    dropping = {module: module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+    model.train()
+    for module in dropping:
+        module.p = 0.0
+    try:
+        yield
+    finally:
+        model.train(training)
+        for module, share in dropping.items():
+            module.p = share
+
+
+def computed_in(model: Any, args: Any) -> Literal["float32", "bfloat16", "float16"]:
+    """The coarsest type that the trainer computes in: of its autocast, of the weights, or of the 4-bit layers."""
+    if args.bf16 or args.fp16:
+        return "bfloat16" if args.bf16 else "float16"
+    types = {parameter.dtype for parameter in model.parameters()}
+    types |= {getattr(module, "compute_dtype", None) for module in model.modules()}
+    return next((name for dtype, name in _SHORT_TYPES.items() if dtype in types), "float32")
