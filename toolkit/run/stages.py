@@ -46,7 +46,7 @@ STAGES = (
         (),
         ("data", "system", "golden.prompts", "golden.from_test"),  # golden prompts are kept from the training split
         ("charset-normalizer",),
-        version=2,
+        version=3,
     ),
     Stage(
         "train",
@@ -54,8 +54,9 @@ STAGES = (
         ("prepare",),
         ("base", "system", "train", "lora", "adapter", "then", "load_in_4bit"),
         (*_MODEL_LIBRARIES, "trl", "accelerate"),
+        version=2,
     ),
-    Stage("golden", GoldenFacts, ("prepare", "train"), ("golden", "system", "merge"), _MODEL_LIBRARIES),
+    Stage("golden", GoldenFacts, ("prepare", "train"), ("golden", "system", "merge"), _MODEL_LIBRARIES, version=2),
     Stage("merge", ModelFacts, ("prepare", "train"), ("merge", "license", "name"), _MODEL_LIBRARIES),
     Stage(
         "convert",
@@ -63,7 +64,7 @@ STAGES = (
         ("prepare", "train", "merge"),
         ("export.converted", "name", "license", "data"),
         ("gguf", "llama-cpp-python"),
-        version=3,
+        version=4,
     ),
     Stage("quantize", GGUFFacts, ("convert",), ("export.quantized", "name"), ("llama-cpp-python",)),
     Stage(
@@ -72,13 +73,14 @@ STAGES = (
         ("train", "golden", "merge", "convert", "quantize"),
         ("export", "system", "merge", "golden.max_new_tokens"),
         ("llama-cpp-python", "transformers"),
-        version=7,
+        version=8,
     ),
     Stage(
         "create",
         OllamaFacts,
         ("golden", "verify"),
         ("ollama", "system", "export.serve", "license", "golden.max_new_tokens"),
+        version=2,
     ),
     Stage(
         "report",
