@@ -18,7 +18,7 @@ from toolkit.models.chat_template import AS_TRAINED, EFFORT, THINKING, render_tr
 from toolkit.models.thinking import Marks, Parts
 from toolkit.ollama.asked import ENDPOINTS, Conversation, Endpoint, Messages, request_fields
 from toolkit.ollama.client import Client
-from toolkit.ollama.predict import thinks
+from toolkit.ollama.predict import COUNTS_WHAT_IT_KEPT, GENERATE_RENDERS, numbers, thinks
 
 Think = bool | str | None
 """What an app says: yes, no, a level, or nothing."""
@@ -58,7 +58,11 @@ def who_sees_what(served: str, fields: Mapping[str, Any]) -> list[str]:
         return render_trained(served, question, "", "", **told_by(True if think is None else think, {}, False)) or ""
 
     trained = rendered(None)
-    named = {True: "think: true", False: "think: false", A_LEVEL: f'think: "{A_LEVEL}" (or another level)'}
+    named: dict[Think, str] = {
+        True: "think: true",
+        False: "think: false",
+        A_LEVEL: f'think: "{A_LEVEL}" (or another level)',
+    }
     other = [think for think in named if rendered(think) != trained]
     if not thinks(served) or not other:
         return []
@@ -131,21 +135,27 @@ def check_ways(
     Raises:
         ParityError: another prompt, or an answer of which something is lost, or in the wrong place.
     """
-    shown, most = Shown(), min(limit, MODE_TOKENS)
-    written: dict[str, str] = {}
+    shown, most, version = Shown(), min(limit, MODE_TOKENS), numbers(client.version())
+    written: dict[str, tuple[str, int]] = {}
     for one in asked:
-        raw = written.get(one.prompt) or raw_text(client, model, one.prompt, bos, options, most)
-        written[one.prompt] = raw
+        if one.prompt not in written:
+            written[one.prompt] = raw_text(client, model, one.prompt, bos, options, most)
+        raw, tokens = written[one.prompt]
         for endpoint in ENDPOINTS:
             request = request_fields(Conversation(one.called, one.messages, think=one.think), endpoint)
-            if isinstance(request, str):
+            if isinstance(request, str) or (endpoint == "/api/generate" and version and version < GENERATE_RENDERS):
                 continue
             _same_prompt(client, model, one, endpoint, request, bos)
-            told = _told(client, model, endpoint, request, options, most)
+            told, read = _told(client, model, endpoint, request, options, most)
+            if read != tokens and (not version or version >= COUNTS_WHAT_IT_KEPT):
+                raise ParityError(
+                    f"{one.called}, at {endpoint}: the served prompt has {read} tokens, as it is it has {tokens}",
+                    "The server adds or loses a special token (BOS), or cut the prompt.",
+                )
             if not fits(marks, one.prompt, raw, told):
                 # A near-tie may fall otherwise where the prompt was read in other pieces; now both find it read.
-                raw = raw_text(client, model, one.prompt, bos, options, most)
-                told = _told(client, model, endpoint, request, options, most)
+                raw, _ = raw_text(client, model, one.prompt, bos, options, most)
+                told, _ = _told(client, model, endpoint, request, options, most)
             if not fits(marks, one.prompt, raw, told):
                 raise ParityError(
                     f"{one.called}, at {endpoint}: the server gives the thought {told.thought[:60]!r} and the answer "
@@ -160,10 +170,11 @@ def check_ways(
     return shown
 
 
-def raw_text(client: Client, model: str, prompt: str, bos: str, options: dict[str, Any], limit: int) -> str:
-    """What the model writes after a prompt, its marks included."""
+def raw_text(client: Client, model: str, prompt: str, bos: str, options: dict[str, Any], limit: int) -> tuple[str, int]:
+    """What the model writes after a prompt, its marks included; and the prompt's tokens."""
     text = prompt.removeprefix(bos) if bos else prompt
-    return str(client.generate(model, text, raw=True, options={**options, "num_predict": limit}).get("response", ""))
+    answer = client.generate(model, text, raw=True, options={**options, "num_predict": limit})
+    return str(answer.get("response") or ""), int(answer.get("prompt_eval_count", 0))
 
 
 def _same_prompt(client: Client, model: str, one: Asked, endpoint: Endpoint, request: dict[str, Any], bos: str) -> None:
@@ -176,25 +187,29 @@ def _same_prompt(client: Client, model: str, one: Asked, endpoint: Endpoint, req
 
 def _told(
     client: Client, model: str, endpoint: Endpoint, request: dict[str, Any], options: dict[str, Any], limit: int
-) -> Parts:
+) -> tuple[Parts, int]:
+    """Thought and content that an address gives, and the tokens of its prompt."""
     fields = dict(request)
     if endpoint == "/api/chat":
         answer = client.chat(model, fields.pop("messages"), options={**options, "num_predict": limit}, **fields)
         message = answer["message"]
-        return Parts(str(message.get("thinking") or ""), str(message.get("content") or ""))
+        found = Parts(str(message.get("thinking") or ""), str(message.get("content") or ""))
+        return found, int(answer.get("prompt_eval_count", 0))
     if endpoint == "/api/generate":
         answer = client.generate(model, fields.pop("prompt"), options={**options, "num_predict": limit}, **fields)
-        return Parts(str(answer.get("thinking") or ""), str(answer.get("response") or ""))
+        found = Parts(str(answer.get("thinking") or ""), str(answer.get("response") or ""))
+        return found, int(answer.get("prompt_eval_count", 0))
     known = {key: options[key] for key in ("temperature", "seed", "top_p", "frequency_penalty", "presence_penalty")}
     answer = client.openai(model, fields.pop("messages"), **known, max_tokens=limit, **fields)
     message = answer["choices"][0]["message"]
-    return Parts(str(message.get("reasoning") or ""), str(message.get("content") or ""))
+    found = Parts(str(message.get("reasoning") or ""), str(message.get("content") or ""))
+    return found, int(answer["usage"]["prompt_tokens"])
 
 
 def fits(marks: Marks, prompt: str, raw: str, told: Parts) -> bool:
     """Whether thought and content, put together in the model's order, are the text that it wrote: between and around them
     only the template's marks (the last perhaps cut) and white space are missing, and what is told as thought is one."""
-    told = Parts(told.thought.strip(), told.content.strip())
+    raw, told = _whole(raw), Parts(_whole(told.thought), _whole(told.content))
     wanted = marks.split(prompt, raw)
     rest = wanted.thought[len(told.thought) :].strip()
     cut = wanted.thought.startswith(told.thought) and marks.closes.strip().startswith(rest)
@@ -208,4 +223,9 @@ def fits(marks: Marks, prompt: str, raw: str, told: Parts) -> bool:
     )
     # What the server told, and no more, may stand between the marks.
     whole = between + re.escape(told.thought) + between + re.escape(told.content) + end
-    return re.fullmatch(whole, raw.strip()) is not None
+    return re.fullmatch(whole, raw) is not None
+
+
+def _whole(text: str) -> str:
+    """Without outer white space, and without half a character where the answer was cut."""
+    return text.strip().rstrip("\ufffd").strip()

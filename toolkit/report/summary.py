@@ -156,9 +156,10 @@ def _answers(golden: Path) -> list[Answer]:
 
 def _without_marks(row: dict[str, Any]) -> str:
     """An answer for people: its thought, where there is one, in brackets."""
-    if not row["content"]:
+    content, thought = row.get("content"), row.get("thinking")
+    if not content:  # cut within the thought
         return str(row["completion"]).strip()
-    return f"({row['thinking']}) {row['content']}" if row["thinking"] else str(row["content"])
+    return f"({thought}) {content}" if thought else str(content)
 
 
 def _served(ollama: OllamaFacts) -> str:
