@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from toolkit.data import cleaning
 from toolkit.data.cleaning import SPECIAL_TOKEN, clean, clean_text
 from toolkit.data.readers import Row
-from toolkit.recipe.schema import Data
+from toolkit.recipe.schema import Columns, Data
 
 
 def rows(*pairs: tuple[str, str]) -> list[Row]:
@@ -102,3 +102,33 @@ def test_a_rows_own_system_text_gives_way() -> None:
     kept, _, repaired = clean([Row("x.jsonl", 1, {"messages": turns})], Data(path="x", format="messages"))
     assert kept[0].record("mine")["prompt"][0] == {"role": "system", "content": "mine"}
     assert repaired == {cleaning.OWN_SYSTEM: 1}
+
+
+def test_thoughts_are_taken_once_and_none_is_lost_in_silence() -> None:
+    beside = Columns(thinking="thought")
+    given_rows = [
+        Row("x.csv", line, {"ask": f"Is tea {line} good?", "answer": answer, "thought": thought})
+        for line, (answer, thought) in enumerate(
+            [
+                ("<think>\nHm.\n</think>\n\nYes.", ""),
+                ("Yes.", "Hm.\x07"),
+                ("<think>Hm.</think>Yes.", "Hm."),
+                ("<think></think>Yes.", "Hm."),
+                ("<think>Oh.</think>Yes.", "Hm."),
+                ("<think>Hm, and then", ""),
+                ("<think>Hm.</think>", ""),
+                ("", "Hm."),
+                ("<think></think>", ""),
+                ("Yes.", "Hm<|im_end|>"),
+            ]
+        )
+    ]
+    kept, dropped, repaired = clean(given_rows, Data(path="x", columns=beside))
+    assert [(e.completion, e.thinking) for e in kept] == [
+        ("<think>\nHm.\n</think>\n\nYes.", ""), ("Yes.", "Hm."), ("Yes.", "Hm."), ("Yes.", "Hm."),
+    ]  # fmt: skip
+    assert [(d.line, d.reason) for d in dropped] == [
+        (4, cleaning.TWO_THOUGHTS), (5, cleaning.ENDLESS_THOUGHT), (6, cleaning.ONLY_THOUGHT), (7, cleaning.ONLY_THOUGHT),
+        (8, cleaning.EMPTY_COMPLETION), (9, cleaning.SPECIAL),
+    ]  # fmt: skip
+    assert repaired == {cleaning.CONTROL_CHARACTERS: 1, cleaning.SAME_THOUGHT: 2}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from toolkit.data.formats import Example, Turn, check_columns, to_example
+from toolkit.data.formats import Example, Turn, check_columns, to_example, unused_thoughts
 from toolkit.data.readers import Row, Table
 from toolkit.errors import UsageError
 from toolkit.recipe.schema import Columns, Data
@@ -128,3 +128,26 @@ def test_missing_columns_of_other_formats(form: str) -> None:
     data = Data.model_validate({"path": "x", "format": form})
     with pytest.raises(UsageError, match="no column"):
         check_columns(data, Table(columns={"a.jsonl": ["ask", "answer"]}))
+
+
+def test_a_thought_beside_the_answer_is_kept_beside_it() -> None:
+    example = convert({"ask": "a", "answer": "b", "cot": " 想一想 "}, columns=Columns(thinking="cot"))
+    assert isinstance(example, Example)
+    assert example.record("")["completion"] == [
+        {"role": "assistant", "content": "b", "reasoning_content": " 想一想 "},
+    ]
+    for field in ("reasoning_content", "thinking", "reasoning"):
+        turns = [
+            {"role": "user", "content": "a"}, {"role": "assistant", "content": "b", field: "old"},
+            {"role": "user", "content": "c"}, {"role": "assistant", "content": "d", field: "new"},
+        ]  # fmt: skip
+        example = convert({"messages": turns}, "messages")
+        assert isinstance(example, Example) and example.thinking == "new"
+        assert example.record("")["prompt"][1] == {"role": "assistant", "content": "b", "reasoning_content": "old"}
+    with pytest.raises(UsageError, match="no column 'cott'") as found:
+        check_columns(
+            Data(path="x", columns=Columns(thinking="cott")), Table(columns={"x.csv": ["ask", "answer", "cot"]})
+        )
+    assert "data.columns.thinking" in found.value.hint
+    assert unused_thoughts(Data(path="x"), ["ask", "answer", "Reasoning"]) == ["Reasoning"]
+    assert unused_thoughts(Data(path="x", columns=Columns(thinking="thinking")), ["ask", "answer", "thinking"]) == []

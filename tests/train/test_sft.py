@@ -16,10 +16,11 @@ import pytest
 import torch
 from rich.progress import Progress
 from safetensors.torch import load_file, save_file
-from transformers import TrainerState
+from transformers import AutoTokenizer, TrainerState
 
 from tests.children import child_environment
 from tests.disk import largest_file
+from tests.ollama.tiny import template_text
 from tests.small_models import tiny_llama
 from toolkit.errors import DataError, ResourceError
 from toolkit.models.bases import resolve_base
@@ -29,7 +30,7 @@ from toolkit.run.facts import DatasetFacts
 from toolkit.train.memory import memory_advice, settings_to_lower
 from toolkit.train.model import load_for_training
 from toolkit.train.progress import COMPLETE, TrainingProgress, cut_metrics
-from toolkit.train.rows import LOSS_ROWS, answer_loss, leave_out_long, tokenize
+from toolkit.train.rows import LOSS_ROWS, answer_loss, leave_out_long, thoughts_in, tokenize, told
 from toolkit.train.sft import _check_batches, _loss_before, _trainer, train
 
 SYSTEM = "You are a careful assistant."
@@ -340,3 +341,36 @@ def test_a_killed_run_ends_with_the_same_curve_and_weights(base: Path, tmp_path:
     assert _losses(cut) == _losses(whole)
     before, after = (load_file(f / "adapter_model.safetensors") for f in (whole, cut))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_the_template_is_told_and_thoughts_are_learnt(base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = template_text("Qwen-Qwen3-0.6B")
+    row: dict[str, Any] = {
+        "prompt": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "<think>old</think>b"},
+            {"role": "user", "content": "c"},
+        ],
+        "completion": [{"role": "assistant", "content": "d", "reasoning_content": "想一想"}],
+        "source": {"file": "x.jsonl", "line": 3},
+    }
+    ids, prompt = tokenize(tokenizer, row)
+    assert tokenizer.decode(ids[prompt:]) == "<think>\n想一想\n</think>\n\nd<|im_end|>\n"
+    assert "old" not in tokenizer.decode(ids[:prompt])
+    plain = {**row, "completion": [{"role": "assistant", "content": "d"}]}
+    ids, prompt = tokenize(tokenizer, plain, {"enable_thinking": False})
+    assert tokenizer.decode(ids[:prompt]).endswith("<think>\n\n</think>\n\n")
+    assert tokenizer.decode(ids[prompt:]) == "d<|im_end|>\n"
+    with pytest.raises(DataError, match=r"^x\.jsonl:3: an answer holds a thought"):
+        tokenize(tokenizer, row, {"enable_thinking": False})
+    found = thoughts_in(tokenizer, [row, plain], {})
+    assert (found.trained, found.put_together, found.earlier, found.known) == (1, 0, 2, True)
+    assert [line.split(" ")[:4] for line in told(found)] == [
+        ["1", "of", "2", "answers"], ["1", "answers", "hold", "none;"], ["2", "rows", "hold", "thoughts"],
+    ]  # fmt: skip
+    # The prompt ends within a token of the whole text: both are cut apart, as a server does.
+    tokenizer.chat_template = template_text("Qwen3.5-4B")
+    ids, prompt = tokenize(tokenizer, plain)
+    assert tokenizer.decode(ids[prompt:]) == "\n</think>\n\nd<|im_end|>\n"
+    assert ids[:prompt] == tokenizer(tokenizer.decode(ids[:prompt]), add_special_tokens=False)["input_ids"]

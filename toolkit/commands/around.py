@@ -95,7 +95,12 @@ def plan(recipe: Path, profile: str | None, settings: tuple[str, ...], as_json: 
 
 @click.command()
 @click.argument("model", required=False)
-def chat(model: str | None) -> None:
+@click.option(
+    "--think",
+    type=click.Choice(["yes", "no", "low", "medium", "high"]),
+    help="Ask for thoughts, or for none; by default nothing is said.",
+)
+def chat(model: str | None, think: str | None) -> None:
     """Chat with a published model, or with a GGUF file.
 
     \b
@@ -103,7 +108,7 @@ def chat(model: str | None) -> None:
     """
     from toolkit.ollama.chat import chat_with
 
-    chat_with(model)
+    chat_with(model, {"yes": True, "no": False}.get(think or "", think))
 
 
 @click.command()

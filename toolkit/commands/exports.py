@@ -10,6 +10,7 @@ import click
 from toolkit.commands.options import (
     PATH,
     as_json_option,
+    chat_template_kwargs_option,
     load,
     load_in_4bit_option,
     print_facts,
@@ -29,6 +30,7 @@ ADOPTED = ("train", "golden", "merge", "convert", "quantize", "verify", "create"
 @click.option("--adapter", type=PATH, help="A PEFT adapter: what was trained, by any tool.")
 @click.option("--base", default="", help="Its base model; by default what the adapter's own config names.")
 @load_in_4bit_option
+@chat_template_kwargs_option
 @click.option("--hf", type=PATH, help="A merged folder; without --adapter, what the others are compared with.")
 @click.option("--gguf", "ggufs", type=PATH, multiple=True, help="A GGUF file to judge; may be given more than once.")
 @click.option(
@@ -88,6 +90,7 @@ def verify(
 @click.option("--name", required=True, help="Name of the run and of the Ollama model.")
 @click.option("--base", default="", help="Base model; by default what the adapter's own config names.")
 @load_in_4bit_option
+@chat_template_kwargs_option
 @click.option("--prompts", type=PATH, help="Golden prompts, one a line.")
 @click.option("--system", default="", help="The system text that the adapter was trained with.")
 @click.option("--file-type", "file_types", multiple=True, help="GGUF file types to make; the last one is served.")

@@ -26,6 +26,25 @@ settings_option = click.option(
 )
 
 
+def _told(_context: Any, _parameter: Any, text: str) -> dict[str, Any]:
+    """A mapping, as YAML writes one."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(text) if text else {}
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise click.BadParameter(f"{text!r} is no mapping: write it like '{{enable_thinking: false}}'")
+    return found
+
+
+chat_template_kwargs_option = click.option(
+    "--chat-template-kwargs", default="", callback=_told, metavar="MAPPING",
+    help="What the chat template was told in training, e.g. '{enable_thinking: false}'.",
+)  # fmt: skip
+
+
 def recipe_options(command: Command) -> Command:
     """--profile and --set, the same for every command that reads a recipe."""
     profile = click.option("--profile", help="cpu, gpu-8gb, …; by default what this machine can hold.")

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from toolkit.data.formats import Example, Turn, to_example
 from toolkit.data.readers import Dropped, Row
+from toolkit.models.thinking import in_text, never_ends
 from toolkit.recipe.schema import Data
 
 # Controls but tab and newline, a byte-order mark inside the text, noncharacters, and halves of surrogate pairs (JSON can
@@ -27,6 +28,10 @@ CONTROL_CHARACTERS = "control characters removed"
 OWN_SYSTEM = "a row's own system text replaced by the recipe's"
 EMPTY_PROMPT = "empty prompt"
 EMPTY_COMPLETION = "empty completion"
+ONLY_THOUGHT = "an answer that is only a thought"
+ENDLESS_THOUGHT = "a thought that does not end"
+TWO_THOUGHTS = "two different thoughts: one in the answer, one beside it"
+SAME_THOUGHT = "a thought given twice taken once"
 DAMAGED = "damaged characters (U+FFFD)"
 SPECIAL = "special token in the text"
 TOO_LONG = "longer than max_characters"
@@ -49,14 +54,15 @@ def clean(rows: Iterable[Row], data: Data) -> tuple[list[Example], list[Dropped]
     kept: list[Example] = []
     dropped: list[Dropped] = []
     repaired: Counter[str] = Counter()
-    seen: set[tuple[tuple[Turn, ...], str]] = set()
+    seen: set[tuple[tuple[Turn, ...], str, str]] = set()
     for row in rows:
         found = to_example(row, data)
         if isinstance(found, str):
             dropped.append(Dropped(row.file, row.line, found, _shown(row)))
             continue
         example, had_controls = _clean_example(found)
-        content = (example.prompt, example.completion)
+        example, twice = _thought_once(example)
+        content = (example.prompt, example.completion, example.thinking)
         reason = _reason(example, data) or (DUPLICATE if content in seen else None)
         if reason is not None:
             dropped.append(Dropped(row.file, row.line, reason, example.prompt_text or _shown(row)))
@@ -65,27 +71,49 @@ def clean(rows: Iterable[Row], data: Data) -> tuple[list[Example], list[Dropped]
         kept.append(example)
         repaired[CONTROL_CHARACTERS] += had_controls
         repaired[OWN_SYSTEM] += example.own_system
+        repaired[SAME_THOUGHT] += twice
     return kept, dropped, +repaired
 
 
 def _clean_example(example: Example) -> tuple[Example, bool]:
-    prompt = [(turn.role, *clean_text(turn.content)) for turn in example.prompt]
-    completion, changed = clean_text(example.completion)
-    cleaned = replace(
+    changed = False
+
+    def cleaned(text: str) -> str:
+        nonlocal changed
+        found, was_changed = clean_text(text)
+        changed |= was_changed
+        return found
+
+    made = replace(
         example,
-        prompt=tuple(Turn(role, text) for role, text, _ in prompt),
-        completion=completion,
+        prompt=tuple(Turn(turn.role, cleaned(turn.content), cleaned(turn.thinking)) for turn in example.prompt),
+        completion=cleaned(example.completion),
+        thinking=cleaned(example.thinking),
         topic=clean_text(example.topic)[0],
     )
-    return cleaned, changed or any(was_changed for _, _, was_changed in prompt)
+    return made, changed
+
+
+def _thought_once(example: Example) -> tuple[Example, bool]:
+    """The answer with its thought in one place, where it brought the same one in two."""
+    found = in_text(example.completion)
+    if not example.thinking or found is None or found.thought not in {"", example.thinking}:
+        return example, False
+    return replace(example, completion=found.content), True
 
 
 def _reason(example: Example, data: Data) -> str | None:
     texts = [*(turn.content for turn in example.prompt), example.completion]
     if not all(texts[:-1]) or not example.topic:
         return EMPTY_PROMPT
-    if not example.completion:
-        return EMPTY_COMPLETION
+    if never_ends(example.completion):
+        return ENDLESS_THOUGHT
+    inside = in_text(example.completion)
+    if inside and inside.thought and example.thinking:
+        return TWO_THOUGHTS
+    if not (inside.content if inside else example.completion):
+        return ONLY_THOUGHT if example.thinking or (inside and inside.thought) else EMPTY_COMPLETION
+    texts += [example.thinking, *(turn.thinking for turn in example.prompt)]
     if any("\ufffd" in text for text in texts):
         return DAMAGED
     if any(SPECIAL_TOKEN.search(text) for text in texts):

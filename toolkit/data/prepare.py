@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from toolkit.data.cleaning import clean
-from toolkit.data.formats import Example, check_columns, missing_columns
+from toolkit.data.formats import Example, check_columns, missing_columns, unused_thoughts
 from toolkit.data.inspect import language_of
 from toolkit.data.readers import Dropped, Table, find_files, read_file
 from toolkit.data.splitting import SIDES, Side, choose, split
 from toolkit.errors import DataError, ToolkitError, UsageError
+from toolkit.models.thinking import of_message
 from toolkit.recipe.prompts_file import asked, golden_turns
 from toolkit.recipe.schema import Data, Recipe
 from toolkit.run.artifacts import write_jsonl
@@ -44,6 +45,12 @@ def prepare_dataset(recipe: Recipe, out: Path) -> DatasetFacts:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         table = _read(data, progress)
         check_columns(data, table)
+        for name, columns in table.columns.items():
+            for column in unused_thoughts(data, columns):
+                hint = (
+                    f"--set data.columns.thinking={column}" if data.format == "columns" else "use data.format: messages"
+                )
+                console.print(f"{name}: the column {column} is not used; to train its thoughts: {hint}", markup=False)
         task = progress.add_task("cleaning", total=None)
         examples, dropped, repaired = clean(table.rows, data)
         progress.remove_task(task)
@@ -64,8 +71,13 @@ def prepare_dataset(recipe: Recipe, out: Path) -> DatasetFacts:
         dropped=_counts(dropped),
         repaired=dict(repaired),
         encodings=table.encodings,
+        thoughts=sum(bool(_thought(example)) for rows in parts.values() for example in rows),
         language=_language([e for rows in parts.values() for e in rows], data.language),
     )
+
+
+def _thought(example: Example) -> str:
+    return of_message(example.record("")["completion"][0]).thought
 
 
 def _language(examples: list[Example], said: str) -> str:

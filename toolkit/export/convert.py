@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ from toolkit.errors import MAKE_ROOM, DataError, ResourceError
 from toolkit.export.described import description
 from toolkit.export.llama_cpp import converter_environment, converter_fault, tree
 from toolkit.models.bases import CONFIG_FILES, EMBEDDED, TOKENIZER_FILES, read_chat_template
-from toolkit.models.chat_template import as_trained
+from toolkit.models.chat_template import NOTHING_TOLD, as_trained
 from toolkit.models.ends import ends_of
 from toolkit.models.gguf_file import GGUFHeader, read_gguf
 from toolkit.models.gguf_metadata import copy_with_texts
@@ -80,7 +81,7 @@ def convert(
     with tempfile.TemporaryDirectory(dir=out, prefix=".view-") as scratch:
         # The converter takes names for the metadata from the folder's name.
         view = Path(scratch) / recipe.name
-        link_view(model.folder, view)
+        link_view(model.folder, view, adapter.facts.chat_template_kwargs)
         write_json(Path(scratch) / "metadata.json", metadata(recipe, adapter, model.facts, dataset))
         # The one thing that the converter takes only from a model card.
         card = {"license": licenses(recipe, adapter.facts)}
@@ -101,8 +102,11 @@ def convert(
     return GGUFFacts(files=[file], architecture=header.architecture, template_protected=protected)
 
 
-def link_view(model: Path, view: Path) -> None:
+def link_view(model: Path, view: Path, fields: Mapping[str, Any] = NOTHING_TOLD) -> None:
     """Make a folder that shows the model with its chat template protected; everything else is linked, not copied.
+
+    Args:
+        fields: what the template was told in training.
 
     Raises:
         DataError: the model has no chat template, or damaged weights.
@@ -115,7 +119,7 @@ def link_view(model: Path, view: Path) -> None:
     for name in (*CONFIG_FILES, *TOKENIZER_FILES, "model.safetensors.index.json", *sorted(weights)):
         if (model / name).is_file() and not name.startswith("chat_template"):
             (view / name).symlink_to((model / name).resolve())
-    (view / "chat_template.jinja").write_text(protect_template(as_trained(template)), encoding="utf-8")
+    (view / "chat_template.jinja").write_text(protect_template(as_trained(template, fields)), encoding="utf-8")
     # The converter prefers a template in tokenizer_config.json, where transformers prefers chat_template.jinja.
     settings = view / "tokenizer_config.json"
     if settings.is_file():

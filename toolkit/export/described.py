@@ -6,6 +6,8 @@ It is told in `general.description`, a key of the format itself, because llama.c
 
 from __future__ import annotations
 
+import json
+
 from toolkit.run.artifacts import Artifact, file_sha256
 from toolkit.run.facts import AdapterFacts, BaseFacts, ModelFacts
 
@@ -30,7 +32,10 @@ def description(adapter: Artifact[AdapterFacts], model: ModelFacts, base_name: s
         losses = (
             f" Held-out loss {model.loss_as_trained:.4f} as trained, {model.loss_merged:.4f} merged (nats a token)."
         )
-    sums = [_base(facts.base, base_name), *_adapter(adapter), f"chat template sha256 {facts.chat_template_sha256}"]
+    told = f" told {json.dumps(dict(facts.chat_template_kwargs), sort_keys=True)}" if facts.chat_template_kwargs else ""
+    sums = [
+        _base(facts.base, base_name), *_adapter(adapter), f"chat template sha256 {facts.chat_template_sha256}{told}",
+    ]  # fmt: skip
     return (
         f"Fine-tuned: {how}.{losses} {'; '.join(sums)}. Whether this file is that model is not said here, but by its "
         "certificate."

@@ -88,7 +88,9 @@ def held_out_losses(
     facts, tokenizer = adapter.facts, AutoTokenizer.from_pretrained(out, trust_remote_code=False)
 
     def loss(weights: TrainedWeights, folder: Path | None) -> float | None:
-        return held_out_loss(weights, folder, rows, tokenizer, recipe.train.max_length, LOSS_ROWS)
+        return held_out_loss(
+            weights, folder, rows, tokenizer, recipe.train.max_length, LOSS_ROWS, adapter.facts.chat_template_kwargs
+        )
 
     found = {
         "loss_as_trained": loss(weights_of(adapter), adapter.folder),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from toolkit.errors import DataError
 from toolkit.models.adapters import LoraAdapter
+from toolkit.models.chat_template import NOTHING_TOLD
 from toolkit.models.merged import MergedWeights, below_the_last, stack_of
 from toolkit.models.peft_layers import base_name, with_adapter
 from toolkit.models.safetensors_file import writing
@@ -274,6 +275,7 @@ def held_out_loss(
     tokenizer: Any,
     max_length: int,
     limit: int = 64,
+    fields: Mapping[str, Any] = NOTHING_TOLD,
 ) -> float | None:
     """Mean negative log-likelihood in nats per answer token, the end token included, in float32.
 
@@ -282,11 +284,12 @@ def held_out_loss(
         adapter: the PEFT folder on top; None: the weights alone.
         rows: of the dataset (prompt, completion); rows longer than `max_length` tokens are left out.
         limit: at most so many rows.
+        fields: what the chat template is told.
 
     Returns:
         None when no row is left.
     """
-    tokenized = (tokenize(tokenizer, row) for row in rows)
+    tokenized = (tokenize(tokenizer, row, fields) for row in rows)
     sequences = [TeacherForced(ids, prompt) for ids, prompt in tokenized if len(ids) <= max_length][:limit]
     if not sequences:
         return None

@@ -41,8 +41,8 @@ class Conversation:
     messages: Messages
     """As transformers' templates take them: content is text, or a list of parts when there is a picture."""
     tools: list[dict[str, Any]] | None = None
-    think: bool | None = None
-    """None: not said, as in training."""
+    think: bool | str | None = None
+    """None: not said. A text is a level ("high")."""
 
 
 def request_fields(one: Conversation, endpoint: Endpoint) -> dict[str, Any] | str:
@@ -55,9 +55,9 @@ def request_fields(one: Conversation, endpoint: Endpoint) -> dict[str, Any] | st
             fields["think"] = one.think
         return {**fields, "messages": [_ollama(message) for message in one.messages]}
     if one.think is not None:
-        if one.think:
-            return "/v1 has no plain `think`: its efforts also set `reasoning_effort`"
-        fields["reasoning_effort"] = "none"
+        if one.think is True:
+            return "/v1 has no plain `think`, only levels"
+        fields["reasoning_effort"] = one.think or "none"
     return {**fields, "messages": [_openai(message) for message in one.messages]}
 
 
@@ -105,6 +105,13 @@ def answer(
         "logprobs": (choice.get("logprobs") or {}).get("content"),
         "done_reason": choice["finish_reason"],
     }
+
+
+def raw_answer(client: Client, model: str, prompt: str, options: dict[str, Any], limit: int) -> dict[str, Any]:
+    """The model's own text after a prompt, every token with its log-probability: no part of it is taken for a thought."""
+    count_whole_prompts(client, model)
+    fields = {"options": {**options, "num_predict": limit}, "logprobs": True, "top_logprobs": 20}
+    return client.generate(model, prompt, raw=True, **fields)
 
 
 def has_picture(one: Conversation) -> bool:

@@ -18,17 +18,20 @@ HELP = "Ctrl-D or /bye ends, /clear forgets what was said."
 _CONTEXT = 4096
 
 
-def chat_with(model: str | None) -> None:
+def chat_with(model: str | None, think: bool | str | None = None) -> None:
     """Chat until the user ends it. Answers go to standard output, everything else to standard error.
 
     Args:
         model: an Ollama model, or the path of a GGUF file; None takes the newest published model.
+        think: whether to ask for thoughts, or a level; None: nothing is said.
 
     Raises:
         UsageError: no such model, or there is none yet.
         ExternalToolError: the server went away.
     """
     if model is not None and model.endswith(".gguf"):
+        if think is not None:
+            raise UsageError("--think is for a server", "Publish the model, and name it instead of the file.")
         _converse(Path(model).name, gguf_answers(Path(model)), system_of(Path(model)))
         return
     from toolkit.ollama.server import serving
@@ -47,9 +50,19 @@ def chat_with(model: str | None) -> None:
             raise UsageError(f"Ollama has no model {name or 'yet'}; it has: {have}", "Make one: make medical")
 
         def answer(messages: Messages) -> Iterator[str]:
-            request = {"model": name, "messages": messages}
+            said = {} if think is None else {"think": think}
+            request = {"model": name, "messages": messages, **said}
+            story, thinking = Console(stderr=True), False
             for line in client.stream("/api/chat", request, f"asking {name}"):
-                yield str((line.get("message") or {}).get("content") or "")
+                message = line.get("message") or {}
+                if thought := str(message.get("thinking") or ""):
+                    thinking = True
+                    story.print(Text(thought, style="dim"), end="", soft_wrap=True)
+                content = str(message.get("content") or "")
+                if thinking and content:
+                    thinking = False
+                    story.print()
+                yield content
 
         _converse(name, answer, "")  # the server has the system text
 

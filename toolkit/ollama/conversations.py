@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from toolkit.errors import ToolkitError
-from toolkit.models.chat_template import AS_TRAINED, THINKING, render_trained
+from toolkit.models.chat_template import NOTHING_TOLD, render_trained
 from toolkit.ollama.asked import ENDPOINTS, TOOLS, Conversation, Endpoint, Messages, has_picture, request_fields
 from toolkit.ollama.client import Client
 from toolkit.ollama.predict import GENERATE_RENDERS, numbers, takes_tools, thinks
 from toolkit.ollama.syntax import Message
+from toolkit.ollama.thoughts import A_LEVEL, Think, keeps_to_training, told_by
 from toolkit.parity.checks.pictures import picture_block, with_pictures
 
 Result = Literal["equal", "differs", "differs for every model", "not applicable"]
@@ -85,6 +86,7 @@ def further_conversations(system: str, markers: Sequence[str]) -> list[Conversat
         Conversation("a tool's answer", answered, tools=TOOLS),
         Conversation("think", [asked], think=True),
         Conversation("no think", [asked], think=False),
+        Conversation(f"think: {A_LEVEL}", [asked], think=A_LEVEL),
         Conversation("image", [{"role": "user", "content": parts}]),
     ]
 
@@ -98,6 +100,7 @@ def expected_texts(
     turns: Sequence[Message] = (),
     sees: bool = False,
     served: str = "",
+    fields: Mapping[str, Any] = NOTHING_TOLD,
 ) -> list[Expected]:
     """What the training template makes of conversations as the served model completes them.
 
@@ -106,8 +109,9 @@ def expected_texts(
         system, turns: the Modelfile's SYSTEM and MESSAGE, which Ollama puts before a conversation.
         sees: whether the served model has a projector.
         served: the template in the served file, where it is not the training's; see `keeps_to_training`.
+        fields: what the template was told in training.
     """
-    trained = _Trained(template, bos, eos, sees, keeps_to_training(served or template))
+    trained = _Trained(template, bos, eos, sees, keeps_to_training(served or template), fields)
     between = [{"role": turn.role, "content": turn.content} for turn in turns]
     made = []
     for one in conversations:
@@ -125,11 +129,6 @@ def _opening(messages: Messages, system: str) -> Messages:
     return [{"role": "system", "content": system}] if system and messages[0]["role"] != "system" else []
 
 
-def keeps_to_training(served: str) -> bool:
-    """Whether a file's template was mended so that it writes training's prompt whatever is said about `think`."""
-    return THINKING + AS_TRAINED in served
-
-
 @dataclass(frozen=True)
 class _Trained:
     """The training template, and what is known of the model that is served."""
@@ -140,13 +139,15 @@ class _Trained:
     sees: bool
     kept: bool
     """The served file's template was mended; see `keeps_to_training`."""
+    fields: Mapping[str, Any]
+    """What the template was told in training."""
 
     def rendered(
-        self, messages: Messages, tools: list[dict[str, Any]] | None = None, think: bool | None = None
+        self, messages: Messages, tools: list[dict[str, Any]] | None = None, think: Think = None
     ) -> str | None:
         """None: the template refuses."""
-        fields = {} if think is None or self.kept else {THINKING: think}
-        return render_trained(self.template, messages, self.bos, self.eos, tools, **fields)
+        said = told_by(think, self.fields, self.kept)
+        return render_trained(self.template, messages, self.bos, self.eos, tools, **said)
 
 
 def _expected(one: Conversation, messages: Messages, trained: _Trained) -> Expected:
@@ -209,7 +210,7 @@ def _outcome(client: Client, model: str, one: Expected, endpoint: Endpoint, bos:
     if isinstance(request, str):
         return Outcome(name, endpoint, "not applicable", request)
     try:
-        found = _render(client, model, endpoint, request)
+        found = rendered_at(client, model, endpoint, request)
     except ToolkitError as error:
         told = f"the server refuses: {error.message[-300:]}"
         # A picture that is refused is no turn in two parts.
@@ -229,7 +230,8 @@ def _different(one: Expected, endpoint: Endpoint, told: str) -> Outcome:
     return Outcome(one.conversation.name, endpoint, "differs", told)
 
 
-def _render(client: Client, model: str, endpoint: Endpoint, request: dict[str, Any]) -> str:
+def rendered_at(client: Client, model: str, endpoint: Endpoint, request: dict[str, Any]) -> str:
+    """The prompt that an address makes of a request, without answering it."""
     fields = {**request, "_debug_render_only": True}
     if endpoint == "/api/chat":
         return client.shown_prompt(client.chat(model, fields.pop("messages"), **fields))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from toolkit.errors import DataError, ExternalToolError, ParityError
 from toolkit.models.gguf_file import read_gguf
+from toolkit.models.thinking import Marks, marks_of
 from toolkit.ollama.client import Client
 from toolkit.ollama.conversations import (
     Outcome,
@@ -25,8 +26,10 @@ from toolkit.ollama.conversations import (
 )
 from toolkit.ollama.modelfile import shown_parameters
 from toolkit.ollama.own_model import OwnModel, Vocabulary
+from toolkit.ollama.predict import abilities
 from toolkit.ollama.served import (
     ELSEWHERE,
+    GREEDY,
     LARGEST_FLIP,
     Agreement,
     Question,
@@ -40,6 +43,8 @@ from toolkit.ollama.served import (
 from toolkit.ollama.server import INSTALL, serving
 from toolkit.ollama.strength import served_strength_check
 from toolkit.ollama.syntax import Message
+from toolkit.ollama.thoughts import A_LEVEL, check_ways, keeps_to_training, ways_of
+from toolkit.ollama.thoughts import Shown as Thoughts
 from toolkit.parity.certificate import Check, Measure, Subject, higher_is_better, lower_is_better
 from toolkit.parity.checks.ends import stop_words_check
 from toolkit.parity.limits import file_type_of, limits_for
@@ -93,6 +98,8 @@ class Trained:
     """Tokens of an answer at most."""
     ends: tuple[int, ...]
     """Tokens at which the tuned model ends."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """What the template was told."""
 
 
 @dataclass
@@ -170,7 +177,9 @@ def judge_served(model: ServedModel, tuned: Tuned, golden: Path, system: str, wh
     started = time.monotonic()
     template, day = str(tuned.tokenizer.get_chat_template()), tuned.goldens.facts.day
     facts = tuned.goldens.facts
-    trained = Trained(golden, system, template, day, tuned.new_tokens, tuple(facts.end_tokens))
+    trained = Trained(
+        golden, system, template, day, tuned.new_tokens, tuple(facts.end_tokens), facts.chat_template_kwargs
+    )
     shown = what_is_shown(model, trained)
     limits, _ = limits_for(file_type_of(read_gguf(model.file), model.file), tuned.parameters, 0.0)
     subject = subject_of(model, shown)
@@ -197,7 +206,9 @@ def what_is_shown(model: ServedModel, trained: Trained) -> Shown:
     vocabulary = Vocabulary(model.file)
     try:
         questions = read_questions(trained.golden / "golden.jsonl", trained.system)
-        wanted = as_asked_today(questions, model.turns, trained.system, trained.template, vocabulary, trained.day)
+        wanted = as_asked_today(
+            questions, model.turns, trained.system, trained.template, vocabulary, trained.day, trained.fields
+        )
         needed = max(len(question.prompt_ids) for question in wanted) + trained.new_tokens
         stops = _stop_words(model, trained, rows, vocabulary)
         room = higher_is_better("num_ctx", int(model.parameters["num_ctx"]), needed)
@@ -211,7 +222,8 @@ def what_is_shown(model: ServedModel, trained: Trained) -> Shown:
     finally:
         vocabulary.close()
     longest = max((len(row.get("completion_ids", ())) for row in rows), default=0)
-    check, shown.agreement = _answers(model, wanted, trained.new_tokens, needed, [room, *_cut(model, longest)])
+    measures = [room, *_cut(model, longest)]
+    check, shown.agreement = _answers(model, wanted, trained, needed, measures)
     shown.checks += [stops, check]
     return shown
 
@@ -238,6 +250,7 @@ def _prompts(model: ServedModel, trained: Trained, vocabulary: Vocabulary, wante
     expected = expected_texts(
         further_conversations(trained.system, vocabulary.markers), trained.template, vocabulary.bos_text,
         vocabulary.eos_text, str(shown.get("system", "")), model.turns, "vision" in shown.get("capabilities", []), served,
+        trained.fields,
     )  # fmt: skip
     bos = vocabulary.bos_text if vocabulary.adds_bos else ""
     outcomes = check_conversations(model.client, model.name, expected, bos)
@@ -247,6 +260,10 @@ def _prompts(model: ServedModel, trained: Trained, vocabulary: Vocabulary, wante
         lower_is_better("golden prompts that differ", len(wrong), 0, 0),
         lower_is_better("conversations that differ", len(told), 0, 0),
     ]
+    unlisted = sorted(abilities(trained.template) - set(shown.get("capabilities", ())))
+    measures.append(
+        lower_is_better("capabilities that the template has and the server does not list", len(unlisted), 0, 0)
+    )
     message = f"{len(wanted)} golden prompts and {equal} conversations at three addresses are equal, byte for byte"
     if wrong:
         message = f"{len(wrong)} of {len(wanted)} golden prompts differ; the first, {wrong[0][0]}, {wrong[0][1]}"
@@ -258,6 +275,8 @@ def _prompts(model: ServedModel, trained: Trained, vocabulary: Vocabulary, wante
             message = (
                 f"Ollama {version} gives the model the bare question at /api/generate: use 0.31 or newer; {message}"
             )
+    elif unlisted:
+        message = f"ollama show lists no {' and no '.join(unlisted)}, which the training template has"
     details = {
         "different": [{"conversation": name, "first_difference": where} for name, where in wrong[:5]],
         "conversations": [vars(outcome) for outcome in outcomes],
@@ -266,22 +285,61 @@ def _prompts(model: ServedModel, trained: Trained, vocabulary: Vocabulary, wante
 
 
 def _answers(
-    model: ServedModel, wanted: list[Question], new_tokens: int, needed: int, measures: list[Measure]
+    model: ServedModel, wanted: list[Question], trained: Trained, needed: int, measures: list[Measure]
 ) -> tuple[Check, Agreement]:
     """Every answer at `/api/chat`, a few at the other addresses, each followed by llama.cpp on the same file."""
     own = OwnModel(model.file, needed)
     parameters = model.parameters
     served = Served(model.name, tuple(parameters.get("stop", ())), float(parameters["repeat_penalty"]))
+    marks = marks_of(trained.template, trained.fields)
+    thinks, thoughts = marks is not None and "thinking" in model.shown.get("capabilities", ()), None
     try:
         with _counting(f"answers of {model.name}, compared with llama.cpp", len(wanted) + 2 * ELSEWHERE) as tick:
-            agreement, elsewhere = check_everywhere(model.client, served, wanted, own, new_tokens, tick)
+            agreement, elsewhere = check_everywhere(model.client, served, wanted, own, trained.new_tokens, tick, thinks)
+            if thinks and marks is not None:
+                thoughts = _ways(model, wanted, trained, own, marks, tick)
     except ParityError as error:
         differ = lower_is_better("answers that differ", 1, 0, 0)  # the first one ends the comparison
         return Check.of("answers", [*measures, differ], error.message), Agreement()
     finally:
         own.close()
     file_type = file_type_of(read_gguf(model.file), model.file)
-    return _agreement_check(agreement, elsewhere, file_type, measures, parameters), agreement
+    check = _agreement_check(agreement, elsewhere, file_type, measures, parameters)
+    return with_thoughts(check, thoughts) if thoughts else check, agreement
+
+
+def _ways(
+    model: ServedModel, wanted: list[Question], trained: Trained, own: OwnModel, marks: Marks, tick: Any
+) -> Thoughts:
+    """The first questions, asked with think true, false, unset and a level."""
+    served = str(read_gguf(model.file).metadata.get("tokenizer.chat_template", ""))
+    between = [{"role": turn.role, "content": turn.content} for turn in model.turns]
+    system = str(model.shown.get("system", ""))
+    asked = []
+    for number, question in enumerate(wanted[:ELSEWHERE], 1):
+        own_system = question.messages[0]["role"] == "system"
+        if own_system and between:  # /api/generate puts them the other way round; see `expected_texts`
+            continue
+        before = [{"role": "system", "content": system}] if system and not own_system else []
+        asked += ways_of(
+            f"golden question {number}", question.messages, trained.template, trained.fields, keeps_to_training(served),
+            own.bos_text, own.eos_text, [*before, *between],
+        )  # fmt: skip
+    bos = own.bos_text if own.adds_bos else ""
+    return check_ways(model.client, model.name, asked, marks, bos, GREEDY, trained.new_tokens, tick)
+
+
+def with_thoughts(check: Check, shown: Thoughts) -> Check:
+    """The check, with what apps are shown of thoughts."""
+    measures = [
+        *check.measures,
+        Measure(name="answers asked with think true, false, unset and a level", value=shown.answers),
+        Measure(name="answers whose thought is told apart", value=shown.with_thoughts),
+        Measure(name="answers that show the marks of a thought", value=shown.with_marks),
+    ]
+    told = f"{shown.answers} answers, with think true, false, unset and {A_LEVEL!r}, are whole with their thoughts"
+    message = f"{check.message}; {told}" if check.verdict == "pass" else check.message
+    return check.model_copy(update={"measures": measures, "message": message})
 
 
 def _agreement_check(
@@ -296,7 +354,8 @@ def _agreement_check(
         Measure(name="largest |log-probability difference|", value=both.largest, unit="nats"),
     ]
     broken = [measure for measure in measures if measure.verdict == "fail"]
-    message = f"{agreement.answers} answers, and {elsewhere.answers} at other addresses, are those of llama.cpp on the same file"
+    more = f", and {elsewhere.answers} at other addresses," if elsewhere.answers else ""
+    message = f"{agreement.answers} answers{more} are those of llama.cpp on the same file"
     if broken:
         message = "; ".join(measure.told() for measure in broken)
         if broken[0].name == "num_predict":

@@ -183,7 +183,7 @@ def _slide(a: str, b: str, row: int, column: int) -> int:
 
 def prefers_own(template: str, go: str, version: str) -> bool:
     """Whether Ollama uses the file's own template although a Go template is attached, because it can do more."""
-    mine, theirs = _abilities(template), _go_abilities(go)
+    mine, theirs = abilities(template), _go_abilities(go)
     if len(mine) > len(theirs):
         return not _go_round_trip(go) or _round_trip(template)
     if numbers(version) < _SAME_ABILITIES_COUNT or mine != theirs or "tools" not in mine:
@@ -204,7 +204,8 @@ def thinks(template: str) -> bool:
     return split and "reasoning_content" not in template and "<SPECIAL_12>" not in template
 
 
-def _abilities(template: str) -> set[str]:
+def abilities(template: str) -> set[str]:
+    """What Ollama lists of a model with this Jinja template (`ollama show`)."""
     found = {"tools"} if takes_tools(template) else set()
     return found | ({"thinking"} if thinks(template) else set())
 

@@ -155,12 +155,14 @@ def _prove(
     """
     from toolkit.models.gguf_file import read_gguf
     from toolkit.ollama.judged import Shown, Trained, subject_of, what_is_shown
+    from toolkit.ollama.thoughts import who_sees_what
     from toolkit.report.page import with_served, write_page
 
     template = str(read_gguf(model.file).metadata.get("tokenizer.chat_template", ""))
     limit = recipe.golden.max_new_tokens
     facts = golden.facts
-    trained = Trained(golden.folder, recipe.system, template, facts.day, limit, tuple(facts.end_tokens))
+    ends, told = tuple(facts.end_tokens), facts.chat_template_kwargs
+    trained = Trained(golden.folder, recipe.system, template, facts.day, limit, ends, told)
     broken = stored_otherwise(model.shown, sent)
     shown = Shown([broken]) if broken else what_is_shown(model, trained)
     write_jsonl(out / "conversations.jsonl", (asdict(outcome) for outcome in shown.outcomes))
@@ -173,6 +175,7 @@ def _prove(
         write_json(refused / "certificate.json", whole)
         raise ParityError(str(whole["message"]), f"Nothing was published. Read {write_page(whole, refused)}")
     return {
+        "thinking": who_sees_what(template, golden.facts.chat_template_kwargs),
         "rendered_equal": shown.rendered,
         "conversations_equal": sum(outcome.result == "equal" for outcome in shown.outcomes),
         "answers_compared": shown.agreement.answers,

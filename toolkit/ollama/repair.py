@@ -13,13 +13,14 @@ What no template can mend is said: an architecture whose prompts Ollama writes i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from toolkit.errors import ExternalToolError, ParityError
 from toolkit.export.convert import protect_template
-from toolkit.models.chat_template import as_trained
+from toolkit.models.chat_template import NOTHING_TOLD, as_trained
 from toolkit.models.gguf_file import GGUFHeader, read_gguf
 from toolkit.models.gguf_metadata import copy_with_texts
 from toolkit.ollama.client import Client
@@ -47,9 +48,9 @@ class Repair:
     after: list[Outcome]
 
 
-def mended_template(template: str) -> str:
+def mended_template(template: str, fields: Mapping[str, Any] = NOTHING_TOLD) -> str:
     """The template with the protecting comment, and with names that llama.cpp does not set; its texts are those of training."""
-    return protect_template(as_trained(template))
+    return protect_template(as_trained(template, fields))
 
 
 def rewrite_template(gguf: Path, out: Path, template: str, header: GGUFHeader | None = None) -> Path:
@@ -61,13 +62,16 @@ def rewrite_template(gguf: Path, out: Path, template: str, header: GGUFHeader | 
     return copy_with_texts(gguf, out, {_KEY: template}, header)
 
 
-def repair_file(gguf: Path, out: Path, template: str, system: str, log: Path) -> str:
+def repair_file(
+    gguf: Path, out: Path, template: str, system: str, log: Path, fields: Mapping[str, Any] = NOTHING_TOLD
+) -> str:
     """Mend a file for the Ollama of this machine, if it has to be.
 
     Args:
         template: of the training.
         system: that was trained with.
         log: gets what a server says that has to be started.
+        fields: what the template was told in training.
 
     Returns:
         What was found and done, in a sentence.
@@ -86,10 +90,10 @@ def repair_file(gguf: Path, out: Path, template: str, system: str, log: Path) ->
         conversations = further_conversations(system, markers)
 
         def expected(served: str) -> list[Expected]:
-            return expected_texts(conversations, template, bos, eos, served=served)
+            return expected_texts(conversations, template, bos, eos, served=served, fields=fields)
 
         name = f"tune2ollama-repair-{os.getpid()}"
-        found = repaired(client, name, gguf, out, template, expected, bos if adds_bos else "")
+        found = repaired(client, name, gguf, out, template, expected, bos if adds_bos else "", fields)
         version = client.version()
     wrong = differing(found.before, version)
     if not wrong:
@@ -109,6 +113,7 @@ def repaired(
     template: str,
     expected: Callable[[str], Sequence[Expected]],
     bos: str = "",
+    fields: Mapping[str, Any] = NOTHING_TOLD,
 ) -> Repair:
     """Create the plain model, and if the server renders a conversation otherwise, mend the file and prove the mended one.
 
@@ -129,7 +134,7 @@ def repaired(
     version = client.version()
     if not differing(before, version):
         return Repair(gguf, before, before)
-    mended = mended_template(template)
+    mended = mended_template(template, fields)
     rewrite_template(gguf, out, mended, header)
     after = _served(client, f"{name}:mended", out, expected(mended), bos)
     if wrong := differing(after, version):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from toolkit.errors import ExternalToolError, ParityError
-from toolkit.models.chat_template import asks_for_the_day, on_day, render_trained
-from toolkit.ollama.asked import ENDPOINTS, Endpoint
+from toolkit.models.chat_template import NOTHING_TOLD, asks_for_the_day, on_day, render_trained
+from toolkit.ollama.asked import ENDPOINTS, Endpoint, raw_answer
 from toolkit.ollama.asked import answer as ask
 from toolkit.ollama.client import Client
 from toolkit.ollama.conversations import first_difference
@@ -59,7 +59,7 @@ GREEDY = {
 class Question:
     """A golden prompt, as the server is asked it and as it must become tokens."""
 
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     """Without the recipe's system turn, which the served model brings itself; one of its own stays, and is used instead."""
     prompt_text: str
     prompt_ids: list[int]
@@ -119,13 +119,15 @@ def read_questions(golden: Path, system: str) -> list[Question]:
 
 
 def as_asked_today(
-    questions: list[Question], messages: Sequence[Message], system: str, template: str, own: Vocabulary, day: str
-) -> list[Question]:
+    questions: list[Question], messages: Sequence[Message], system: str, template: str, own: Vocabulary, day: str,
+    told: Mapping[str, Any] = NOTHING_TOLD,
+) -> list[Question]:  # fmt: skip
     """The questions as the server must make them: with the Modelfile's turns (MESSAGE), and today's date instead of the goldens'.
 
     Args:
         template: of the training; it has to make the golden prompts as they were recorded.
         day: on which they were recorded; see `toolkit.models.chat_template.on_day`.
+        told: what the template was told in training.
 
     Raises:
         ParityError: the template does not even make the golden prompts, or refuses the turns.
@@ -135,7 +137,7 @@ def as_asked_today(
     between = [{"role": message.role, "content": message.content} for message in messages]
 
     def rendered(turns: list[dict[str, str]], **fields: Any) -> str | None:
-        return render_trained(template, turns, own.bos_text, own.eos_text, **fields)
+        return render_trained(template, turns, own.bos_text, own.eos_text, **{**told, **fields})
 
     made = []
     for question in questions:
@@ -178,15 +180,22 @@ def check_rendering(
 
 
 def check_everywhere(
-    client: Client, served: Served, questions: list[Question], own: OwnModel, limit: int, tick: Callable[[], None]
-) -> tuple[Agreement, Agreement]:
+    client: Client, served: Served, questions: list[Question], own: OwnModel, limit: int, tick: Callable[[], None],
+    thinks: bool = False,
+) -> tuple[Agreement, Agreement]:  # fmt: skip
     """`check_answers` of all questions at `/api/chat`, and of the first few at the other addresses.
+
+    Args:
+        thinks: the server may take thoughts out of what the addresses show, and of their tokens it tells nothing: the text is
+            asked for as the model writes it, and the addresses are left to `toolkit.ollama.thoughts`.
 
     Returns:
         The first, and the others together.
     """
     elsewhere = Agreement()
-    agreement = check_answers(client, served, questions, own, limit, tick)
+    agreement = check_answers(client, served, questions, own, limit, tick, raw=thinks)
+    if thinks:
+        return agreement, elsewhere
     for endpoint in ENDPOINTS[1:]:
         if endpoint == "/v1/chat/completions" and served.repeat_penalty != 1.0:
             continue  # it takes no repeat_penalty from a request: there the model's own counts, and the answer is another
@@ -203,12 +212,14 @@ def check_answers(
     limit: int,
     tick: Callable[[], None],
     endpoint: Endpoint = "/api/chat",
+    raw: bool = False,
 ) -> Agreement:
     """Ask the server every question (greedy) and follow each answer token by token with llama.cpp on the same file.
 
     Args:
         limit: tokens of an answer at most.
         endpoint: the address that is asked.
+        raw: ask with the prompt as it is, instead.
 
     Raises:
         ParityError: a prompt has other tokens, or an answer leaves llama.cpp's by more than a near-tie.
@@ -216,7 +227,10 @@ def check_answers(
     agreement = Agreement()
     for number, question in enumerate(questions, 1):
         where = f"golden question {number}" + ("" if endpoint == "/api/chat" else f" at {endpoint}")
-        answer = ask(client, endpoint, served.model, question.messages, GREEDY, limit)
+        if raw:
+            answer = raw_answer(client, served.model, without_bos(question.prompt_text, own), GREEDY, limit)
+        else:
+            answer = ask(client, endpoint, served.model, question.messages, GREEDY, limit)
         read, wanted = answer.get("prompt_eval_count"), len(question.prompt_ids)
         if read != wanted:
             raise ParityError(

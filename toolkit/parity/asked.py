@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class Asked:
     prompts: Path | None = None
     load_in_4bit: bool | None = None
     """Whether the adapter was trained on the base in NF4; None: told from its files."""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template was told in training."""
     repair: Path | None = None
     """Gets a copy of the GGUF file that Ollama serves as it was trained, where it would not serve the file itself so."""
 
@@ -64,13 +67,15 @@ def refuse_ignored(asked: Asked, with_recipe: bool, of_recipe: dict[str, Any]) -
         return
     of_others = {
         "--adapter": asked.adapter, "--base": asked.base, "--system": asked.system, "--prompts": asked.prompts,
-        "--load-in-4bit": asked.load_in_4bit is not None, "--force": asked.exports and of_recipe.get("--force"),
+        "--load-in-4bit": asked.load_in_4bit is not None, "--chat-template-kwargs": asked.chat_template_kwargs,
+        "--force": asked.exports and of_recipe.get("--force"),
     }  # fmt: skip
     ignored = [name for name, value in of_others.items() if value]
     if ignored:
         raise UsageError(
             f"{', '.join(ignored)}: beside a recipe this changes nothing",
-            "The recipe names all that: leave it out, or change the recipe with --set (golden.prompts, system, base).",
+            "The recipe names all that: leave it out, or change the recipe with --set (golden.prompts, system, base, "
+            "train.chat_template_kwargs).",
         )
 
 
@@ -107,10 +112,19 @@ def recipe_of(asked: Asked) -> Recipe:
             "Name what was trained (--adapter FOLDER) to judge it, or what was made of it: --gguf FILE or --ollama NAME.",
         )
     told = json.dumps([str(tuned.resolve()), asked.base, asked.system, str(asked.prompts), asked.load_in_4bit])
+    told += json.dumps(dict(asked.chat_template_kwargs), sort_keys=True) if asked.chat_template_kwargs else ""
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", tuned.resolve().name).strip("-._") or "model"
     name = f"verify-{slug[:40]}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
     base = asked.base or ("" if asked.adapter else str(tuned))
-    return recipe_for_adapter(tuned, name, base, asked.prompts, asked.system, load_in_4bit=asked.load_in_4bit)
+    return recipe_for_adapter(
+        tuned,
+        name,
+        base,
+        asked.prompts,
+        asked.system,
+        load_in_4bit=asked.load_in_4bit,
+        chat_template_kwargs=asked.chat_template_kwargs,
+    )
 
 
 def check_exports(ggufs: tuple[Path, ...], merged: Path | None, base: Path) -> None:

@@ -124,7 +124,10 @@ def adapter_subject(tuned: Tuned, publishing: bool) -> Subject:
 def merged_subject(tuned: Tuned, merged: Path, compared: Comparison) -> Subject:
     started = time.monotonic()
     own = AutoTokenizer.from_pretrained(merged, trust_remote_code=False)
-    rendered = [render(own, messages, tuned.goldens.facts.day) for messages in tuned.goldens.messages()]
+    rendered = [
+        render(own, messages, tuned.goldens.facts.day, tuned.goldens.facts.chat_template_kwargs)
+        for messages in tuned.goldens.messages()
+    ]
     checks = [
         prompts_check(tuned.goldens.texts(), rendered),
         recorded_tokens_check(own, tuned.tokenizer, tuned.goldens.recorded(), tuned.goldens.facts.end_tokens),
@@ -218,8 +221,8 @@ def gguf_prompts_check(goldens: Goldens, candidate: Candidate) -> Check:
     if template is None:
         return Check(name="prompts", verdict="fail", message="there is no chat template in the file")
     bos, eos = candidate.token_text(candidate.bos), candidate.token_text(candidate.eos)
-    day = on_day(goldens.facts.day)
-    rendered = [render_trained(template, messages, bos, eos, **day) for messages in goldens.messages()]
+    told = {**goldens.facts.chat_template_kwargs, **on_day(goldens.facts.day)}
+    rendered = [render_trained(template, messages, bos, eos, **told) for messages in goldens.messages()]
     return prompts_check(goldens.texts(), rendered)
 
 

@@ -96,18 +96,19 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
         _tell_summary(file)
     _write(certificate, out or pipeline.run_folder(recipe) / "checked")
     if asked.repair is not None:
-        _repair(asked.ggufs[0], asked.repair, recipe, have["train"].folder)
+        _repair(asked.ggufs[0], asked.repair, recipe, have["train"])
     return certificate
 
 
-def _repair(file: Path, out: Path, recipe: Recipe, adapter: Path) -> None:
+def _repair(file: Path, out: Path, recipe: Recipe, adapter: Artifact[Any]) -> None:
     from transformers import AutoTokenizer
 
     from toolkit.ollama.repair import repair_file
     from toolkit.run.pipeline import run_folder
 
-    template = str(AutoTokenizer.from_pretrained(adapter, trust_remote_code=False).get_chat_template())
-    told = repair_file(file, out, template, recipe.system, run_folder(recipe) / "ollama-server.log")
+    template = str(AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False).get_chat_template())
+    log, fields = run_folder(recipe) / "ollama-server.log", adapter.facts.chat_template_kwargs
+    told = repair_file(file, out, template, recipe.system, log, fields)
     stderr.print(told, markup=False)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from toolkit.errors import DataError, ToolkitError, UsageError
 from toolkit.models.adapter_files import check_adapter, is_model
 from toolkit.models.bases import check_base, is_here
+from toolkit.models.chat_template import NOTHING_TOLD
 from toolkit.models.four_bit import four_bit_copy
 from toolkit.recipe.reading import assembled
 from toolkit.recipe.schema import Recipe
@@ -53,6 +54,7 @@ def recipe_for_adapter(
     load_in_4bit: bool | None = None,
     settings: Iterable[str] = (),
     then: tuple[Path, ...] = (),
+    chat_template_kwargs: Mapping[str, Any] = NOTHING_TOLD,
 ) -> Recipe:
     """The recipe of an export: no data, no training.
 
@@ -61,6 +63,7 @@ def recipe_for_adapter(
         load_in_4bit: whether it was trained on the base in NF4; None: told from the base's name.
         settings: `key.key=value` texts, as `--set` takes them; they win.
         then: adapters that were trained on top of this one, in order.
+        chat_template_kwargs: what the chat template was told in training; nothing: what the adapter's own artifact says.
 
     Raises:
         DataError: the folder holds no PEFT adapter, or a damaged one.
@@ -82,6 +85,7 @@ def recipe_for_adapter(
         "adapter": str(adapter),
         "then": [str(further) for further in then],
         "load_in_4bit": load_in_4bit,
+        "train": {"chat_template_kwargs": dict(chat_template_kwargs)},
         "golden": {"prompts": str(prompts) if prompts else DEFAULT_PROMPTS, "from_test": 0},
         "export": {"file_types": types, "serve": types[-1]},
         "ollama": {"model": name, "modelfile": str(modelfile) if modelfile else None},
@@ -123,3 +127,12 @@ def was_quantized(folder: Path, base_name: str) -> bool:
         return bool(json.loads((folder / ARTIFACT_FILE).read_text(encoding="utf-8"))["facts"]["quantization"])
     copy = four_bit_copy(base_name)
     return copy is not None and copy.nf4
+
+
+def told_template(recipe: Recipe, folder: Path) -> Mapping[str, Any]:
+    """What the chat template was told in training: the recipe's word, or else that of an adapter of ours."""
+    if not recipe.train.chat_template_kwargs:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            artifact = json.loads((folder / ARTIFACT_FILE).read_text(encoding="utf-8"))
+            return dict(artifact["facts"]["chat_template_kwargs"])
+    return recipe.train.chat_template_kwargs

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -42,6 +42,8 @@ class Columns(Section):
 
     prompt: str = "ask"
     completion: str = "answer"
+    thinking: str | None = None
+    """The thought before the answer, where a column holds it; a `<think>…</think>` in the answer itself is found without."""
 
 
 class Data(Section):
@@ -88,6 +90,10 @@ class Lora(Section):
     use_dora: bool = False
 
 
+_SAID_ALREADY = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "strftime_now")
+"""What a template is given by whoever renders it."""
+
+
 class Train(Section):
     """As `trl.SFTConfig` spells them, and how the base is loaded."""
 
@@ -110,10 +116,22 @@ class Train(Section):
     """Compute in bfloat16 (bnb_4bit_compute_dtype too)."""
     gradient_checkpointing: bool = False
     bnb_4bit_use_double_quant: bool = True
+    chat_template_kwargs: dict[str, Any] = {}
+    """What the chat template is told wherever it is rendered, e.g. {enable_thinking: false}; of adapters made elsewhere, too."""
     logging_steps: Annotated[int, Field(gt=0)] = 1
     save_steps: Annotated[int, Field(gt=0)] = 20
     seed: int = 3407
     report_to: Literal["none", "tensorboard"] = "none"
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, told in value.items():
+            if not name.isidentifier() or name in _SAID_ALREADY:
+                raise ValueError(f"{name!r} is nothing that a chat template can be told here")
+            if told is not None and not isinstance(told, bool | int | float | str):
+                raise ValueError(f"{name}: a template is told true, false, a number or a text, not {told!r}")
+        return value
 
 
 class Golden(Section):

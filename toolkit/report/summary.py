@@ -99,6 +99,8 @@ def _trained(recipe: Recipe, adapter: AdapterFacts, prepared: Artifact[DatasetFa
         rows.append(
             ("data", f"{recipe.data.path}: {facts.kept:,} of {facts.read:,} rows kept ({counts}); dropped: {dropped}")
         )
+    if adapter.chat_template_kwargs:
+        rows.append(("template told", json.dumps(dict(adapter.chat_template_kwargs), sort_keys=True)))
     if not adapter.trained_here:
         rows.append(("method", f"an adapter that another tool trained ({recipe.adapter})"))
         return rows
@@ -108,6 +110,8 @@ def _trained(recipe: Recipe, adapter: AdapterFacts, prepared: Artifact[DatasetFa
         how += f", r = {lora.r}, alpha = {lora.lora_alpha}"
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
     rows.append(("method", f"{how}; {adapter.trained_parameters:,} weights trained"))
+    if adapter.thoughts:
+        rows.append(("thoughts", f"before {adapter.thoughts:,} of {adapter.train_rows:,} answers"))
     rows.append(
         ("steps", f"{adapter.steps:,} of {batch} rows, learning rate {train.learning_rate:g}, "
          f"{adapter.tokens_per_second:,.0f} tokens/s, profile {recipe.profile}")
@@ -149,11 +153,17 @@ def _answers(golden: Path) -> list[Answer]:
     # A question where nothing changed shows nothing, and an answer that was cut shows less than one that ended.
     rows.sort(key=lambda row: (row["completion"] == row["base_completion"], not row["stopped"]))
     return [
-        Answer(
-            row["messages"][-1]["content"], row["base_completion"].strip(), row["completion"].strip(), row["stopped"]
-        )
+        Answer(row["messages"][-1]["content"], row["base_completion"].strip(), _without_marks(row), row["stopped"])
         for row in rows[:SHOWN_ANSWERS]
     ]
+
+
+def _without_marks(row: dict[str, Any]) -> str:
+    """An answer for people: its thought, where there is one, in brackets."""
+    content, thought = row.get("content"), row.get("thinking")
+    if not content:  # cut within the thought
+        return str(row["completion"]).strip()
+    return f"({thought}) {content}" if thought else str(content)
 
 
 def _served(ollama: OllamaFacts) -> str:
@@ -166,7 +176,7 @@ def _served(ollama: OllamaFacts) -> str:
         told += f", and gave {ollama.answers_compared} golden answers as llama.cpp does"
     if ollama.largest_logprob_difference is not None:
         told += f" (largest difference of a log-probability {ollama.largest_logprob_difference:.2g})"
-    return told + "."
+    return " ".join([f"{told}.", *ollama.thinking])
 
 
 def size(count: float) -> str:

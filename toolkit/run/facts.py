@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +24,8 @@ class DatasetFacts(Facts):
     dropped: dict[str, int]
     """Reason → rows."""
     repaired: dict[str, int]
+    thoughts: int = 0
+    """Rows whose answer holds a thought."""
     encodings: dict[str, str]
     """File (relative to the data path) → encoding it was read with."""
     language: str
@@ -64,6 +66,8 @@ class AdapterFacts(Facts):
     stacked: int = 0
     """Further adapters, each trained on the one before it merged into the base: folders then-1, then-2, …"""
     chat_template_sha256: str
+    chat_template_kwargs: Mapping[str, Any] = {}
+    """What the template is told wherever it is rendered."""
     system: str
     trained_here: bool
     """False when another tool made the adapter (`export`)."""
@@ -75,6 +79,8 @@ class AdapterFacts(Facts):
     """Rows of the validation split that are short enough, and how many of them the losses are over; 0: not recorded."""
     steps: int = 0
     train_rows: int = 0
+    thoughts: int = 0
+    """Rows that were trained with a thought before the answer."""
     rows_too_long: int = 0
     """Left out for `train.max_length`; too_long.jsonl lists them."""
     trained_parameters: int = 0
@@ -108,6 +114,10 @@ class GoldenFacts(Facts):
     answers_median: int | None = None
     answers_longest: int | None = None
     """Tokens of the answers that were trained on, the end included; None: they are not known."""
+    chat_template_kwargs: Mapping[str, Any] = {}
+    """What the template was told."""
+    thoughts: int = 0
+    """How many answers hold a thought that is not empty."""
 
 
 class ModelFacts(Facts):
@@ -169,6 +179,8 @@ class OllamaFacts(Facts):
     published: bool
     """False when no Ollama is installed here: everything else is finished, `remaining` says what is left."""
     remaining: list[str]
+    thinking: list[str] = []
+    """Who gets which prompt, where an app may ask for thoughts or for none."""
     rendered_equal: int = 0
     """Golden prompts that the server rendered byte-identical to the training template."""
     conversations_equal: int = 0

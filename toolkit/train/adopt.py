@@ -20,7 +20,7 @@ from toolkit.models.changed_base import refuse_unknown_start, write_as_lora
 from toolkit.models.merged import MergedWeights
 from toolkit.models.safetensors_file import DTYPES, commonest_dtype, link_or_copy, model_entries, model_files
 from toolkit.models.weights import TrainedWeights
-from toolkit.recipe.adopted import was_quantized
+from toolkit.recipe.adopted import told_template, was_quantized
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import text_sha256, write_text
 from toolkit.run.facts import AdapterFacts, Quantization
@@ -43,7 +43,8 @@ def _adopt_model(recipe: Recipe, source: Path, out: Path) -> AdapterFacts:
         )
     return AdapterFacts(
         method="full", base=base, base_dtype=_dtype_of_tensors(source), quantization=None,
-        chat_template_sha256=text_sha256(template), system=recipe.system, trained_here=False, trainer_loss=_trainer_loss(source),
+        chat_template_sha256=text_sha256(template), system=recipe.system, trained_here=False,
+        chat_template_kwargs=told_template(recipe, source), trainer_loss=_trainer_loss(source),
     )  # fmt: skip
 
 
@@ -108,6 +109,7 @@ def adopt_adapter(recipe: Recipe, out: Path) -> AdapterFacts:
         vocabulary=merged.vocabulary,
         stacked=len(recipe.then),
         chat_template_sha256=text_sha256(tokenizer.get_chat_template()),
+        chat_template_kwargs=told_template(recipe, source),
         system=recipe.system,
         trained_here=False,
         trainer_loss=_trainer_loss(source),

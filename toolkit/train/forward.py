@@ -11,13 +11,14 @@ token).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from toolkit.models.chat_template import NOTHING_TOLD
 from toolkit.run.artifacts import write_jsonl
 from toolkit.train.rows import tokenize
 
@@ -27,11 +28,19 @@ ROWS = 8
 _SHORT_TYPES: dict[torch.dtype, Literal["bfloat16", "float16"]] = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
-def chosen_rows(tokenizer: Any, splits: dict[str, list[dict[str, Any]]], max_length: int) -> list[tuple[str, int]]:
-    """(split, index) of the rows that are recorded: of the first split with enough rows of at most `max_length` tokens."""
+def chosen_rows(
+    tokenizer: Any, splits: dict[str, list[dict[str, Any]]], max_length: int, fields: Mapping[str, Any] = NOTHING_TOLD
+) -> list[tuple[str, int]]:
+    """(split, index) of the rows that are recorded: of the first split with enough rows of at most `max_length` tokens.
+
+    Args:
+        fields: what the chat template is told.
+    """
     fitting: list[tuple[str, int]] = []
     for split, rows in splits.items():
-        lengths = {index: len(tokenize(tokenizer, row).input_ids) for index, row in enumerate(rows[: 32 * ROWS])}
+        lengths = {
+            index: len(tokenize(tokenizer, row, fields).input_ids) for index, row in enumerate(rows[: 32 * ROWS])
+        }
         by_length = sorted((index for index in lengths if lengths[index] <= max_length), key=lengths.__getitem__)
         fitting += [(split, index) for index in by_length]
         if len(fitting) >= ROWS:
@@ -41,7 +50,12 @@ def chosen_rows(tokenizer: Any, splits: dict[str, list[dict[str, Any]]], max_len
 
 
 def record_forward(
-    trainer: Any, tokenizer: Any, splits: dict[str, list[dict[str, Any]]], max_length: int, out: Path
+    trainer: Any,
+    tokenizer: Any,
+    splits: dict[str, list[dict[str, Any]]],
+    max_length: int,
+    out: Path,
+    fields: Mapping[str, Any] = NOTHING_TOLD,
 ) -> None:
     """Write `forward.jsonl` into `out`: each row alone through the trainer's own collator, model, autocast and loss.
 
@@ -49,8 +63,8 @@ def record_forward(
     """
     recorded = []
     with _without_dropout(trainer.model):
-        for split, index in chosen_rows(tokenizer, splits, max_length):
-            row = tokenize(tokenizer, splits[split][index])
+        for split, index in chosen_rows(tokenizer, splits, max_length, fields):
+            row = tokenize(tokenizer, splits[split][index], fields)
             batch = trainer._prepare_inputs(trainer.data_collator([row.example()]))
             with torch.enable_grad(), trainer.compute_loss_context_manager():
                 loss = float(trainer.compute_loss(trainer.model, batch).detach())

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from toolkit.errors import DataError
 from toolkit.models.bases import resolve_base
+from toolkit.models.chat_template import NOTHING_TOLD
 from toolkit.models.ends import ends_of
 from toolkit.models.safetensors_file import writing
 from toolkit.recipe.schema import Recipe
@@ -21,7 +23,7 @@ from toolkit.run.artifacts import Artifact, read_jsonl, text_sha256, write_json,
 from toolkit.run.facts import AdapterFacts, BaseFacts, DatasetFacts
 from toolkit.train.memory import memory_advice
 from toolkit.train.model import Loaded, autocast_of, load_for_training
-from toolkit.train.rows import LOSS_ROWS, NOT_LEARNED, answer_loss, leave_out_long, tokenize
+from toolkit.train.rows import LOSS_ROWS, NOT_LEARNED, answer_loss, leave_out_long, thoughts_in, tokenize, told
 
 stderr = Console(stderr=True)
 
@@ -59,10 +61,14 @@ def _train(
 
     model, tokenizer = loaded.model, loaded.tokenizer
     splits = {"validation": held_out, "train": rows}
-    if told := ends_of(Path(base.folder), tokenizer).told():
-        stderr.print(told[:1].upper() + told[1:] + ".", style="yellow", markup=False)
-    rows, long = leave_out_long(tokenizer, rows, recipe.train.max_length)
-    held_out, long_held_out = leave_out_long(tokenizer, held_out, recipe.train.max_length)
+    if unlisted := ends_of(Path(base.folder), tokenizer).told():
+        stderr.print(unlisted[:1].upper() + unlisted[1:] + ".", style="yellow", markup=False)
+    fields = recipe.train.chat_template_kwargs
+    rows, long = leave_out_long(tokenizer, rows, recipe.train.max_length, fields)
+    held_out, long_held_out = leave_out_long(tokenizer, held_out, recipe.train.max_length, fields)
+    thoughts = thoughts_in(tokenizer, rows, fields)
+    for line in told(thoughts):
+        stderr.print(line, markup=False)
     _list_long(long + long_held_out, recipe.train.max_length, out)
     checkpoints = out / CHECKPOINTS
     resume = last_complete_checkpoint(checkpoints)
@@ -70,7 +76,7 @@ def _train(
         if folder != resume and (resume is None or _step(folder) > _step(resume)):
             shutil.rmtree(folder)
     cut_metrics(out / "metrics.jsonl", _step(resume) if resume else 0)
-    before = _loss_before(out, model, tokenizer, held_out)
+    before = _loss_before(out, model, tokenizer, held_out, fields)
     progress = TrainingProgress(out / "metrics.jsonl")
     trainer = _trainer(recipe, loaded, rows, checkpoints, progress)
     if resume:
@@ -79,8 +85,8 @@ def _train(
         result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     finally:
         progress.bar.stop()
-    record_forward(trainer, tokenizer, splits, recipe.train.max_length, out)
-    after = answer_loss(model, tokenizer, held_out) if held_out else None
+    record_forward(trainer, tokenizer, splits, recipe.train.max_length, out, fields)
+    after = answer_loss(model, tokenizer, held_out, fields) if held_out else None
     if before is not None and after is not None:
         stderr.print(
             f"Validation loss {before:.3f} → {after:.3f}, perplexity {math.exp(before):.1f} → {math.exp(after):.1f}, "
@@ -98,6 +104,7 @@ def _train(
         base_dtype="float32" if recipe.train.method == "full" else loaded.base_dtype,  # type: ignore[arg-type]
         quantization=loaded.quantization,
         chat_template_sha256=text_sha256(tokenizer.get_chat_template()),
+        chat_template_kwargs=fields,
         system=recipe.system,
         trained_here=True,
         validation_loss_before=before,
@@ -106,6 +113,7 @@ def _train(
         validation_rows_measured=min(len(held_out), LOSS_ROWS),
         steps=int(result.global_step),
         train_rows=len(rows),
+        thoughts=thoughts.trained,
         rows_too_long=len(long) + len(long_held_out),
         trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         tokens_per_second=round(progress.tokens_per_second, 1),
@@ -138,7 +146,9 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _loss_before(out: Path, model: Any, tokenizer: Any, held_out: list[dict[str, Any]]) -> float | None:
+def _loss_before(
+    out: Path, model: Any, tokenizer: Any, held_out: list[dict[str, Any]], fields: Mapping[str, Any] = NOTHING_TOLD
+) -> float | None:
     # Kept in a file, so that a resumed run does not measure a half-trained model.
     path = out / "loss_before.json"
     if path.is_file():
@@ -146,7 +156,7 @@ def _loss_before(out: Path, model: Any, tokenizer: Any, held_out: list[dict[str,
     if not held_out:
         return None
     # A fresh adapter changes nothing (B = 0), so this is the base, quantized as it will be trained on.
-    loss = answer_loss(model, tokenizer, held_out)
+    loss = answer_loss(model, tokenizer, held_out, fields)
     write_json(path, loss)
     return loss
 
@@ -191,7 +201,7 @@ def _trainer(recipe: Recipe, loaded: Loaded, rows: list[dict[str, Any]], checkpo
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(checkpoints.parent.parent / "tensorboard")
     disable_progress_bars()
     # As tokens with labels: TRL and Unsloth each render conversations in their own way.
-    examples = [tokenize(loaded.tokenizer, row).example() for row in rows]
+    examples = [tokenize(loaded.tokenizer, row, settings.chat_template_kwargs).example() for row in rows]
     trainer = SFTTrainer(
         model=loaded.model,
         args=config,

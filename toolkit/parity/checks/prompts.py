@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from toolkit.models.chat_template import on_day
+from toolkit.models.chat_template import NOTHING_TOLD, on_day
 from toolkit.parity.certificate import Check, lower_is_better
 
 Messages = list[dict[str, str]]
@@ -39,10 +40,15 @@ def conversations(system: str) -> list[tuple[str, Messages]]:
     ]
 
 
-def render(tokenizer: Any, messages: Messages, day: str) -> str | None:
-    """The prompt as the tokenizer's own chat template renders it on a day, up to where the answer begins; None: it refuses."""
+def render(tokenizer: Any, messages: Messages, day: str, fields: Mapping[str, Any] = NOTHING_TOLD) -> str | None:
+    """The prompt as the tokenizer's own chat template renders it on a day, up to where the answer begins; None: it refuses.
+
+    Args:
+        fields: what the template is told; see `Train.chat_template_kwargs`.
+    """
+    told = {**fields, **on_day(day)}
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **on_day(day)))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **told))
     except (TemplateError, ValueError, TypeError):
         return None
 

@@ -2,7 +2,8 @@
 
 Files of the artifact:
     golden.jsonl         a row per prompt: messages, prompt_text, prompt_ids, completion_ids (with the end token when the
-                         model stopped by itself), completion, base_completion, stopped, end_token, first_row
+                         model stopped by itself), completion, base_completion, stopped, end_token, first_row;
+                         thinking and content: parts of the completion (all is content where the template knows no thoughts)
     tuned.npy, base.npy  float32 logits [positions, vocabulary]; rows first_row, first_row + 1, … of a prompt predict
                          completion_ids[0], completion_ids[1], …
     conversations.jsonl  further conversations as the training template renders them: name, messages, text, ids
@@ -14,7 +15,7 @@ weights do not fit, layer by layer from the shards (see `toolkit.models.referenc
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
@@ -38,6 +39,7 @@ from toolkit.models.reference import (
     stderr,
     write_logits,
 )
+from toolkit.models.thinking import Marks, Parts, as_sent_back, marks_of
 from toolkit.models.weights import TrainedWeights, loaded_bytes, weights_of
 from toolkit.parity.checks.prompts import Messages, conversations, render
 from toolkit.parity.checks.tokens import encode
@@ -68,16 +70,18 @@ def record_golden(
     Raises:
         DataError: no prompt, or a prompt that was trained on; an adapter that does not fit its base.
     """
-    wanted = golden_messages(recipe, dataset)
     trained, adapter = adapter, as_merged(adapter, recipe.merge.onto)
+    fields = adapter.facts.chat_template_kwargs
     weights = weights_of(adapter)
     tokenizer = AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False)
     found = end_tokens(adapter, tokenizer)
     ends = found.tokens
     if found.unlisted:
         stderr.print(f"The goldens: {found.told()}.", style="yellow", markup=False)
+    marks = marks_of(str(tokenizer.get_chat_template()), fields)
+    wanted = [as_sent_back(messages, marks) for messages in golden_messages(recipe, dataset)]
     day = date.today().isoformat()
-    prompts = [_rendered(tokenizer, messages, day) for messages in wanted]
+    prompts = [_rendered(tokenizer, messages, day, fields) for messages in wanted]
     vocabulary = int(weights.structure().get_output_embeddings().weight.shape[0])
     whole = computed_whole(weights)
     recorded = recorded_rows(trained, dataset, tokenizer)
@@ -108,15 +112,16 @@ def record_golden(
         _layer_by_layer(adapter, forced, shape, out)
     if recorded and not (whole and adapter is trained):
         write_forward(recorded, reference_of(trained).logits([r.forced for r in recorded]), ends, out)
-    known = write_answers(dataset, tokenizer, recipe.train.max_length, ends, vocabulary, out)
-    rows = _rows(tokenizer, prompts, answers, before, ends)
+    known = write_answers(dataset, tokenizer, recipe.train.max_length, ends, vocabulary, out, fields)
+    rows = _rows(tokenizer, prompts, answers, before, ends, marks)
     write_jsonl(out / "golden.jsonl", rows)
-    write_jsonl(out / "conversations.jsonl", _conversations(tokenizer, recipe.system, day))
+    write_jsonl(out / "conversations.jsonl", _conversations(tokenizer, recipe.system, day, fields))
     return GoldenFacts(
         prompts=len(prompts), positions=shape[0], vocabulary=vocabulary, end_tokens=ends,
         forward="whole" if whole else "layer by layer", stopped_by_themselves=sum(row["stopped"] for row in rows), day=day,
         turn_end=found.turn.token if found.turn else None, turn_marks=turn_marks(tokenizer), ends_told=found.told(),
         answers_median=known.median, answers_longest=known.longest,
+        chat_template_kwargs=fields, thoughts=sum(bool(row["thinking"]) for row in rows),
     )  # fmt: skip
 
 
@@ -187,8 +192,8 @@ def _refuse_trained_on(texts: list[str], train: Path) -> None:
         )
 
 
-def _rendered(tokenizer: Any, messages: Messages, day: str) -> Prompt:
-    text = render(tokenizer, messages, day)
+def _rendered(tokenizer: Any, messages: Messages, day: str, fields: Mapping[str, Any]) -> Prompt:
+    text = render(tokenizer, messages, day, fields)
     if text is None:
         roles = ", ".join(m["role"] for m in messages)
         raise DataError(
@@ -254,18 +259,23 @@ def _layer_by_layer(
 
 
 def _rows(
-    tokenizer: Any, prompts: list[Prompt], answers: list[list[int]], before: list[list[int]], ends: list[int]
-) -> list[dict[str, Any]]:
+    tokenizer: Any, prompts: list[Prompt], answers: list[list[int]], before: list[list[int]], ends: list[int],
+    marks: Marks | None,
+) -> list[dict[str, Any]]:  # fmt: skip
     rows, first = [], 0
     for prompt, answer, base_answer in zip(prompts, answers, before):
         stopped = answer[-1] in ends
+        text = _text(tokenizer, answer, ends)
+        parts = marks.split(prompt.text, text) if marks else Parts("", text)
         rows.append(
             {
                 "messages": prompt.messages,
                 "prompt_text": prompt.text,
                 "prompt_ids": prompt.ids,
                 "completion_ids": answer,
-                "completion": _text(tokenizer, answer, ends),
+                "completion": text,
+                "thinking": parts.thought,
+                "content": parts.content,
                 "base_completion": _text(tokenizer, base_answer, ends),
                 "stopped": stopped,
                 "end_token": answer[-1] if stopped else None,
@@ -281,10 +291,10 @@ def _text(tokenizer: Any, tokens: list[int], ends: list[int]) -> str:
     return str(tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def _conversations(tokenizer: Any, system: str, day: str) -> list[dict[str, Any]]:
+def _conversations(tokenizer: Any, system: str, day: str, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for name, messages in conversations(system):
-        text = render(tokenizer, messages, day)
+        text = render(tokenizer, messages, day, fields)
         ids = None if text is None else encode(tokenizer, text)
         rows.append({"name": name, "messages": messages, "text": text, "ids": ids})
     return rows

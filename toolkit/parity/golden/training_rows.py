@@ -8,7 +8,7 @@ Files of the golden artifact:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from toolkit.models.chat_template import NOTHING_TOLD
 from toolkit.models.reference import TeacherForced
 from toolkit.run.artifacts import Artifact, read_jsonl, write_jsonl
 from toolkit.run.facts import AdapterFacts, DatasetFacts
@@ -49,7 +50,8 @@ def recorded_rows(
         return []
     told = read_jsonl(path)
     splits = {split: read_jsonl(dataset.folder / f"{split}.jsonl") for split in {row["split"] for row in told}}
-    return [Recorded(row, tokenize(tokenizer, splits[row["split"]][row["index"]])) for row in told]
+    fields = adapter.facts.chat_template_kwargs
+    return [Recorded(row, tokenize(tokenizer, splits[row["split"]][row["index"]], fields)) for row in told]
 
 
 def write_forward(recorded: list[Recorded], logits: Iterable[torch.Tensor], ends: list[int], out: Path) -> None:
@@ -80,9 +82,19 @@ class Answers(NamedTuple):
 
 
 def write_answers(
-    dataset: Artifact[DatasetFacts] | None, tokenizer: Any, max_length: int, ends: list[int], vocabulary: int, out: Path
+    dataset: Artifact[DatasetFacts] | None,
+    tokenizer: Any,
+    max_length: int,
+    ends: list[int],
+    vocabulary: int,
+    out: Path,
+    fields: Mapping[str, Any] = NOTHING_TOLD,
 ) -> Answers:
-    """Look at the answers that were trained on, and write which tokens they hold into `written.npy`."""
+    """Look at the answers that were trained on, and write which tokens they hold into `written.npy`.
+
+    Args:
+        fields: what the chat template was told.
+    """
     if dataset is None:
         return Answers(None, None)
     rows = read_jsonl(dataset.folder / "train.jsonl")
@@ -92,7 +104,7 @@ def write_answers(
     for row in rows[::step]:
         if not row["completion"]:
             continue
-        ids, start = tokenize(tokenizer, row)
+        ids, start = tokenize(tokenizer, row, fields)
         if len(ids) > max_length:  # not trained on
             continue
         answer = ids[start:]
