@@ -26,8 +26,10 @@ from toolkit.parity.floors import Floor, floor_of
 SMALL_MODEL = 1_000_000_000
 """Models with fewer parameters lose more in quantization: their limits are wider, and the certificate says so."""
 MANY_FALLBACKS = 0.2
-POWER = 10.0
-"""A tuned model this many times farther from its base than from its export leaves no doubt which of the two runs."""
+DAMAGED_TIMES = 4.0
+"""So many times its limit, a mean KL or the logarithm of a perplexity ratio has to be excluded for a pass."""
+DAMAGED_SHARE = 0.15
+"""So much beyond its limit, a share of positions has to be excluded for a pass."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,19 @@ class Limits:
     stops: float
     """Share of the tuned model's self-ended answers that the export should have too; see `toolkit.parity.checks.stops`."""
     flips_allowed: float = 0.0
-    """Share of positions that may flip confidently; above 0 only where 3 bits or fewer make it a matter of course."""
+    """Share of positions that may flip confidently."""
+    tells_tenth: bool = False
+    """Whether a strength in the answers within the band proves that no tenth of the adapter is missing; else rounding bends it by
+    as much as that, and only a strength outside tells something."""
     floor: Floor | None = None
     """What a right export of a model of this size was measured at."""
 
 
 _TABLE = {
-    "F32": Limits(1e-6, 1e-5, 0.999, 0.001, 1.0001, 0.99, 1.01, 0.9),
-    "F16": Limits(1e-4, 1e-3, 0.995, 0.02, 1.001, 0.98, 1.02, 0.9),
-    "BF16": Limits(1e-3, 1e-2, 0.99, 0.05, 1.003, 0.96, 1.04, 0.9),
-    "Q8_0": Limits(3e-3, 3e-2, 0.97, 0.10, 1.005, 0.95, 1.05, 0.8),
+    "F32": Limits(1e-6, 1e-5, 0.999, 0.001, 1.0001, 0.99, 1.01, 0.9, tells_tenth=True),
+    "F16": Limits(1e-4, 1e-3, 0.995, 0.02, 1.001, 0.99, 1.01, 0.9, tells_tenth=True),
+    "BF16": Limits(1e-3, 1e-2, 0.99, 0.05, 1.003, 0.98, 1.02, 0.9, tells_tenth=True),
+    "Q8_0": Limits(3e-3, 3e-2, 0.97, 0.10, 1.005, 0.98, 1.02, 0.8, tells_tenth=True),
     "Q6_K": Limits(1e-2, 0.1, 0.955, 0.20, 1.01, 0.94, 1.06, 0.8),
     "Q5_K_M": Limits(2e-2, 0.2, 0.94, 0.30, 1.02, 0.92, 1.08, 0.7),
     "Q5_K_S": Limits(2e-2, 0.2, 0.94, 0.30, 1.02, 0.92, 1.08, 0.7),

@@ -72,7 +72,7 @@ STAGES = (
         ("train", "golden", "merge", "convert", "quantize"),
         ("export", "system", "merge", "golden.max_new_tokens"),
         ("llama-cpp-python", "transformers"),
-        version=7,
+        version=8,
     ),
     Stage(
         "create",

@@ -12,7 +12,7 @@ import pytest
 from toolkit.models.embedded import find_gguf
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.checks.logits import Positions
-from toolkit.parity.checks.stops import Answer, begin, finish, leaked, least_endings, stops_check
+from toolkit.parity.checks.stops import Answer, begin, ends_missed, finish, leaked, least_endings, stops_check
 from toolkit.parity.limits import limits_for
 
 PROMPT = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
@@ -132,5 +132,18 @@ def test_a_leaked_marker_is_found_as_a_token_and_as_text(candidate: Candidate) -
 
 
 def test_how_many_endings_are_enough() -> None:
-    assert [least_endings(n, 0.6) for n in (0, 1, 3, 12, 20)] == [0, 0, 0, 3, 7]
-    assert [least_endings(n, 0.9) for n in (0, 1, 3, 12, 20)] == [0, 0, 1, 8, 15]
+    # Fewer than these happen to right files in one of 30,000 checks.
+    assert [least_endings(n, 0.6) for n in (0, 1, 6, 12, 20)] == [0, 0, 0, 1, 4]
+    assert [least_endings(n, 0.9) for n in (0, 1, 6, 12, 20)] == [0, 0, 1, 6, 11]
+
+
+def test_ends_that_are_missed() -> None:
+    """Lost ends lose all; one that is missed decides nothing, and nor do one or two that are there."""
+
+    def verdict(missed: int, ends: int) -> object:
+        return ends_missed(list(range(missed)), list(range(ends))).verdict
+
+    assert [verdict(n, n) for n in (3, 4, 12)] == ["fail"] * 3
+    assert [verdict(0, n) for n in (1, 2, 3, 12)] == ["inconclusive"] * 2 + ["pass"] * 2
+    assert [verdict(n, 12) for n in (1, 3, 6)] == ["pass", "inconclusive", "fail"]
+    assert ends_missed([], []).verdict == "pass"
