@@ -3,14 +3,12 @@
 Limits leave room above the floors (what right exports were measured at: `toolkit.parity.floors`), and stay below the smallest
 damage that they are there to catch.
 
-Strength bands, measured on right exports (95 % interval) and on a tenth of the adapter missing, SmolLM2-135M, 1,156 positions:
+Every limit is meant for all texts, and is judged on a sample of them: see `toolkit.parity.sample`.
 
-    F16     1.000 [1.000, 1.000]     0.896 [0.893, 0.900]
-    Q8_0    0.998 [0.995, 1.002]     0.894 [0.888, 0.900]
-    Q4_K_M  0.944 [0.925, 0.963]     0.885 [0.856, 0.909]
-
-At Q8_0 the KL of that damage (9e-3) is inside a small model's limit: only the strength sees it. At 4 bits it is judged
-inconclusive, and by the converted file that the quantized one was made from.
+Strength bands: logits are not linear in alpha, so a tenth of the adapter missing reads 0.90 to 0.95 in the answers. Right files of
+8 bits and more read 0.99 to 1.01, and there the answers tell the one from the other. Of 4 to 6 bits they read 0.92 to 1.08: there
+the bands only tell a lost or a doubled adapter, and the weights have to tell the rest. At Q8_0 the KL of a tenth missing is inside
+a small model's limit: only the strength sees it.
 """
 
 from __future__ import annotations
@@ -47,8 +45,8 @@ class Limits:
     strength_high: float
     stops: float
     """Share of the tuned model's self-ended answers that the export should have too; see `toolkit.parity.checks.stops`."""
-    flips_allowed: float = 0.0
-    """Share of positions that may flip confidently."""
+    flips_allowed: float = 0.002
+    """Share of positions that may flip confidently: hardly any, except where 3 bits or fewer make it a matter of course."""
     tells_tenth: bool = False
     """Whether a strength in the answers within the band proves that no tenth of the adapter is missing; else rounding bends it by
     as much as that, and only a strength outside tells something."""

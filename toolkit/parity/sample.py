@@ -49,15 +49,16 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def verdict(self, limit: float, damage: float) -> Verdict:
+    def verdict(self, limit: float, damage: float, one: float = 0.0) -> Verdict:
         """Judge a number that should be small.
 
         Args:
             damage: what has to be excluded for a pass; above the limit.
+            one: a share that is a single position of the sample: where the limit is less, one of them decides nothing.
         """
         if self.low > limit or not math.isfinite(self.value):
             return "fail"
-        return "pass" if self.value <= limit and self.high <= damage else "inconclusive"
+        return "pass" if self.value <= max(limit, one) and self.high <= damage else "inconclusive"
 
     def needed(self, texts: int, limit: float, damage: float) -> int:
         """About how many texts would decide: both ends come nearer with the square root of their number.

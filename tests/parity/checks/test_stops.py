@@ -96,13 +96,16 @@ def test_verdicts(candidate: Candidate) -> None:
     paris = [*candidate.tokenize("Paris."), END]
     golden = row(candidate, paris)
     assert golden["stopped"]
-    assert check(candidate, [Answer(golden, paris)]).verdict == "pass"
+    assert check(candidate, [Answer(golden, paris)] * 3).verdict == "pass"
+    few = check(candidate, [Answer(golden, paris)])
+    assert few.verdict == "inconclusive"
+    assert "1 golden answers that end by themselves are too few to tell" in few.message
     runs_on = Answer(golden, [*paris[:-1], *paris[:-1]])
     found = check(candidate, [runs_on] * 6)
     assert found.verdict == "fail"
     assert "answers that end by themselves 0" in found.message
-    # One that runs on proves nothing: at 4 bits texts part, and one of two may well come to no end.
-    assert check(candidate, [runs_on, Answer(golden, paris)]).verdict == "pass"
+    # One that runs on proves nothing: at 4 bits texts part, and one of three may well come to no end.
+    assert check(candidate, [runs_on, Answer(golden, paris), Answer(golden, paris)]).verdict == "pass"
     # <|endoftext|> ends generation in llama.cpp too, but it is not how this model ends its answers.
     assert candidate.ends(0)
     other = check(candidate, [Answer(golden, [*paris[:-1], 0])] * 6)
@@ -133,8 +136,8 @@ def test_a_leaked_marker_is_found_as_a_token_and_as_text(candidate: Candidate) -
 
 def test_how_many_endings_are_enough() -> None:
     # Fewer than these happen to right files in one of 30,000 checks.
-    assert [least_endings(n, 0.6) for n in (0, 1, 6, 12, 20)] == [0, 0, 0, 1, 4]
-    assert [least_endings(n, 0.9) for n in (0, 1, 6, 12, 20)] == [0, 0, 1, 6, 11]
+    assert [least_endings(n, 0.6) for n in (0, 1, 6, 12, 20)] == [0, 0, 0, 1, 3]
+    assert [least_endings(n, 0.9) for n in (0, 1, 6, 12, 20)] == [0, 0, 1, 5, 11]
 
 
 def test_ends_that_are_missed() -> None:
@@ -143,7 +146,7 @@ def test_ends_that_are_missed() -> None:
     def verdict(missed: int, ends: int) -> object:
         return ends_missed(list(range(missed)), list(range(ends))).verdict
 
-    assert [verdict(n, n) for n in (3, 4, 12)] == ["fail"] * 3
+    assert [verdict(n, n) for n in (4, 12)] == ["fail"] * 2
     assert [verdict(0, n) for n in (1, 2, 3, 12)] == ["inconclusive"] * 2 + ["pass"] * 2
-    assert [verdict(n, 12) for n in (1, 3, 6)] == ["pass", "inconclusive", "fail"]
+    assert [verdict(n, 12) for n in (1, 2, 7)] == ["pass", "inconclusive", "fail"]
     assert ends_missed([], []).verdict == "pass"

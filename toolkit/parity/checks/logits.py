@@ -196,21 +196,21 @@ def _judged(positions: Positions, limits: Limits) -> list[_Judged]:
     differs[positions.flipped] = True
 
     def judge(
-        name: str, found: Interval, limit: float, damage: float, shown: Callable[[float], float] = float, **told: Any
-    ) -> _Judged:
+        name: str, found: Interval, limit: float, damage: float, shown: Callable[[float], float] = float, one: float = 0.0,
+        **told: Any,
+    ) -> _Judged:  # fmt: skip
         low, high = sorted((shown(found.low), shown(found.high)))
         measure = Measure(
-            name=name, value=shown(found.value), low=low, high=high, limit=shown(limit), verdict=found.verdict(limit, damage),
-            **told,
+            name=name, value=shown(found.value), low=low, high=high, limit=shown(max(limit, one)),
+            verdict=found.verdict(limit, damage, one), **told,
         )  # fmt: skip
         return _Judged(measure, found.needed(len(sizes), limit, damage))
 
     def judge_share(
         name: str, found: npt.NDArray[np.bool_], allowed: float, shown: Callable[[float], float] = float, **told: Any
     ) -> _Judged:
-        # One position may always be one: of fewer than 1 / allowed, it is no more than that share.
-        limit = max(allowed, 1 / len(kl))
-        return judge(name, share(by_text(texts, found), sizes), limit, allowed + DAMAGED_SHARE, shown, **told)
+        counted = share(by_text(texts, found), sizes)
+        return judge(name, counted, allowed, allowed + DAMAGED_SHARE, shown, 1 / len(kl), **told)
 
     floor, log_ratio = limits.floor, math.log(limits.perplexity_ratio)
     losses = mean_difference(by_text(texts, positions.loss_export), by_text(texts, positions.loss_tuned), sizes)

@@ -111,7 +111,10 @@ def stops_check(
     if own:
         measures = [measures[0], *(measure.model_copy(update={"verdict": None}) for measure in measures[1:])]
     broken = [m.told() for m in measures if m.verdict == "fail"]
-    message = "; ".join(broken) or _good(ended, wanted)
+    open_still = [m.told() for m in measures if m.verdict == "inconclusive"]
+    message = "; ".join(broken or open_still) or _good(ended, wanted)
+    if open_still and not broken:
+        message += f"; {len(ending)} golden answers that end by themselves are too few to tell: add golden prompts"
     if own:
         message += "; the goldens' answers are this file's own, so how it answers is only told"
     if leaks:
@@ -137,10 +140,9 @@ def ends_missed(missed: list[int], ends: list[int]) -> Measure:
     if not ends:
         return lower_is_better("ends missed", len(missed), 0, 0)
     found = share(np.array([float(number in missed) for number in ends]), np.ones(len(ends)))
-    limit = max(MISSED_ENDS, 1 / len(ends))
     return Measure(
-        name="ends missed", value=len(missed), low=found.low * len(ends), high=found.high * len(ends), limit=limit * len(ends),
-        floor=0, verdict=found.verdict(limit, LOST_ENDS),
+        name="ends missed", value=len(missed), low=found.low * len(ends), high=found.high * len(ends),
+        limit=max(MISSED_ENDS * len(ends), 1), floor=0, verdict=found.verdict(MISSED_ENDS, LOST_ENDS, 1 / len(ends)),
     )  # fmt: skip
 
 
