@@ -33,7 +33,7 @@ from toolkit.parity.certificate import Check
 from toolkit.parity.checks.logits import Flip, Positions
 from toolkit.parity.checks.weights import Expected, weights_check
 from toolkit.parity.comparison import compare_weights
-from toolkit.parity.exported import GGUFWeights
+from toolkit.parity.exported import Exported, GGUFWeights
 from toolkit.parity.limits import largest_rest
 from toolkit.parity.more import Further, Round, read_round
 from toolkit.parity.subjects import Tuned, evaluate, whole_in_weights
@@ -140,15 +140,11 @@ def _read_all(source: Path, wanted: dict[str, Path], tuned: Tuned, rounds: list[
     ggufs = {kind: source.with_name(f"{kind}.gguf") for kind, path in wanted.items() if not path.exists()}
     for kind, gguf in ggufs.items():
         _stored_as(source, gguf, kind)
-    weights = {kind: GGUFWeights(gguf) for kind, gguf in ggufs.items()}
-    compared = compare_weights(
-        tuned.tuning, {kind: found for kind, found in weights.items() if found.known}, largest_rest, lambda: None
-    )
+    exports: dict[str, Exported] = {kind: GGUFWeights(gguf, tuned.tuning.layout) for kind, gguf in ggufs.items()}
+    compared = compare_weights(tuned.tuning, exports, largest_rest, lambda: None)
     for kind, gguf in ggufs.items():
         started = time.process_time()
-        check = Check(name="weights", verdict="not compared", message="")
-        if kind in compared:
-            check = weights_check(compared[kind], Expected.of(tuned.adapter))
+        check = weights_check(compared[kind], Expected.of(tuned.adapter))
         _keep(_read(gguf, check, tuned, rounds), wanted[kind])
         gguf.unlink()
         print(f"{wanted[kind].stem}: {time.process_time() - started:.1f} s", file=sys.stderr, flush=True)
