@@ -1,9 +1,9 @@
-"""How often is a certificate wrong by the chance of its prompts? `python -m tests.bench.odds [FOLDER]`.
+"""How often is a certificate wrong by the chance of its prompts? `python -m tests.bench.odds [FOLDER] [--read]`.
 
 Right exports, and exports with a tenth of the adapter missing, of every file type and of six families (`tests.bench.odds_files`;
 half an hour on two cores, kept in FOLDER). Every file is judged many times, each time on other prompts drawn from all that there
 are: what the prompts of a certificate decide by chance is then counted. Two ways: as a file is judged whose weights can be read,
-and by its answers alone.
+and by its answers alone. `--read`: judge what FOLDER holds already, and make nothing.
 """
 
 from __future__ import annotations
