@@ -2,7 +2,7 @@
 
 Needs a finished run (`make medical`). Its adapter is scaled to a tenth less, to half and to nothing, and each is merged,
 converted and quantized as the run's own was. Right exports tell the bias at 1, a base that is quantized the same way the bias
-at 0. The last column is how many positions bring the 95 % interval of the right export to ± 0.03, as the interval narrows with
+at 0. The last column is how many positions bring the 99.8 % interval of the right export to ± 0.03, as the interval narrows with
 their square root.
 """
 
@@ -56,12 +56,12 @@ def main() -> None:
     run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/medical")
     _, tuned = tuned_of(run)
     count = tuned.goldens.facts.positions
-    print(f"{count} positions of {tuned.goldens.facts.prompts} goldens; strength [95 % interval]\n")
+    print(f"{count} positions of {tuned.goldens.facts.prompts} goldens; strength [99.8 % interval]\n")
     print("| file type | " + " | ".join(f"alpha × {factor:g}" for factor in FACTORS) + f" | positions for ± {WANTED} |")
     print("|" + "---|" * (len(FACTORS) + 2))
     for file_type, strengths in rows(run).items():
         cells = [f"{s.value:.3f} [{s.low:.3f}, {s.high:.3f}]" for s in strengths]
-        needed = math.ceil(count * (strengths[0].half_width / WANTED) ** 2)
+        needed = math.ceil(count * ((strengths[0].high - strengths[0].low) / 2 / WANTED) ** 2)
         print(f"| {file_type} | {' | '.join(cells)} | {needed} |")
 
 

@@ -106,18 +106,19 @@ def test_a_sample_of_all_goldens_tells_what_all_positions_tell(ollama_server: Se
     assert (told["requests"], told["positions that could not be compared"]) == (72, some.skipped)
 
 
-RIGHT = Strength(0.835, 0.818, 0.853)
+RIGHT = Strength(0.835, 0.005, 16)
 """In the answers of a right Q4_K_M after a short training; 1.000 in its weights (see `WHOLE_LOW`)."""
 
 
 @pytest.mark.parametrize(
     ("found", "whole", "verdict", "said"),
     [
-        (RIGHT, True, "pass", "rounding moves it, and the weights show the adapter whole"),
-        (RIGHT, False, "fail", "wanted within [0.9, 1.1]"),
-        (Strength(0.3, 0.2, 0.4), True, "fail", "wanted within [0.9, 1.1]"),
-        (Strength(0.94, 0.86, 1.02), False, "inconclusive", "about 401 positions would decide"),
-        (Strength(1.0, 0.98, 1.02), False, "pass", "over 100 positions"),
+        (RIGHT, True, "pass", "the weights show the adapter whole, and rounding moves the answers"),
+        (RIGHT, False, "inconclusive", "of F16, BF16 and Q8_0 it can be told"),
+        (Strength(0.6, 0.02, 16), False, "fail", "wanted within [0.8, 1.2]"),
+        (Strength(0.3, 0.03, 16), True, "fail", "wanted within [0.5, 1.5]"),
+        (Strength(0.78, 0.02, 16), False, "inconclusive", "texts would decide (now 16)"),
+        (Strength(1.0, 0.002, 16), False, "inconclusive", "of F16, BF16 and Q8_0 it can be told"),
     ],
 )
 def test_what_the_weights_show_counts_for_the_answers(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -13,15 +12,16 @@ import pytest
 from tests.parity_chain import Chain, chain
 from toolkit.models.reference import TeacherForced
 from toolkit.parity.candidate import Candidate
-from toolkit.parity.checks.logits import Positions
+from toolkit.parity.certificate import Check, Verdict
+from toolkit.parity.checks.logits import Positions, logits_check
 from toolkit.parity.checks.strength import strength_check
 from toolkit.parity.checks.tokens import encode
 from toolkit.parity.golden.goldens import Goldens
 from toolkit.parity.limits import limits_for
-from toolkit.parity.more import ROUNDS, Further, Round, decide, further_texts
+from toolkit.parity.more import ROUNDS, Further, decide, further_texts, read_rounds
 from toolkit.parity.subjects import evaluate
 
-NARROW = replace(limits_for("Q4_K_M", 10**10, 0.0)[0], strength_low=0.9, strength_high=1.1)
+LIMITS, _ = limits_for("Q8_0", 10**10, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -72,61 +72,83 @@ def test_the_logits_of_a_round_are_those_that_would_be_recorded(clean: Chain) ->
 
 
 def _own(goldens: Goldens) -> list[object]:
-    from toolkit.models.reference import TeacherForced
 
     return [TeacherForced(row["prompt_ids"] + row["completion_ids"], len(row["prompt_ids"])) for row in goldens.rows]
 
 
-class OneLogit:
-    """A candidate whose every answer is the base moved by a share of the tuning."""
-
-    def __init__(self, share: float, tuned: np.ndarray, base: np.ndarray) -> None:
-        self.rows = iter(base + share * (tuned - base))
-
-    @contextlib.contextmanager
-    def slots(self, _sequences: int, _length: int) -> Iterator[OneLogit]:
-        yield self
-
-    def logits(self, _slot: int, ids: list[int], first: int) -> np.ndarray:
-        return np.array([next(self.rows) for _ in ids[first:]])
+def rounds_of(*shares: float) -> list[Positions]:
+    """Rounds of ten texts of twenty tokens each, whose every answer is the base moved by a share of the tuning."""
+    generator = np.random.default_rng(1)
+    tuned, base = (generator.normal(0, 2, (200, 50)).astype(np.float32) for _ in range(2))
+    found = []
+    for share in shares:
+        positions = Positions()
+        for text in range(10):
+            part = slice(20 * text, 20 * text + 20)
+            # Texts differ in how much they show.
+            export = base[part] + (share + 0.02 * (text - 4.5)) * (tuned[part] - base[part])
+            positions.add(text, tuned[part].argmax(-1).tolist(), tuned[part], base[part], export)
+        found.append(positions)
+    return found
 
 
 @pytest.mark.parametrize(("whole", "verdict"), [(True, "pass"), (False, "fail")])
 def test_what_the_weights_showed_still_counts_with_more_positions(whole: bool, verdict: str) -> None:
-    # Two positions, 0 and 0.95: too few to tell. Then 0.7, which rounding may well do.
-    generator = np.random.default_rng(1)
-    tuned, base = (generator.normal(0, 2, (200, 50)).astype(np.float32) for _ in range(2))
-    ids = tuned.argmax(-1).tolist()
-    positions = Positions()
-    for number, share in enumerate((0.0, 0.95)):
-        positions.add(number, ids[:1], tuned[:1], base[:1], base[:1] + share * (tuned[:1] - base[:1]))
-    at_first = strength_check(positions, NARROW, whole)
-    assert at_first.verdict == "inconclusive", at_first.message
-    texts = [TeacherForced([0, *ids[i : i + 10]], 1) for i in range(0, 200, 10)]
-
-    class Once:
-        def round(self, number: int) -> Round | None:
-            return Round(texts, tuned, base) if number == 0 else None
-
-    check = decide(Once(), OneLogit(0.7, tuned, base), positions, NARROW, whole)  # type: ignore[arg-type]
+    # Two texts, 0 and 0.95: too few to tell. Then 0.7, which rounding may well do.
+    (sure,) = rounds_of(0.7)
+    few = Positions()
+    for share in (0.0, 0.95):
+        (one,) = rounds_of(share)
+        one.text = [0] * 20
+        for name in ("kl", "kl_base", "margin", "loss_tuned", "loss_export", "together", "alone"):
+            setattr(one, name, getattr(one, name)[:20])
+        one.flips, one.flipped = [], []
+        few.join(one)
+    at_first = strength_check(few, LIMITS, whole)
+    assert at_first.verdict == "inconclusive" and at_first.details["texts_needed"], at_first.message
+    (check,) = decide(lambda so_far: [strength_check(so_far, LIMITS, whole)], few, [sure, sure, sure, sure])
     assert check.verdict == verdict, check.message
-    assert 0.65 < check.measures[0].value < 0.75
+    assert 0.6 < check.measures[0].value < 0.75
 
 
-def test_positions_are_added_until_the_interval_decides(clean: Chain) -> None:
+def test_rounds_are_read_only_while_they_may_decide() -> None:
+    taken = []
+
+    def rounds() -> Iterator[Positions]:
+        for number, positions in enumerate(rounds_of(*[1.0] * 9)):
+            taken.append(number)
+            yield positions
+
+    def judged(needed: list[int]) -> Callable[[Positions], list[Check]]:
+        def judge(so_far: Positions) -> list[Check]:
+            more = needed[min(so_far.texts // 10, len(needed)) - 1]
+            verdict: Verdict = "inconclusive" if more else "pass"
+            return [Check(name="strength", verdict=verdict, message="", details={"texts_needed": more})]
+
+        return judge
+
+    (first,) = rounds_of(1.0)
+    for needed, wanted in (([0], 0), ([20, 0], 1), ([40, 40, 40, 0], 3), ([99], ROUNDS)):
+        taken.clear()
+        (check,) = decide(judged(needed), first, rounds())
+        assert (len(taken), check.verdict) == (wanted, "pass" if needed[-1] == 0 else "inconclusive")
+    assert first.texts == 10
+
+
+def test_positions_are_added_until_the_sample_decides(clean: Chain) -> None:
     goldens = few(clean, 2)
-    file = clean.export.quantized.facts.files[1]
-    assert file.file_type == "Q4_K_M"
-    with Candidate(clean.export.quantized.folder / file.name) as candidate:
+    path = clean.export.gguf.folder / clean.export.gguf.facts.files[0].name
+    limits, _ = limits_for("F16", 10**6, 0.0)
+    with Candidate(path) as candidate:
         positions, _ = evaluate(goldens, candidate, 24)
         before = len(positions.kl)
-        at_first = strength_check(positions, NARROW)
-        wide = at_first.measures[2].value - at_first.measures[1].value
-        # A band as wide as nine tenths of the interval cannot hold it, and is wide enough for a few times as many positions.
-        band = replace(NARROW, strength_low=at_first.measures[0].value - wide * 0.45,
-                       strength_high=at_first.measures[0].value + wide * 0.45)  # fmt: skip
-        assert strength_check(positions, band).verdict == "inconclusive"
-        check = decide(Further(clean.adapter, goldens, tokenizer(clean)), candidate, positions, band)
-    assert before < check.details["positions"] <= before * (ROUNDS + 1) * 2
-    assert check.measures[2].value - check.measures[1].value < wide
+        assert logits_check(positions, limits).verdict == "inconclusive"  # two texts
+        further = Further(clean.adapter, goldens, tokenizer(clean))
+        strength, logits = decide(
+            lambda so_far: [strength_check(so_far, limits), logits_check(so_far, limits)], positions,
+            read_rounds(further, candidate),
+        )  # fmt: skip
+    assert (strength.verdict, logits.verdict) == ("pass", "pass"), (strength.message, logits.message)
+    assert before < strength.details["positions"] == logits.details["positions"]
+    assert strength.details["texts"] in (4, 6)
     assert len(positions.kl) == before

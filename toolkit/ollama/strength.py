@@ -28,8 +28,8 @@ from toolkit.ollama.asked import count_whole_prompts
 from toolkit.ollama.client import Client
 from toolkit.ollama.own_model import Vocabulary
 from toolkit.ollama.served import GREEDY
-from toolkit.parity.certificate import Check, Measure, Verdict
-from toolkit.parity.checks.strength import WHOLE_HIGH, WHOLE_LOW
+from toolkit.parity.certificate import Check, Measure
+from toolkit.parity.checks.strength import WHOLE_HIGH, WHOLE_LOW, strength_verdict, texts_needed, undecided
 from toolkit.parity.limits import Limits
 from toolkit.parity.strength import SEED, Strength, moments, strength
 from toolkit.run.artifacts import read_jsonl
@@ -115,19 +115,18 @@ def served_strength_check(
     """Is the adapter there, whole, once, in what a server answers?
 
     Args:
-        whole: whether the served file's weights show it whole; see `toolkit.parity.checks.logits.WHOLE_LOW`.
+        whole: whether the served file's weights show it whole; see `toolkit.parity.checks.strength.WHOLE_LOW`.
     """
 
-    def verdict_on(found: Strength) -> Verdict:
-        low, high = limits.strength_low, limits.strength_high
-        if (low <= found.low and found.high <= high) or (whole and WHOLE_LOW <= found.value <= WHOLE_HIGH):
-            return "pass"
-        return "fail" if found.high < low or found.low > high else "inconclusive"
+    low, high = (WHOLE_LOW, WHOLE_HIGH) if whole else (limits.strength_low, limits.strength_high)
+
+    def needed(found: Strength) -> int:
+        """Goldens that would about decide; 0: decided, or none would."""
+        open_still = strength_verdict(found, limits, whole) == "inconclusive"
+        return texts_needed(found, limits, round(found.texts), low, high) if open_still else 0
 
     try:
-        found = served_strength(
-            client, model, golden, vocabulary, decided=lambda so_far: verdict_on(so_far) != "inconclusive"
-        )
+        found = served_strength(client, model, golden, vocabulary, decided=lambda so_far: not needed(so_far))
     except ToolkitError as error:
         return Check(name="strength", verdict="inconclusive", message=error.message)
     value = found.strength
@@ -137,10 +136,11 @@ def served_strength_check(
             verdict="inconclusive",
             message="the tuning changed nothing that the server shows, or no more than rounding does",
         )
-    verdict = verdict_on(value)
-    low, high = limits.strength_low, limits.strength_high
+    verdict = strength_verdict(value, limits, whole)
     measures = [
-        Measure(name="strength", value=value.value, limit=low, floor=1.0, verdict=verdict),
+        Measure(
+            name="strength", value=value.value, low=value.low, high=value.high, limit=low, floor=1.0, verdict=verdict
+        ),
         Measure(name="strength low", value=value.low, limit=low),
         Measure(name="strength high", value=value.high, limit=high),
         Measure(name="positions", value=found.positions),
@@ -150,18 +150,11 @@ def served_strength_check(
     ]
     said = f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}] over {found.positions} positions, wanted within "
     said += f"[{low:g}, {high:g}]"
-    if verdict == "pass" and not (low <= value.low and value.high <= high):
-        said += "; rounding moves it, and the weights show the adapter whole"
+    if whole:
+        said += ", since the weights show the adapter whole, and rounding moves the answers"
     if verdict == "inconclusive":
-        said += f"; {_would_decide(value, limits, found)}"
+        said += f"; {undecided(needed(value), round(value.texts))}"
     return Check(name="strength", verdict=verdict, message=said, measures=measures)
-
-
-def _would_decide(value: Strength, limits: Limits, found: ServedStrength) -> str:
-    room = max(value.value - limits.strength_low, limits.strength_high - value.value, key=lambda side: -abs(side))
-    # The interval narrows with the square root of the number of positions, until it no longer holds the band's end.
-    positions = int(found.positions * max((value.half_width / max(abs(room), 1e-6)) ** 2, 1.5)) + 1
-    return f"about {positions} positions would decide: add golden prompts, or let their answers be longer"
 
 
 def _slope(window: _Window, forced: _Window, beyond: int) -> Strength | None:

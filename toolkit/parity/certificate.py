@@ -13,7 +13,8 @@
     subjects        what was judged, in the order of the chain; each {name, kind, file, file_type, counts, served, made_from,
                     relaxed, verdict, seconds, checks}. counts: "everything", "ancestor" or "text only", see `counts`
       checks        each {name, verdict, message, measures, details, suspect}; verdict as above, or "not compared"
-        measures    each {name, value, unit, limit, floor, verdict}; limit and floor may be null; verdict null: told, not judged
+        measures    each {name, value, low, high, unit, limit, floor, verdict}; all but name and value may be null; low and high:
+                    what it may be for all texts, where it was taken over some; verdict null: told, not judged
     files           path → {sha256, bytes} of every file that was compared
     versions        package → version
     made            date and time, UTC
@@ -82,11 +83,19 @@ class Measure(_Part):
     name: str
     value: float
     """null in JSON, which has no other way to say that it is no number."""
+    low: float | None = None
+    """What the value may be for all texts, where it was taken over some; see `toolkit.parity.sample`."""
+    high: float | None = None
     unit: str = ""
     limit: float | None = None
     floor: float | None = None
     """What an export that is known to be right was measured at."""
     verdict: Verdict | None = None
+
+    @field_validator("low", "high")
+    @classmethod
+    def _unknown_is_null(cls, value: float | None) -> float | None:
+        return value if value is not None and math.isfinite(value) else None
 
     @field_validator("value", mode="before")
     @classmethod
@@ -98,9 +107,14 @@ class Measure(_Part):
         return value if math.isfinite(value) else None
 
     def told(self) -> str:
-        """'mean KL 0.4 nats (limit 0.1)'."""
-        limit = "" if self.limit is None else f" (limit {self.limit:.4g})"
-        return f"{self.name} {self.value:.4g}{' ' if self.unit else ''}{self.unit}{limit}"
+        """'mean KL 0.4 nats (limit 0.1)', with as many digits as tell the two apart; where it is open, with what it may be."""
+        value, limit = f"{self.value:.4g}", ""
+        if self.limit is not None:
+            digits = next((d for d in range(4, 9) if f"{self.value:.{d}g}" != f"{self.limit:.{d}g}"), 9)
+            value, limit = f"{self.value:.{digits}g}", f" (limit {self.limit:.{digits}g})"
+        if self.verdict == "inconclusive" and self.low is not None:
+            value += f" [{self.low:.4g}, {'any' if self.high is None else f'{self.high:.4g}'}]"
+        return f"{self.name} {value}{' ' if self.unit else ''}{self.unit}{limit}"
 
 
 def lower_is_better(name: str, value: float, limit: float, floor: float | None = None, unit: str = "") -> Measure:

@@ -1,15 +1,16 @@
-"""More positions where the goldens are too few to tell whether the adapter is there whole.
+"""More positions where the goldens are too few to decide.
 
-The strength may be measured at any positions, not only at the tuned model's own answers. So the goldens are put together anew:
-every prompt with its base's answer first, then with the answers to the prompts after it. The tuned model and its base read
-them in float32, the export reads them too, and the slope is taken over all positions together.
+Strength, KL and likelihoods may be measured at any positions, not only at the tuned model's own answers. So the goldens are put
+together anew: every prompt with its base's answer first, then with the answers to the prompts after it. The tuned model and its
+base read them in float32, the export reads them too, and all are judged together.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,10 +22,8 @@ from toolkit.models.reference import Reference, TeacherForced, base_of, referenc
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import Check
 from toolkit.parity.checks.logits import Positions
-from toolkit.parity.checks.strength import strength_check
 from toolkit.parity.checks.tokens import encode
 from toolkit.parity.golden.goldens import Goldens
-from toolkit.parity.limits import Limits
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts
 
@@ -93,28 +92,48 @@ class Further:
         return cast(Logits, np.load(path, mmap_mode="r", allow_pickle=False))
 
 
-def decide(further: Further, candidate: Candidate, positions: Positions, limits: Limits, whole: bool = False) -> Check:
-    """Add rounds until the strength is decided, or there are no more.
+Judge = Callable[[Positions], list[Check]]
+
+
+def decide(judge: Judge, positions: Positions, rounds: Iterable[Positions]) -> list[Check]:
+    """Judge, and add rounds of further texts while they may decide what is open.
 
     Args:
-        whole: whether the weights show the adapter whole; see `toolkit.parity.checks.strength.strength_check`.
+        judge: gives checks; `texts_needed` among the details of one says that more texts would decide it.
+        rounds: read as they are taken.
     """
-    wider = copy.deepcopy(positions)
-    check = strength_check(wider, limits, whole)
-    for number in range(ROUNDS):
-        found = further.round(number) if check.verdict == "inconclusive" and wider.strength is not None else None
-        if found is None:
+    checks, wider = judge(positions), None
+    for found in itertools.islice(rounds, ROUNDS) if _open(checks) else ():
+        wider = wider or copy.deepcopy(positions)
+        wider.join(found)
+        checks = judge(wider)
+        if not _open(checks):
             break
-        _add(candidate, found, wider)
-        check = strength_check(wider, limits, whole)
-    return check
+    return checks
 
 
-def _add(candidate: Candidate, found: Round, positions: Positions) -> None:
-    first, new = 0, max(positions.text) + 1
+def _open(checks: list[Check]) -> bool:
+    # What has failed needs no more witnesses.
+    return all(check.verdict != "fail" for check in checks) and any(
+        check.details.get("texts_needed") for check in checks
+    )
+
+
+def read_rounds(further: Further, candidate: Candidate) -> Iterator[Positions]:
+    """The rounds as an export reads them."""
+    for found in map(further.round, itertools.count()):
+        if found is None:
+            return
+        yield read_round(found, candidate)
+
+
+def read_round(found: Round, candidate: Candidate) -> Positions:
+    """One round as an export reads it."""
+    positions, first = Positions(), 0
     with candidate.slots(1, max(len(text.ids) for text in found.texts)) as slots:
-        for number, text in enumerate(found.texts, new):
+        for number, text in enumerate(found.texts):
             part = slice(first, first + text.positions)
             export = slots.logits(0, text.ids, text.first)
             positions.add(number, text.ids[text.first :], found.tuned[part], found.base[part], export)
             first += text.positions
+    return positions

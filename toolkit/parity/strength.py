@@ -19,25 +19,38 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from toolkit.parity.sample import MISSED, SURE, by_text, errors, spread, witnesses
+
 SEED = 20261
-RESAMPLES = 2000
 SMALLEST_EFFECT = 1e-9
 """Mean E_p[d_t ** 2], in squared nats, below which d_t is what float32 rounds, and no slope on it means anything: two float32
 engines differ by some 2e-11 (twice the mean KL of F32 in docs/certificate.md, "Floors")."""
-_AT_ONCE = 50
 Positions = npt.NDArray[np.float64]
 
 
 class Strength(NamedTuple):
-    """A slope and its 95 % interval, by bootstrap."""
+    """A slope, and how far off it may be by the chance of its texts."""
 
     value: float
-    low: float
-    high: float
+    error: float
+    """Standard error over texts."""
+    texts: float
+    """As many of one size would tell as much; see `toolkit.parity.sample.witnesses`."""
 
     @property
-    def half_width(self) -> float:
-        return (self.high - self.low) / 2
+    def low(self) -> float:
+        """Hardly below this: the end that has to exclude damage (`toolkit.parity.sample.MISSED`)."""
+        return self.value - errors(self.texts, MISSED) * self.error
+
+    @property
+    def high(self) -> float:
+        """Hardly above this."""
+        return self.value + errors(self.texts, MISSED) * self.error
+
+    def surely(self, low: float, high: float) -> bool:
+        """Whether it lies outside low … high, beyond what the chance of the texts does in one of a thousand certificates."""
+        wide = errors(self.texts, SURE) * self.error
+        return self.value + wide < low or self.value - wide > high
 
 
 def moments(tuned: torch.Tensor, base: torch.Tensor, export: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,34 +67,17 @@ def moments(tuned: torch.Tensor, base: torch.Tensor, export: torch.Tensor) -> tu
     return (weighted * by_export).sum(-1), (weighted * by_tuning).sum(-1)
 
 
-def strength(
-    together: Positions, alone: Positions, texts: npt.NDArray[np.int64] | None = None, seed: int = SEED
-) -> Strength | None:
-    """The slope over all positions with its bootstrap interval; None when the tuning changed no more than rounding does.
-
-    Positions of one text depend on each other, so whole texts are drawn (a cluster bootstrap). Where there are few texts that
-    alone would be too narrow, so single positions are drawn as well, and the wider limits count.
+def strength(together: Positions, alone: Positions, texts: npt.NDArray[np.int64] | None = None) -> Strength | None:
+    """The slope over all positions, and its error; None when the tuning changed no more than rounding does.
 
     Args:
         together: E_p[d_t d_e] per position.
         alone: E_p[d_t ** 2] per position.
-        texts: number of the text that each position belongs to; None: every position stands for itself.
+        texts: number of the text that each position belongs to: positions of one text depend on each other, so it is over texts
+            that the slope is seen to vary. None: every position stands for itself.
     """
     if len(alone) == 0 or not alone.mean() > SMALLEST_EFFECT:
         return None
-    single = np.arange(len(alone))
-    limits = [_interval(together, alone, group, seed) for group in (single, texts) if group is not None]
-    return Strength(float(together.sum() / alone.sum()), min(low for low, _ in limits), max(high for _, high in limits))
-
-
-def _interval(together: Positions, alone: Positions, texts: npt.NDArray[np.int64], seed: int) -> tuple[float, float]:
-    _, group = np.unique(texts, return_inverse=True)
-    sums, sums_alone = np.bincount(group, together), np.bincount(group, alone)
-    random = np.random.default_rng(seed)
-    slopes: list[npt.NDArray[np.float64]] = []
-    for _ in range(RESAMPLES // _AT_ONCE):
-        chosen = random.integers(0, len(sums), (_AT_ONCE, len(sums)))
-        totals = sums_alone[chosen].sum(axis=1)
-        slopes.append(sums[chosen].sum(axis=1)[totals > 0] / totals[totals > 0])
-    low, high = np.quantile(np.concatenate(slopes), [0.025, 0.975])
-    return float(low), float(high)
+    texts = np.arange(len(alone)) if texts is None else texts
+    shown, effect = by_text(texts, together), by_text(texts, alone)
+    return Strength(float(shown.sum() / effect.sum()), spread(shown, effect), witnesses(effect))

@@ -33,9 +33,9 @@ from toolkit.parity.exported import GGUFWeights
 from toolkit.parity.golden.goldens import Goldens
 from toolkit.parity.golden.record import as_merged
 from toolkit.parity.heat import heat
-from toolkit.parity.limits import Limits, fallback_share, limits_for
+from toolkit.parity.limits import fallback_share, limits_for
 from toolkit.parity.metadata import compare_metadata
-from toolkit.parity.more import Further, decide
+from toolkit.parity.more import Further, decide, read_rounds
 from toolkit.parity.tuning import Tuning
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact
@@ -175,11 +175,15 @@ def gguf_subject(tuned: Tuned, file: GGUFUnderTest, checks: list[Check], tick: C
         if candidate.vocabulary == goldens.facts.vocabulary:
             positions, answers = evaluate(goldens, candidate, tuned.new_tokens, tick)
             markers = [t.content for t in tuned.tokenizer.added_tokens_decoder.values() if t.special]
-            # Strength before the rest: a lost adapter is to be called so, not a lost end token.
-            if tuned.tuning.has_base:
-                checks.append(_strength(tuned, candidate, positions, limits, whole_in_weights(checks)))
+            whole, shown = whole_in_weights(checks), heat(positions, goldens.rows, candidate.piece)
+
+            def judge(so_far: Positions) -> list[Check]:
+                # Strength before the rest: a lost adapter is to be called so, not a lost end token.
+                strength = [strength_check(so_far, limits, whole)] if tuned.tuning.has_base else []
+                return [*strength, logits_check(so_far, limits, shown)]
+
             checks += [
-                logits_check(positions, limits, heat(positions, goldens.rows, candidate.piece)),
+                *decide(judge, positions, read_rounds(tuned.further, candidate)),
                 stops_check(
                     candidate,
                     answers,
@@ -198,11 +202,6 @@ def gguf_subject(tuned: Tuned, file: GGUFUnderTest, checks: list[Check], tick: C
         file_type=file.file_type, counts=file.counts, served=file.served, made_from=file.made_from, relaxed=relaxed,
         checks=checks, seconds=_since(started),
     )  # fmt: skip
-
-
-def _strength(tuned: Tuned, candidate: Candidate, positions: Positions, limits: Limits, whole: bool) -> Check:
-    check = strength_check(positions, limits, whole)
-    return check if check.verdict != "inconclusive" else decide(tuned.further, candidate, positions, limits, whole)
 
 
 def whole_in_weights(checks: list[Check]) -> bool:

@@ -35,6 +35,15 @@ def test_values_by_hand() -> None:
     assert found.perplexity_ratio == pytest.approx(math.sqrt(0.5 / 0.4), abs=1e-6)
 
 
+def texts_of(tuned: np.ndarray, base: np.ndarray, export: np.ndarray, each: int) -> Positions:
+    """Positions of texts of so many tokens each."""
+    found = Positions()
+    for text, start in enumerate(range(0, len(tuned), each)):
+        part = slice(start, start + each)
+        found.add(text, tuned[part].argmax(-1).tolist(), tuned[part], base[part], export[part])
+    return found
+
+
 def measure(check: Check, name: str) -> float:
     return next(m.value for m in check.measures if m.name == name)
 
@@ -44,24 +53,13 @@ def test_gates() -> None:
     assert relaxed == ""
     generator = np.random.default_rng(0)
     tuned = generator.normal(0, 4, (200, 60)).astype(np.float32)
-    near = Positions()
-    near.add(
-        0,
-        tuned.argmax(-1).tolist(),
-        tuned,
-        tuned * 0.5,
-        tuned + generator.normal(0, 0.01, tuned.shape).astype(np.float32),
-    )
+    near = texts_of(tuned, tuned * 0.5, tuned + generator.normal(0, 0.01, tuned.shape).astype(np.float32), 10)
     assert logits_check(near, limits).verdict == "pass"
-    far = Positions()
-    far.add(0, tuned.argmax(-1).tolist(), tuned, tuned * 0.5, tuned * 0.5)
-    check = logits_check(far, limits)
+    check = logits_check(texts_of(tuned, tuned * 0.5, tuned * 0.5, 10), limits)
     assert check.verdict == "fail"
     assert "mean KL" in check.message
     assert measure(check, "top-1 agreement") == 1.0
-    turned = Positions()
-    turned.add(0, tuned.argmax(-1).tolist(), tuned, tuned * 0.5, -tuned)
-    check = logits_check(turned, limits)
+    check = logits_check(texts_of(tuned, tuned * 0.5, -tuned, 10), limits)
     assert measure(check, "confident flips") > 100
     assert check.details["flips"][0]["margin"] >= check.details["flips"][-1]["margin"]
 
@@ -83,26 +81,48 @@ def test_logits_that_are_no_numbers_fail() -> None:
             assert json.loads(check.model_dump_json())
 
 
+def test_few_texts_decide_less_than_many() -> None:
+    """Twice the limit: of six short answers that may be chance, of thirty it is not; and nothing beyond a limit passes."""
+    limits, _ = limits_for("Q8_0", 10**10, 0.0)
+    generator = np.random.default_rng(2)
+    tuned = generator.normal(0, 4, (300, 60)).astype(np.float32)
+    export = tuned + generator.normal(0, 0.17, tuned.shape).astype(np.float32)
+    checks = [logits_check(texts_of(tuned[:n], tuned[:n] * 0.5, export[:n], 10), limits) for n in (10, 60, 300)]
+    assert [check.verdict for check in checks] == ["inconclusive", "inconclusive", "fail"], [c.message for c in checks]
+    kl = [next(m for m in check.measures if m.name == "mean KL") for check in checks]
+    assert all(m.value > 1.5 * limits.mean_kl and m.limit == limits.mean_kl for m in kl)
+    assert kl[0].high is None and kl[1].low is not None and kl[1].low < limits.mean_kl < (kl[2].low or 0)
+    assert f"about {checks[1].details['texts_needed']} would decide (now 6): add golden prompts" in checks[1].message
+    assert 6 < checks[1].details["texts_needed"] <= 60
+
+
+def test_further_texts_are_joined_as_if_they_had_been_added() -> None:
+    generator = np.random.default_rng(3)
+    tuned, base, export = (generator.normal(0, 2, (40, 30)).astype(np.float32) for _ in range(3))
+    both = texts_of(tuned, base, export, 10)
+    first, second = (texts_of(tuned[part], base[part], export[part], 10) for part in (slice(0, 20), slice(20, 40)))
+    first.join(second)
+    assert first == both
+    assert [first.margin[at] for at in first.flipped] == [flip.margin for flip in first.flips]
+
+
 def test_one_near_tie_is_no_failure_among_few_positions() -> None:
-    tuned = np.tile(rows([0.6, 0.3, 0.1]), (20, 1))
+    tuned = np.tile(rows([0.6, 0.3, 0.1]), (80, 1))
     tuned[3] = rows([0.4002, 0.3998, 0.2])[0]
     export = tuned.copy()
     export[3] = rows([0.3998, 0.4002, 0.2])[0]
-    found = Positions()
-    found.add(0, [0] * 20, tuned, tuned[::-1] * 0.2, export)
-    assert found.top1 == 0.95
+    found = texts_of(tuned, tuned[::-1] * 0.2, export, 10)
+    assert found.top1 == 1 - 1 / 80
     assert logits_check(found, limits_for("F16", 10**10, 0.0)[0]).verdict == "pass"
 
 
 def test_near_ties_say_nothing_and_real_differences_do() -> None:
     limits, _ = limits_for("Q8_0", 10**10, 0.0)  # margin 0.1, so near ties are below 0.025
     for margin, verdict in ((0.01, "pass"), (0.06, "fail")):
-        tuned = np.tile(rows([0.4 + margin, 0.4, 0.2 - margin]), (40, 1))
+        tuned = np.tile(rows([0.4 + margin, 0.4, 0.2 - margin]), (200, 1))
         export = tuned.copy()
-        export[:4, :2] = tuned[:4, 1::-1]  # one of ten positions has its two best tokens swapped
-        found = Positions()
-        found.add(0, [0] * 40, tuned, tuned * 0.5, export)
-        check = logits_check(found, limits)
+        export[::10, :2] = tuned[::10, 1::-1]  # one of ten positions has its two best tokens swapped
+        check = logits_check(texts_of(tuned, tuned * 0.5, export, 10), limits)
         assert measure(check, "top-1 agreement") == 0.9
         assert measure(check, "confident flips") == 0
         gate = next(m for m in check.measures if m.name == "top-1 agreement but for near ties")

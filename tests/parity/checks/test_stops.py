@@ -12,7 +12,7 @@ import pytest
 from toolkit.models.embedded import find_gguf
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.checks.logits import Positions
-from toolkit.parity.checks.stops import Answer, begin, finish, leaked, least_endings, stops_check
+from toolkit.parity.checks.stops import Answer, begin, ends_missed, finish, leaked, least_endings, stops_check
 from toolkit.parity.limits import limits_for
 
 PROMPT = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
@@ -96,13 +96,16 @@ def test_verdicts(candidate: Candidate) -> None:
     paris = [*candidate.tokenize("Paris."), END]
     golden = row(candidate, paris)
     assert golden["stopped"]
-    assert check(candidate, [Answer(golden, paris)]).verdict == "pass"
+    assert check(candidate, [Answer(golden, paris)] * 3).verdict == "pass"
+    few = check(candidate, [Answer(golden, paris)])
+    assert few.verdict == "inconclusive"
+    assert "1 golden answers that end by themselves are too few to tell" in few.message
     runs_on = Answer(golden, [*paris[:-1], *paris[:-1]])
     found = check(candidate, [runs_on] * 6)
     assert found.verdict == "fail"
     assert "answers that end by themselves 0" in found.message
-    # One that runs on proves nothing: at 4 bits texts part, and one of two may well come to no end.
-    assert check(candidate, [runs_on, Answer(golden, paris)]).verdict == "pass"
+    # One that runs on proves nothing: at 4 bits texts part, and one of three may well come to no end.
+    assert check(candidate, [runs_on, Answer(golden, paris), Answer(golden, paris)]).verdict == "pass"
     # <|endoftext|> ends generation in llama.cpp too, but it is not how this model ends its answers.
     assert candidate.ends(0)
     other = check(candidate, [Answer(golden, [*paris[:-1], 0])] * 6)
@@ -132,5 +135,18 @@ def test_a_leaked_marker_is_found_as_a_token_and_as_text(candidate: Candidate) -
 
 
 def test_how_many_endings_are_enough() -> None:
-    assert [least_endings(n, 0.6) for n in (0, 1, 3, 12, 20)] == [0, 0, 0, 3, 7]
-    assert [least_endings(n, 0.9) for n in (0, 1, 3, 12, 20)] == [0, 0, 1, 8, 15]
+    # Fewer than these happen to right files in one of 30,000 checks.
+    assert [least_endings(n, 0.6) for n in (0, 1, 6, 12, 20)] == [0, 0, 0, 1, 3]
+    assert [least_endings(n, 0.9) for n in (0, 1, 6, 12, 20)] == [0, 0, 1, 5, 11]
+
+
+def test_ends_that_are_missed() -> None:
+    """Lost ends lose all; one that is missed decides nothing, and nor do one or two that are there."""
+
+    def verdict(missed: int, ends: int) -> object:
+        return ends_missed(list(range(missed)), list(range(ends))).verdict
+
+    assert [verdict(n, n) for n in (4, 12)] == ["fail"] * 2
+    assert [verdict(0, n) for n in (1, 2, 3, 12)] == ["inconclusive"] * 2 + ["pass"] * 2
+    assert [verdict(n, 12) for n in (1, 2, 7)] == ["pass", "inconclusive", "fail"]
+    assert ends_missed([], []).verdict == "pass"

@@ -41,8 +41,8 @@ def test_noise_that_knows_nothing_of_the_tuning_leaves_it_near_one() -> None:
     found = strength(together.numpy(), alone.numpy())
     assert found is not None
     assert found.low < 1 < found.high
-    assert found.half_width < 0.1
-    assert strength(together.numpy(), alone.numpy()) == found  # seeded
+    assert found.high - found.low < 0.2
+    assert not found.surely(0.99, 1.01)
 
 
 def test_a_change_that_is_only_rounding_has_no_strength() -> None:
@@ -54,20 +54,22 @@ def test_a_change_that_is_only_rounding_has_no_strength() -> None:
 
 
 def test_positions_of_one_text_are_no_independent_witnesses() -> None:
-    """Texts differ in how much of the adapter they show: of 100 chains, nearly all intervals hold the truth."""
+    """Texts differ in how much of the adapter they show: nearly all of 300 intervals hold the truth, also of few texts."""
     random = np.random.default_rng(7)
-    texts, each, held, held_single = np.repeat(np.arange(16), 30), 16 * 30, 0, 0
-    for seed in range(100):
-        shown = 1 + 0.1 * random.standard_normal(16)
-        alone = random.exponential(1.0, each)
-        together = alone * (shown[texts] + 0.1 * random.standard_normal(each))
-        found, single = strength(together, alone, texts, seed), strength(together, alone, None, seed)
-        assert found is not None and single is not None
-        assert found.value == single.value and found.low <= single.low and found.high >= single.high
-        held += found.low < 1 < found.high
-        held_single += single.low < 1 < single.high
-    assert held >= 89, held
-    assert held_single < 70, held_single
+    for count in (4, 16):
+        texts, each, held, held_single = np.repeat(np.arange(count), 30), count * 30, 0, 0
+        for _ in range(300):
+            shown = 1 + 0.1 * random.standard_normal(count)
+            alone = random.exponential(1.0, each)
+            together = alone * (shown[texts] + 0.1 * random.standard_normal(each))
+            found, single = strength(together, alone, texts), strength(together, alone)
+            assert found is not None and single is not None
+            assert found.value == pytest.approx(single.value)
+            assert not found.surely(1, 1)
+            held += found.low < 1 < found.high
+            held_single += single.low < 1 < single.high
+        assert held >= 298, held
+        assert held_single < 290, held_single
 
 
 def test_no_tuning_has_no_strength() -> None:
@@ -76,19 +78,31 @@ def test_no_tuning_has_no_strength() -> None:
 
 
 def positions(tuned: torch.Tensor, base: torch.Tensor, export: torch.Tensor) -> Positions:
+    """Positions of texts of ten tokens each."""
     found = Positions()
-    tokens = tuned.argmax(-1).tolist()
-    found.add(0, tokens, *(x.float().numpy() for x in (tuned, base, export)))
+    for text, start in enumerate(range(0, len(tuned), 10)):
+        part = slice(start, start + 10)
+        found.add(text, tuned[part].argmax(-1).tolist(), *(x[part].float().numpy() for x in (tuned, base, export)))
     return found
 
 
 def test_verdicts() -> None:
-    limits, _ = limits_for("Q4_K_M", 7_000_000_000, 0.0)
+    limits, _ = limits_for("Q8_0", 7_000_000_000, 0.0)
     tuned, base = logits(3, positions=300)
     generator = torch.Generator().manual_seed(4)
     noise = torch.randn(tuned.shape, generator=generator, dtype=torch.float64)
     change = tuned - base
-    assert strength_check(positions(tuned, base, tuned + 0.05 * noise), limits).verdict == "pass"
+    right = positions(tuned, base, tuned + 0.05 * noise)
+    assert strength_check(right, limits).verdict == "pass"
+    tenth = strength_check(positions(tuned, base, base + 0.9 * change + 0.05 * noise), limits)
+    assert tenth.verdict == "fail", tenth.message
+    # Rounding to 4 bits bends the answers as much as that: there they prove a lost adapter, but no whole one.
+    rough, _ = limits_for("Q4_K_M", 7_000_000_000, 0.0)
+    open_still = strength_check(right, rough)
+    assert (open_still.verdict, open_still.details["texts_needed"]) == ("inconclusive", 0)
+    assert "could not be read" in open_still.message
+    assert strength_check(right, rough, whole_in_weights=True).verdict == "pass"
+    assert strength_check(positions(tuned, base, base + 0.5 * change), rough).verdict == "fail"
     assert strength_check(positions(tuned, base, base), limits).verdict == "fail"
     assert strength_check(positions(tuned, base, base + 0.5 * change), limits).verdict == "fail"
     assert strength_check(positions(tuned, base, base + 2 * change), limits).verdict == "fail"
@@ -109,11 +123,11 @@ def test_verdicts() -> None:
 @pytest.mark.parametrize(
     ("factor", "whole", "limit", "band"),
     [
-        (0.5, False, 0.95, [0.95, 1.05]),
-        (2.0, False, 1.05, [0.95, 1.05]),
+        (0.5, False, 0.98, [0.98, 1.02]),
+        (2.0, False, 1.02, [0.98, 1.02]),
         (0.8, True, 0.5, [0.5, 1.5]),
         (1.3, True, 1.5, [0.5, 1.5]),
-        (1.0, True, 0.95, [0.95, 1.05]),
+        (1.0, False, 0.98, [0.98, 1.02]),
     ],
 )
 def test_the_limit_that_is_told_is_the_one_that_decides(
@@ -125,7 +139,7 @@ def test_the_limit_that_is_told_is_the_one_that_decides(
     )
     value, low, high, _ = found.measures
     # At 1 both ends are as far.
-    assert value.limit == (pytest.approx(limit) if factor != 1.0 else pytest.approx(1, abs=0.051))
+    assert value.limit == (pytest.approx(limit) if factor != 1.0 else pytest.approx(1, abs=0.021))
     assert [low.limit, high.limit] == found.details["band"] == band
     if factor != 1.0:
         assert limit_told(value) == f"{'≥' if factor < 1 else '≤'} {limit:g}"

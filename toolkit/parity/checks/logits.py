@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -9,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from toolkit.parity.certificate import Check, Measure, higher_is_better, lower_is_better
-from toolkit.parity.limits import Limits
+from toolkit.parity.certificate import Check, Measure
+from toolkit.parity.limits import DAMAGED_SHARE, DAMAGED_TIMES, Limits
+from toolkit.parity.sample import Interval, by_text, mean, mean_difference, share
 from toolkit.parity.strength import Strength, moments, strength
 
 CHUNK = 32  # positions at a time: three float64 rows of a 150,000-word vocabulary each are 3.6 MB
@@ -42,6 +45,7 @@ class Positions:
     """KL(tuned || base): what the tuning changed."""
     margin: list[float] = field(default_factory=list)
     loss_tuned: list[float] = field(default_factory=list)
+    """Of the tuned model's favourite: in its own answers that is the token that it chose, and it is defined in any text."""
     loss_export: list[float] = field(default_factory=list)
     text: list[int] = field(default_factory=list)
     """The golden, or the further text, that each position belongs to."""
@@ -50,6 +54,8 @@ class Positions:
     largest_difference: float = 0.0
     """max |z_tuned - z_export| after centring under p(tuned)."""
     flips: list[Flip] = field(default_factory=list)
+    flipped: list[int] = field(default_factory=list)
+    """Of each flip: the index of its position in the lists above."""
 
     def add(
         self,
@@ -87,21 +93,37 @@ class Positions:
         # Python's `max` would drop a NaN.
         largest = (difference - kl[:, None]).abs().max().item()
         self.largest_difference = float(np.maximum(self.largest_difference, largest))
-        chosen = torch.tensor(tokens)[:, None]
-        self.loss_tuned += (-log_tuned.gather(-1, chosen)[:, 0]).tolist()
-        self.loss_export += (-log_export.gather(-1, chosen)[:, 0]).tolist()
         together, alone = moments(tuned, base, export)
         self.text += [golden] * len(tokens)
         self.together += together.tolist()
         self.alone += alone.tolist()
         top = p.topk(2, dim=-1)
         margins = (top.values[:, 0] - top.values[:, 1]).tolist()
+        before = len(self.margin)
         self.margin += margins
-        wanted, found = top.indices[:, 0].tolist(), export.argmax(-1).tolist()
-        self.flips += [
-            Flip(golden, start + i, w, f, m) for i, (w, f, m) in enumerate(zip(wanted, found, margins)) if w != f
-        ]
+        favourite = top.indices[:, :1]
+        self.loss_tuned += (-log_tuned.gather(-1, favourite)[:, 0]).tolist()
+        self.loss_export += (-log_export.gather(-1, favourite)[:, 0]).tolist()
+        wanted, found = favourite[:, 0].tolist(), export.argmax(-1).tolist()
+        differing = [i for i, (w, f) in enumerate(zip(wanted, found)) if w != f]
+        self.flips += [Flip(golden, start + i, wanted[i], found[i], margins[i]) for i in differing]
+        self.flipped += [before + i for i in differing]
         return [int(token) for token in found]
+
+    def join(self, more: Positions) -> None:
+        """Take in the positions of further texts, which get numbers of their own."""
+        first, before = max(self.text, default=-1) + 1, len(self.kl)
+        for name in ("kl", "kl_base", "margin", "loss_tuned", "loss_export", "together", "alone"):
+            getattr(self, name).extend(getattr(more, name))
+        self.text += [first + text for text in more.text]
+        self.flips += [flip._replace(golden=first + flip.golden) for flip in more.flips]
+        self.flipped += [before + index for index in more.flipped]
+        self.largest_difference = float(np.maximum(self.largest_difference, more.largest_difference))
+
+    @property
+    def texts(self) -> int:
+        """How many texts the positions are of."""
+        return len(set(self.text))
 
     @property
     def broken(self) -> int:
@@ -128,37 +150,84 @@ def _double(rows: npt.NDArray[np.float32]) -> torch.Tensor:
 def logits_check(positions: Positions, limits: Limits, heat: list[dict[str, Any]] | None = None) -> Check:
     """Near enough to the tuned model? Mean and p99 KL, top-1 agreement, confident flips, perplexity ratio.
 
+    Each is judged as the positions allow: see `toolkit.parity.sample`.
+
     Args:
         heat: the KL along some goldens, for whoever draws it; see `toolkit.parity.heat`.
     """
     kl = np.array(positions.kl)
-    count = len(kl)
-    confident = [flip for flip in positions.flips if flip.margin > limits.flip_margin]
-    # A near tie is decided by the last bits, and a flat model has many: they say nothing. One more position may differ.
-    real = [flip for flip in positions.flips if flip.margin > limits.flip_margin * NEAR_TIE]
-    top1_limit, floor = min(limits.top1, 1 - 1 / count), limits.floor
+    judged = _judged(positions, limits)
+    needed = max((one.needed for one in judged if one.measure.verdict == "inconclusive"), default=0)
     measures = [
-        lower_is_better("mean KL", float(kl.mean()), limits.mean_kl, floor.mean_kl if floor else None, "nats"),
-        lower_is_better("p99 KL", float(np.quantile(kl, 0.99)), limits.p99_kl, floor.p99_kl if floor else None, "nats"),
+        *(one.measure for one in judged),
         Measure(name="max KL", value=float(kl.max()), unit="nats"),
         Measure(name="max |logit difference|", value=positions.largest_difference),
-        Measure(name="top-1 agreement", value=positions.top1, floor=floor.top1 if floor else None),
-        higher_is_better("top-1 agreement but for near ties", 1 - len(real) / count, top1_limit, 1.0),
-        lower_is_better("confident flips", len(confident), limits.flips_allowed * count, 0),
-        lower_is_better("perplexity ratio", positions.perplexity_ratio, limits.perplexity_ratio, 1.0),
+        Measure(name="top-1 agreement", value=positions.top1, floor=limits.floor.top1 if limits.floor else None),
     ]
     details = {
-        "positions": count,
+        "positions": len(kl),
+        "texts": positions.texts,
+        "texts_needed": needed,
         "flip_margin": limits.flip_margin,
-        "floors_measured_on": floor.measured_on if floor else "",
+        "floors_measured_on": limits.floor.measured_on if limits.floor else "",
         "flips": [flip._asdict() for flip in sorted(positions.flips, key=lambda f: -f.margin)[:20]],
         "heat": heat or [],
     }
     broken = [m.told() for m in measures if m.verdict == "fail"]
     message = "; ".join(broken) if broken else f"mean KL {kl.mean():.1e}, top-1 {positions.top1:.1%}"
+    if needed and not broken:
+        open_still = "; ".join(m.told() for m in measures if m.verdict == "inconclusive")
+        message = f"too few texts to tell: {open_still}; about {needed} would decide (now {positions.texts}): add golden prompts"
     if positions.broken:
         message = no_numbers(positions)
     return Check.of("logits", measures, message, details)
+
+
+class _Judged(NamedTuple):
+    measure: Measure
+    needed: int
+    """Texts that would decide, about."""
+
+
+def _judged(positions: Positions, limits: Limits) -> list[_Judged]:
+    kl, texts, margins = np.array(positions.kl), np.array(positions.text), np.array(positions.margin)
+    sizes = by_text(texts, np.ones(len(kl)))
+    differs = np.zeros(len(kl), dtype=bool)
+    differs[positions.flipped] = True
+
+    def judge(
+        name: str, found: Interval, limit: float, damage: float, shown: Callable[[float], float] = float, one: float = 0.0,
+        **told: Any,
+    ) -> _Judged:  # fmt: skip
+        low, high = sorted((shown(found.low), shown(found.high)))
+        measure = Measure(
+            name=name, value=shown(found.value), low=low, high=high, limit=shown(max(limit, one)),
+            verdict=found.verdict(limit, damage, one), **told,
+        )  # fmt: skip
+        return _Judged(measure, found.needed(len(sizes), limit, damage))
+
+    def judge_share(
+        name: str, found: npt.NDArray[np.bool_], allowed: float, shown: Callable[[float], float] = float, **told: Any
+    ) -> _Judged:
+        counted = share(by_text(texts, found), sizes)
+        return judge(name, counted, allowed, allowed + DAMAGED_SHARE, shown, 1 / len(kl), **told)
+
+    floor, log_ratio = limits.floor, math.log(limits.perplexity_ratio)
+    losses = mean_difference(by_text(texts, positions.loss_export), by_text(texts, positions.loss_tuned), sizes)
+    p99 = judge_share("p99 KL", kl > limits.p99_kl, 0.01, unit="nats", floor=floor.p99_kl if floor else None)
+    largest = {"value": float(np.quantile(kl, 0.99, method="lower")), "limit": limits.p99_kl, "low": None, "high": None}
+    return [
+        judge("mean KL", mean(by_text(texts, kl), sizes), limits.mean_kl, limits.mean_kl * DAMAGED_TIMES,
+              unit="nats", floor=floor.mean_kl if floor else None),
+        p99._replace(measure=p99.measure.model_copy(update=largest)),
+        # A near tie is decided by the last bits, and a flat model has many: they say nothing.
+        judge_share("top-1 agreement but for near ties", differs & (margins > limits.flip_margin * NEAR_TIE), 1 - limits.top1,
+                    lambda differing: 1 - differing, floor=1.0),
+        judge_share("confident flips", differs & (margins > limits.flip_margin), limits.flips_allowed,
+                    lambda flipped: flipped * len(kl), floor=0.0),
+        judge("perplexity ratio", losses, log_ratio, log_ratio * DAMAGED_TIMES,
+              lambda nats: math.exp(min(nats, 700.0)), floor=1.0),
+    ]  # fmt: skip
 
 
 def no_numbers(positions: Positions) -> str:
