@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import Server, free_port
-from tests.parity_chain import Export, blend, export, finished, learn, recipe, record, scaled
+from tests.parity_chain import Export, blend, export, learn, recipe, record, scaled
 from tests.small_models import adapter_artifact, tiny_adapter, tiny_llama
 from toolkit.models.gguf_file import read_gguf
 from toolkit.ollama.client import Client
@@ -29,7 +29,8 @@ from toolkit.train.rows import TokenizedRow
 NAME, SYSTEM, LONGEST = "characters", "Answer.", 40
 FAMILY, SCOTLAND = "👨\u200d👩\u200d👧\u200d👦", "🏴\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"
 TEXTS = [
-    f"{FAMILY} 👩\u200d⚕️ at work", f"🇫🇷🇩🇪🇯🇵 flags {SCOTLAND}", "👍🏽👋🏿🤝🏻 hands", "龘𠮷𪚥 are rare, 龘", "مرحبا، كيف حالك؟ بخير",
+    f"{FAMILY} 👩\u200d⚕️ at work", f"🇫🇷🇩🇪🇯🇵 flags {SCOTLAND}", "👍🏽👋🏿🤝🏻 hands", "龘𠮷𪚥 are rare, 龘",
+    "مرحبا، كيف حالك؟ بخير",
     "Mixed: é ñ 日本 🚢 ok ✅.", "สวัสดี and नमस्ते", "🙂🙃🙂🙃 😀", "a\u0301 e\u0308\u0301 Z\u0351\u036b", "Order 7 𝔰𝔞𝔦𝔩𝔰 ⛵️",
 ]  # fmt: skip
 HALVES = [(b"Tea \xf0", b"\x9f"), (b"\x9f", b" then", b" tea"), (b"\xe9\xbe", b" cut", b" \xf0", b"\x9f")]
@@ -139,7 +140,8 @@ def shown(client: Client, served: Path, judged: Path, wanted: Trained) -> Shown:
     ("text", "waiting", "told"),
     [
         (b"", 0, ""), (b"a", 0, "a"), ("🚢".encode(), 0, "🚢"), (b"\xf0\x9f", 2, ""), (b" \xf0", 1, " "), (b"\x9f\xa2", 0, "��"),
-        ("é".encode()[:1], 1, ""), (b"\xf0a", 2, ""), (b"\xf0abc", 0, "�abc"), ("龘a".encode(), 0, "龘a"), (b"\xed\xa0\x80", 0, "���"),
+        ("é".encode()[:1], 1, ""), (b"\xf0a", 2, ""), (b"\xf0abc", 0, "�abc"),
+        ("龘a".encode(), 0, "龘a"), (b"\xed\xa0\x80", 0, "���"),
     ],
 )  # fmt: skip
 def test_what_a_server_shows_of_bytes(text: bytes, waiting: int, told: str) -> None:

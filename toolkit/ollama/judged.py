@@ -23,6 +23,7 @@ from toolkit.ollama.conversations import (
     expected_texts,
     further_conversations,
 )
+from toolkit.ollama.defaults import judge_defaults
 from toolkit.ollama.modelfile import shown_parameters
 from toolkit.ollama.own_model import OwnModel, Vocabulary
 from toolkit.ollama.served import (
@@ -40,6 +41,7 @@ from toolkit.ollama.served import (
 from toolkit.ollama.server import INSTALL, serving
 from toolkit.ollama.strength import served_strength_check
 from toolkit.ollama.syntax import Message
+from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import Check, Measure, Subject, higher_is_better, lower_is_better
 from toolkit.parity.limits import file_type_of, limits_for
 from toolkit.parity.probe import probe
@@ -206,8 +208,23 @@ def what_is_shown(model: ServedModel, trained: Trained) -> Shown:
         vocabulary.close()
     longest = max((len(row.get("completion_ids", ())) for row in rows), default=0)
     check, shown.agreement = _answers(model, wanted, trained.new_tokens, needed, [room, *_cut(model, longest)])
-    shown.checks.append(check)
+    shown.checks += [check, _defaults(model, trained, rows)]
     return shown
+
+
+def _defaults(model: ServedModel, trained: Trained, rows: list[dict[str, Any]]) -> Check:
+    """As an app meets the model that sends no options."""
+    vocabulary = Vocabulary(model.file)
+    try:
+        questions = read_questions(trained.golden / "golden.jsonl", trained.system)
+        without_turns = as_asked_today(questions, (), trained.system, trained.template, vocabulary, trained.day)
+        with Candidate(model.file) as candidate:
+            return judge_defaults(
+                model.client, model.name, model.shown, model.parameters, candidate, vocabulary, without_turns, rows,
+                trained.system, trained.new_tokens,
+            )  # fmt: skip
+    finally:
+        vocabulary.close()
 
 
 def _cut(model: ServedModel, longest: int) -> list[Measure]:

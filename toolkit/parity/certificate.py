@@ -8,7 +8,7 @@
     blame           null, or the first link that broke: {link, where, check, measure, value, limit, message}
     chain           the links in their order, each {link, verdict, where, message}; see `LINKS`
     served_file     name of the GGUF file that the verdict lets go to Ollama
-    warnings        other files that fail, a line each: they are made, and must not be used
+    warnings        a line each: other files that fail (they are made, and must not be used); what a check warns of
     reference       what everything was compared with: goldens, positions, forward, precision
     subjects        what was judged, in the order of the chain; each {name, kind, file, file_type, counts, served, made_from,
                     relaxed, verdict, seconds, checks}. counts: "everything", "ancestor" or "text only", see `counts`
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
@@ -46,6 +46,7 @@ LinkName = Literal[
     "quantization",
     "server prompt",
     "server answers",
+    "defaults",
 ]
 LINKS: tuple[LinkName, ...] = get_args(LinkName)
 """The chain, in the order in which blame is laid: whoever breaks an early link breaks the later ones with it."""
@@ -99,8 +100,25 @@ class Measure(_Part):
 
     def told(self) -> str:
         """'mean KL 0.4 nats (limit 0.1)'."""
-        limit = "" if self.limit is None else f" (limit {self.limit:.4g})"
-        return f"{self.name} {self.value:.4g}{' ' if self.unit else ''}{self.unit}{limit}"
+        value, limit = apart(self.value, self.limit, lambda number, digits: f"{number:.{digits}g}", 4)
+        told = f" (limit {limit})" if self.limit is not None else ""
+        return f"{self.name} {value}{' ' if self.unit else ''}{self.unit}{told}"
+
+
+def apart(value: float, other: float | None, form: Callable[[float, int], str], digits: int) -> tuple[str, str]:
+    """Two numbers as text, of so many digits, or of as many more as it takes for what differs to look different.
+
+    Args:
+        other: None gives an empty text.
+        form: a number and how many digits → its text.
+    """
+    if other is None:
+        return form(value, digits), ""
+    for more in range(digits, 18):
+        first, second = form(value, more), form(other, more)
+        if first != second or value == other:
+            break
+    return first, second
 
 
 def lower_is_better(name: str, value: float, limit: float, floor: float | None = None, unit: str = "") -> Measure:
@@ -121,7 +139,7 @@ class Check(_Part):
     """One question about one subject."""
 
     name: str
-    """moved, prompts, tokens, structure, weights, source, strength, logits, stops, answers."""
+    """moved, prompts, tokens, structure, weights, source, strength, logits, stops, answers, defaults."""
     verdict: CheckVerdict
     message: str
     measures: list[Measure] = []
@@ -204,7 +222,8 @@ def worst(verdicts: Sequence[CheckVerdict]) -> CheckVerdict:
 def link_of(subject: Subject, check: Check, subjects: list[Subject]) -> LinkName:
     """The link that answers for a check."""
     if subject.kind == "served":
-        return "server prompt" if check.name in ("prompts", "tokens") else "server answers"
+        own: dict[str, LinkName] = {"prompts": "server prompt", "tokens": "server prompt", "defaults": "defaults"}
+        return own.get(check.name, "server answers")
     if check.name in _BY_CHECK:
         return _BY_CHECK[check.name]
     # What a merged folder shows came in no later than the merge.
@@ -274,6 +293,12 @@ def verdict_of(subjects: list[Subject]) -> tuple[Verdict, str, list[str]]:
         for subject in subjects
         for check in subject.checks
         if check.verdict in ("fail", "inconclusive") and not counts(subject, check)
+    ]
+    warnings += [
+        f"{subject.name}: {warned}"
+        for subject in subjects
+        for check in subject.checks
+        for warned in check.details.get("warned", [])
     ]
     found = {link.verdict for link in chain}
     verdict: Verdict = "fail" if "fail" in found else "inconclusive" if "inconclusive" in found else "pass"

@@ -146,10 +146,15 @@ def _answers(golden: Path) -> list[Answer]:
     rows.sort(key=lambda row: (row["completion"] == row["base_completion"], not row["stopped"]))
     return [
         Answer(
-            row["messages"][-1]["content"], row["base_completion"].strip(), row["completion"].strip(), row["stopped"]
+            row["messages"][-1]["content"], _whole(row["base_completion"]), _whole(row["completion"]), row["stopped"]
         )
         for row in rows[:SHOWN_ANSWERS]
     ]
+
+
+def _whole(answer: str) -> str:
+    """Without the half character at which an answer was cut."""
+    return answer.rstrip("\ufffd").strip()
 
 
 def _served(ollama: OllamaFacts) -> str:

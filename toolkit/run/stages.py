@@ -72,13 +72,14 @@ STAGES = (
         ("train", "golden", "merge", "convert", "quantize"),
         ("export", "system", "merge", "golden.max_new_tokens"),
         ("llama-cpp-python", "transformers"),
-        version=7,
+        version=8,
     ),
     Stage(
         "create",
         OllamaFacts,
         ("golden", "verify"),
         ("ollama", "system", "export.serve", "license", "golden.max_new_tokens"),
+        version=2,
     ),
     Stage(
         "report",
