@@ -112,7 +112,9 @@ def test_a_golden_with_a_system_text_of_its_own_is_asked_with_it(
     goldens = [said(ASKED[0]), said(ASKED[1], "You are a vet.")]
     wanted = trained(tmp_path, small_gguf, goldens)
     shown = show(ollama_server.client, small_gguf, wanted)
-    assert [(one.name, one.verdict) for one in shown.checks] == [("prompts", "pass"), ("answers", "pass")]
+    assert [(one.name, one.verdict) for one in shown.checks] == [
+        ("prompts", "pass"), ("answers", "pass"), ("defaults", "pass"),
+    ]  # fmt: skip
     assert shown.rendered == 2
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello."}]
     shown = show(ollama_server.client, small_gguf, wanted, messages=turns)

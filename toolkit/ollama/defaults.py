@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from toolkit.ollama.client import Client
+from toolkit.ollama.modelfile import shown_parameters
 from toolkit.ollama.own_model import Vocabulary
 from toolkit.ollama.served import Question
 from toolkit.parity.candidate import Candidate
@@ -43,7 +44,7 @@ def judge_defaults(
     asked = [
         Asked(
             trained[i].prompt_ids, rows[i]["messages"][-1]["content"], rows[i].get("completion", ""),
-            len(rows[i]["completion_ids"]), bool(rows[i].get("stopped")),
+            len(rows[i].get("completion_ids", ())), bool(rows[i].get("stopped")),
         )
         for i in chosen
     ]  # fmt: skip
@@ -89,7 +90,8 @@ def _lines(shown: dict[str, Any], parameters: dict[str, Any], vocabulary: Vocabu
             found = [word for word in found if word not in vocabulary.markers]
         if found != neutral:
             told = [f"PARAMETER stop {word!r}" for word in found] if key == "stop" else [f"PARAMETER {key} {found:g}"]
-            lines.append(Line(key, ", ".join(told)))
+            own = key in shown_parameters(str(shown.get("parameters", "")))
+            lines.append(Line(key, ", ".join(told) if own else f"Ollama's own {key} {found:g}"))
     turns = [f"{len(shown['messages'])} MESSAGE turns"] if shown.get("messages") else []
     turns += ["SYSTEM"] if str(shown.get("system", "")) != system else []
     turns += ["TEMPLATE"] if "\nTEMPLATE" in str(shown.get("modelfile", "")) else []

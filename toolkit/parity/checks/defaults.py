@@ -187,7 +187,7 @@ def defaults_check(reader: Reader, ask: Ask, lines: Sequence[Line], turns: int) 
     warned = ""
     if blamed:
         does = " and ".join(line.text for line in blamed)
-        warned = f"{does} in the Modelfile: {said}, {len(look.broken)} of them broken"
+        warned = f"{does}: {said}, {len(look.broken)} of them broken"
         said = warned + (f", as {look.broken[0].text[:60]!r}" if look.broken else "")
     elif turns:
         said += f"; {turns} turns that were not trained stand before every question (MESSAGE)"
