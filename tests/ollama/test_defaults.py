@@ -1,4 +1,4 @@
-"""What an app gets that sends no options: usual settings pass, garbling ones are blamed with their line. Through a real Ollama."""
+"""What an app gets that sends no options: usual settings pass, garbling ones are blamed with their line. A real Ollama."""
 
 from __future__ import annotations
 

@@ -121,6 +121,16 @@ def apart(value: float, other: float | None, form: Callable[[float, int], str], 
     return first, second
 
 
+def within(value: float, low: float, high: float, band: tuple[float, float]) -> str:
+    """'1.004 [0.998, 1.010], wanted within [0.95, 1.05]': an end that is beyond the band never looks like it."""
+
+    def shown(number: float, digits: int) -> str:
+        return f"{number:.{digits}f}"
+
+    ends = [apart(end, limit, shown, 3)[0] for end, limit in zip((low, high), band, strict=True)]
+    return f"{value:.3f} [{ends[0]}, {ends[1]}], wanted within [{band[0]:g}, {band[1]:g}]"
+
+
 def lower_is_better(name: str, value: float, limit: float, floor: float | None = None, unit: str = "") -> Measure:
     """A measure that passes at or below its limit. NaN fails."""
     return Measure(

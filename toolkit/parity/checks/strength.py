@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from toolkit.parity.certificate import Check, Measure, Verdict
+from toolkit.parity.certificate import Check, Measure, Verdict, within
 from toolkit.parity.checks.logits import Positions, no_numbers
 from toolkit.parity.limits import POWER, Limits
 from toolkit.parity.strength import Strength
@@ -39,12 +39,11 @@ def strength_check(positions: Positions, limits: Limits, whole_in_weights: bool 
             details=details,
         )
     low, high = limits.strength_low, limits.strength_high
-    wanted = f"wanted within [{low:g}, {high:g}]"
     inside = low <= found.low and found.high <= high
     outside = found.high < low or found.low > high
     precise = found.half_width <= PRECISE
     verdict: Verdict = "fail" if outside else "pass" if inside and (power >= POWER or precise) else "inconclusive"
-    said = f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}], {wanted}"
+    said = within(found.value, found.low, found.high, (low, high))
     if verdict != "pass" and whole_in_weights and WHOLE_LOW <= found.value <= WHOLE_HIGH:
         verdict = "pass"
         low, high = WHOLE_LOW, WHOLE_HIGH
