@@ -27,7 +27,7 @@ from toolkit.ollama.asked import count_whole_prompts
 from toolkit.ollama.client import Client
 from toolkit.ollama.own_model import Vocabulary, as_shown, begun
 from toolkit.ollama.served import GREEDY
-from toolkit.parity.certificate import Check, Measure, Verdict
+from toolkit.parity.certificate import Check, Measure, Verdict, within
 from toolkit.parity.checks.strength import WHOLE_HIGH, WHOLE_LOW
 from toolkit.parity.limits import Limits
 from toolkit.parity.strength import SEED, Strength, moments, strength
@@ -147,8 +147,7 @@ def served_strength_check(
         Measure(name="positions that could not be compared", value=found.skipped),
         Measure(name="probability in the 20 tokens told", value=found.window),
     ]
-    said = f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}] over {found.positions} positions, wanted within "
-    said += f"[{low:g}, {high:g}]"
+    said = f"{within(value.value, value.low, value.high, (low, high))}, over {found.positions} positions"
     if verdict == "pass" and not (low <= value.low and value.high <= high):
         said += "; rounding moves it, and the weights show the adapter whole"
     if verdict == "inconclusive":
