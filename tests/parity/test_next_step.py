@@ -63,6 +63,8 @@ def test_an_open_verdict_asks_for_more_prompts() -> None:
     certificate = {"verdict": "inconclusive", "blame": None, "subjects": []}
     (command,) = commands(after_check(certificate, asked, None, Path()))
     assert command.endswith('verify --adapter a --base b --gguf f.gguf --system "Be brief." --prompts FILE')
+    (command,) = commands(after_check(certificate, Asked(ollama="m"), chosen, FOLDER))
+    assert command.endswith("verify runs/tiny/recipe.yaml --ollama m --set golden.prompts=FILE")
 
 
 def test_lines_of_a_modelfile_are_taken_out_of_it() -> None:

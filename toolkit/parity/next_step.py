@@ -57,9 +57,8 @@ def after_check(certificate: dict[str, Any], asked: Asked, recipe: Recipe | None
         if subject["kind"] in ("converted", "quantized") and subject["verdict"] == "pass"
     ]  # fmt: skip
     if certificate["verdict"] == "inconclusive":
-        named = (
-            f"{run_folder / RESOLVED_FILE} --set golden.prompts=FILE" if recipe else f"{_named(asked)} --prompts FILE"
-        )
+        whose = f"{run_folder / RESOLVED_FILE} {_named(asked)} --set golden.prompts=FILE"
+        named = whose if recipe is not None else f"{_named(asked)} --prompts FILE"
         return f"More golden prompts may decide, one a line in a file:\n  {command} verify {named}"
     link = (certificate["blame"] or {}).get("link", "")
     if link == "defaults" and asked.ollama:
