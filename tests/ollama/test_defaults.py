@@ -82,7 +82,7 @@ def test_settings_that_garble_are_blamed_with_their_lines(ollama_server: Server)
     assert "PARAMETER repeat_penalty 1.8" in found.details["lines"]
     found = judged(ollama_server.client, {"temperature": 2.0, "top_p": 1.0, "top_k": 0, "repeat_penalty": 1.0})
     assert (found.verdict, found.details["lines"]) == ("fail", ["PARAMETER temperature 2"]), found.message
-    assert found.message.startswith("PARAMETER temperature 2: 8 answers to an app that sends no options")
+    assert found.message.startswith("PARAMETER temperature 2: ") and "to an app that sends no options" in found.message
     subject = Subject(name="m", kind="served", file="f", file_type="Ollama", counts="everything", checks=[found])
     blame = blame_of([subject])
     assert blame is not None and (blame.link, blame.measure) == ("defaults", "answers that break")

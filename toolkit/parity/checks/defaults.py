@@ -7,6 +7,8 @@ was trained. With p the model's probabilities at a token, the *surprise* of an a
 
 It is 0 in the mean for tokens drawn from p, negative for the likelier ones that a low temperature or a top_p picks, and grows
 with everything that leaves p: a flatter distribution, a penalty that forbids the right word, turns that change the answer.
+In the middle of garbage a model is unsure of everything, and nothing surprises it; so *wild* tokens are counted too: those
+that p, with all that is no likelier, would pick once in a hundred times.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ SURPRISING = 0.4
 """Nats a token over all answers, above which they are warned of: beyond every usual setting."""
 BREAKING = 1.0
 """Nats a token of one answer, above which it is broken."""
+WILD, MOST_WILD, FEWEST_WILD = 0.01, 0.1, 3
+"""A token is wild where all that is no likelier has this probability together; of p's own tokens one in a hundred is. An answer
+is broken by a tenth of wild tokens, and at least three: of ten of p's own, three are wild once in ten thousand answers."""
 SURE = 3.0
 """Standard deviations that a surprise must be above 0 to be no accident."""
 
@@ -78,6 +83,7 @@ class Look:
     """Of all tokens together, in nats."""
     variance: float
     tokens: int
+    wild: int
     unended: int
     """Answers that go on where the golden one ended long before."""
     foreign: int
@@ -113,10 +119,10 @@ class Reader:
 
     def look(self, said: Sequence[Said]) -> Look:
         """What the tuned model makes of answers."""
-        look = Look(len(said), 0.0, 0.0, 0, 0, 0, [])
+        look = Look(len(said), 0.0, 0.0, 0, 0, 0, 0, [])
         for one in said:
             golden = self._asked[one.golden]
-            surprise, variance, tokens = self._surprise(golden.prompt_ids, one)
+            surprise, variance, tokens, wild = self._surprise(golden.prompt_ids, one)
             # Twice the golden answer is long enough to be called another end.
             unended = golden.stopped and not one.ended and 2 * golden.length <= self._limit
             found = scripts(one.text)
@@ -125,16 +131,22 @@ class Reader:
                 look.surprise + surprise, look.variance + variance, look.tokens + tokens,
             )  # fmt: skip
             look.unended, look.foreign = look.unended + unended, look.foreign + foreign
-            if unended or foreign or surprise > max(BREAKING * tokens, SURE * variance**0.5):
+            look.wild += wild
+            if (
+                unended
+                or foreign
+                or wild >= max(FEWEST_WILD, MOST_WILD * tokens)
+                or surprise > max(BREAKING * tokens, SURE * variance**0.5)
+            ):
                 look.broken.append(one)
         return look
 
-    def _surprise(self, prompt: list[int], said: Said) -> tuple[float, float, int]:
-        """Sum and variance in nats, and over how many tokens: those of the answer, and its end where it ended."""
+    def _surprise(self, prompt: list[int], said: Said) -> tuple[float, float, int, int]:
+        """Sum and variance in nats, over how many tokens (those of the answer, and its end where it ended), and wild ones."""
         end = said.ended and said.whole
         tokens = len(said.tokens) + end
         if tokens == 0:
-            return 0.0, 0.0, 0
+            return 0.0, 0.0, 0, 0
         # The last token is not evaluated, and what it is does not matter where the answer ended.
         ids = [*prompt, *said.tokens, *([0] if end else [])]
         logits = self._slots.logits(0, ids, len(prompt)).astype(np.float64)
@@ -146,7 +158,9 @@ class Reader:
         chosen = [float(logits[at, token]) for at, token in enumerate(said.tokens)]
         if end:
             chosen.append(float(np.logaddexp.reduce(logits[-1, self._ends])) if self._ends else -np.inf)
-        return float(-sum(chosen) - entropy.sum()), float(variance.sum()), tokens
+        no_likelier = [float(p[at][logits[at] <= value].sum()) for at, value in enumerate(chosen)]
+        wild = sum(probability < WILD for probability in no_likelier)
+        return float(-sum(chosen) - entropy.sum()), float(variance.sum()), tokens, wild
 
 
 def scripts(text: str) -> dict[str, int]:
@@ -179,15 +193,18 @@ def defaults_check(reader: Reader, ask: Ask, lines: Sequence[Line], turns: int) 
             verdict="fail" if fails else "pass",
         ),
         Measure(name="surprise of the answers", value=look.mean, unit="nats a token", limit=SURPRISING, floor=0.0),
+        Measure(name="share of wild tokens", value=look.wild / max(look.tokens, 1), floor=WILD),
         Measure(name="answers that do not end", value=look.unended),
         Measure(name="answers in other letters", value=look.foreign),
         Measure(name="turns that were not trained", value=turns),
     ]  # fmt: skip
-    said = f"{look.answers} answers to an app that sends no options are {_how_likely(look.mean)}"
+    said = f"{look.answers} answers to an app that sends no options are {_how_likely(look)}"
     warned = ""
     if blamed:
         does = " and ".join(line.text for line in blamed)
-        warned = f"{does}: {said}, {len(look.broken)} of them broken"
+        warned = f"{does}: {len(look.broken)} of {look.answers} answers to an app that sends no options are broken"
+        warned += f" ({look.wild} of {look.tokens} tokens wild, {look.unended} answers without an end"
+        warned += f", {look.foreign} in other letters; surprise {look.mean:.2f} nats a token)"
         said = warned + (f", as {look.broken[0].text[:60]!r}" if look.broken else "")
     elif turns:
         said += f"; {turns} turns that were not trained stand before every question (MESSAGE)"
@@ -199,9 +216,9 @@ def defaults_check(reader: Reader, ask: Ask, lines: Sequence[Line], turns: int) 
     return Check.of("defaults", measures, said, details)
 
 
-def _how_likely(mean: float) -> str:
-    if mean > SURPRISING / 2:
-        return f"{mean:.2f} nats a token less likely than what the tuned model says"
+def _how_likely(look: Look) -> str:
+    if look.surprising:
+        return f"{look.mean:.2f} nats a token less likely than what the tuned model says"
     return "as likely as what the tuned model says"
 
 
