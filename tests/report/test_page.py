@@ -131,7 +131,10 @@ def rows(page: str) -> list[list[str]]:
 def test_a_passing_certificate() -> None:
     page = certificate_page(certificate(chain_subjects()))
     text = Markup(page).text
-    assert "✓ Passed The export is what was trained. Not compared: conversion, server prompt, server answers, defaults." in text
+    assert (
+        "✓ Passed The export is what was trained. Not compared: conversion, server prompt, server answers, defaults."
+        in text
+    )
     classes = re.findall(r'<li class="([a-z -]+)">\s*<div class="link"', page)
     assert classes == ["pass"] * 5 + ["not-compared", "pass", "not-compared", "not-compared"]
     for link in LINKS:
