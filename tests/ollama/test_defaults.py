@@ -18,7 +18,7 @@ from toolkit.parity.certificate import Check, Subject, blame_of, verdict_of
 from toolkit.parity.checks.defaults import scripts
 from toolkit.run.artifacts import read_jsonl
 
-pytestmark = pytest.mark.ollama
+pytestmark = [pytest.mark.ollama, pytest.mark.slow]
 NAME = "defaults"
 RIGHT: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
