@@ -30,7 +30,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, Cost
 from toolkit.run.facts import AdapterFacts, Facts, GGUFFacts, GoldenFacts, ModelFacts
 from toolkit.train.model import load_tuned
-from toolkit.train.rows import tokenize
+from toolkit.train.rows import TokenizedRow, tokenize
 
 SYSTEM = "Answer in one short sentence."
 PROBLEMS = [
@@ -76,9 +76,13 @@ def teach(
     model: Any, tokenizer: Any, answers: list[str], steps: int, rate: float, seed: int, system: str = SYSTEM
 ) -> float:
     """A plain training loop, loss on the answers only; gives the last loss."""
+    return learn(model, [tokenize(tokenizer, row) for row in rows(answers, system)], steps, rate, seed)
+
+
+def learn(model: Any, examples: list[TokenizedRow], steps: int, rate: float, seed: int) -> float:
+    """The same on rows that are tokens already."""
     torch.manual_seed(seed)
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    examples = [tokenize(tokenizer, row) for row in rows(answers, system)]
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)

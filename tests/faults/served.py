@@ -55,6 +55,8 @@ SERVED_FAULTS = [
                 "is no end of the tuned model: it cuts", _words_of_an_answer),
     ServedFault("num_ctx too small for the prompt", "server answers", "answers", "num_ctx",
                 "num_ctx is 16, but golden prompts and answers need", lambda: {"num_ctx": 16}),
+    ServedFault("sampling that garbles answers", "defaults", "defaults", "answers that break", "PARAMETER temperature 2: ",
+                lambda: {"temperature": 2.0, "top_p": 1.0, "top_k": 0}),
     ServedFault("num_predict cuts answers", "server answers", "answers", "num_predict",
                 "the Modelfile's own limit cuts answers", lambda: {"num_predict": 5}),
 ]  # fmt: skip

@@ -116,7 +116,7 @@ def test_a_golden_with_a_system_text_of_its_own_is_asked_with_it(
     wanted = trained(tmp_path, small_gguf, goldens)
     shown = show(ollama_server.client, small_gguf, wanted)
     assert [(one.name, one.verdict) for one in shown.checks] == [
-        ("prompts", "pass"), ("ends", "pass"), ("answers", "pass"),
+        ("prompts", "pass"), ("ends", "pass"), ("answers", "pass"), ("defaults", "pass"),
     ]  # fmt: skip
     assert shown.rendered == 2
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello."}]

@@ -175,7 +175,8 @@ def test_a_swapped_template_is_refused_and_the_old_model_stays(
     assert caught.value.exit_code == 6
     # Where it is told: the certificate with the server's part, beside the stages, since what this try left goes with the next.
     refused = tmp_path / "run" / "refused"
-    assert caught.value.hint == f"Nothing was published. Read {refused / 'certificate.html'}"
+    assert caught.value.hint.startswith(f"Nothing was published. Read {refused / 'certificate.html'}.\n")
+    assert caught.value.hint.splitlines()[-1].endswith(f" create {refused.parent / 'recipe.yaml'}")
     told = json.loads((refused / "certificate.json").read_text(encoding="utf-8"))
     assert (told["verdict"], told["blame"]["link"], told["blame"]["where"]) == ("fail", "server prompt", "old:v1")
     assert [subject["kind"] for subject in told["subjects"]] == ["quantized", "served"]

@@ -148,3 +148,19 @@ def test_no_certificate_holds_what_json_does_not_have() -> None:
 def test_the_server_is_named_only_when_it_was_asked() -> None:
     served = subject("medical", "everything", "served", prompts="pass", answers="pass")
     assert verdict_of([subject("Q8_0", "everything", logits="pass"), served])[1] == "what is served is what was trained"
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "told"),
+    [
+        (1.0013, 1.001, "ratio 1.0013 (limit 1.001)"),
+        (1.001, 1.001, "ratio 1.001 (limit 1.001)"),
+        (1.0010000004, 1.001, "ratio 1.0010000004 (limit 1.001)"),
+        (0.2, 0.1, "ratio 0.2 (limit 0.1)"),
+        (3.0, None, "ratio 3"),
+        (math.nan, 0.1, "ratio nan (limit 0.1)"),
+        (12346.0, 12345.0, "ratio 1.235e+04 (limit 1.234e+04)"),
+    ],
+)
+def test_a_value_and_a_limit_that_differ_never_look_alike(value: float, limit: float | None, told: str) -> None:
+    assert Measure(name="ratio", value=value, limit=limit).told() == told

@@ -37,7 +37,7 @@ def test_the_first_and_the_farthest_golden_are_kept() -> None:
     second = heat(measured, ROWS, PIECES.__getitem__)[1]
     assert (second["golden"], second["kl"]) == (2, [0.123, 0.1, 0.25, 1e-7])
     assert second["tokens"] == ["Tea", " ", "茶", "<|end|>"]
-    assert second["flips"] == {"0": "�"}
+    assert second["flips"] == {"0": "<FF>"}
     assert json.loads(json.dumps(second)) == second
 
 

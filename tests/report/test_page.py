@@ -131,9 +131,12 @@ def rows(page: str) -> list[list[str]]:
 def test_a_passing_certificate() -> None:
     page = certificate_page(certificate(chain_subjects()))
     text = Markup(page).text
-    assert "✓ Passed The export is what was trained. Not compared: conversion, server prompt, server answers." in text
+    assert (
+        "✓ Passed The export is what was trained. Not compared: conversion, server prompt, server answers, defaults."
+        in text
+    )
     classes = re.findall(r'<li class="([a-z -]+)">\s*<div class="link"', page)
-    assert classes == ["pass"] * 5 + ["not-compared", "pass", "not-compared", "not-compared"]
+    assert classes == ["pass"] * 5 + ["not-compared", "pass", *["not-compared"] * 3]
     for link in LINKS:
         assert f"<strong>{link}</strong>" in page
         assert LINKS_ASKED[link] in text
@@ -263,7 +266,7 @@ def test_the_server_joins_the_chain() -> None:
         "fail",
         "server prompt broke, seen in health: 2 of 16 prompts differ",
     )
-    assert [link["verdict"] for link in whole["chain"]][-2:] == ["fail", "not compared"]
+    assert [link["verdict"] for link in whole["chain"]][-3:] == ["fail", "not compared", "not compared"]
     assert whole["blame"]["link"] == "server prompt"
     assert whole["warnings"] == right["warnings"]
     assert "What broke first: server prompt" in certificate_page(whole)

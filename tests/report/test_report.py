@@ -250,7 +250,7 @@ def test_the_certificate_lies_beside_the_report(
     page = (out / "certificate.html").read_text(encoding="utf-8")
     assert "What is served is what was trained." in page
     assert "<td>97.5%</td>" in page
-    assert "Not compared: training, structure, merge, server prompt, server answers." in page
+    assert "Not compared: training, structure, merge, server prompt, server answers, defaults." in page
     assert "[certificate.html](certificate.html)" in (out / "report.md").read_text(encoding="utf-8")
     artifacts["report"] = Artifact(out, ReportFacts(verdict="pass"), "", {}, Cost())
     assert f"The certificate, for a browser: {out / 'certificate.html'}" in _screen(recipe, artifacts, 400)

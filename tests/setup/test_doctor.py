@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from toolkit.setup import doctor
 from toolkit.setup.bootstrap import LLAMA_CPP_PYTHON
@@ -43,13 +41,31 @@ def test_a_fault_always_comes_with_a_command(findings: dict[str, doctor.Finding]
         assert (finding.command == "") == (finding.status == "ok"), finding
 
 
-def test_the_table_shows_every_finding(findings: dict[str, doctor.Finding]) -> None:
-    console = Console(width=400, record=True, file=io.StringIO())
-    console.print(doctor.findings_table(list(findings.values())))
-    shown = console.export_text()
+def test_the_report_shows_every_finding(
+    findings: dict[str, doctor.Finding], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    doctor.print_findings(list(findings.values()))
+    shown = capsys.readouterr().out
     for finding in findings.values():
         assert finding.name in shown
         assert finding.found in shown
+
+
+def test_no_command_is_cut_or_wrapped_in_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    tree = Path("/home/somebody/with a long name/.cache/tune2ollama/llama.cpp") / LLAMA_CPP_PYTHON
+    command = f"rm -rf {tree} && make setup"
+    assert len(command) > 80
+    found = "what was found, told at such length that it has to be wrapped in a terminal of eighty columns"
+    doctor.print_findings(
+        [doctor.Finding("llama.cpp tree", "missing", found, command), doctor.Finding("disk", "ok", "")]
+    )
+    shown = capsys.readouterr().out.splitlines()
+    assert f"  {command}" in shown
+    assert not [line for line in shown if "…" in line]
 
 
 def test_a_crash_of_llama_cpp_is_reported_with_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

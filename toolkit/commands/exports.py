@@ -77,12 +77,15 @@ def verify(
             print_json(certificate)
         else:
             from rich.console import Console
+            from rich.text import Text
 
             from toolkit.report.certificate_table import certificate_table
 
             Console().print(certificate_table(certificate))
+            for warning in certificate["warnings"]:
+                Console(stderr=True, highlight=False).print(Text(f"Warning: {warning}", style="yellow"), soft_wrap=True)
     finally:  # the exit code is the verdict, also where nobody reads to the end (| head)
-        raise_unless_passed(certificate)
+        raise_unless_passed(certificate, these, resolved)
 
 
 @click.command()

@@ -24,6 +24,7 @@ from toolkit.ollama.conversations import (
     expected_texts,
     further_conversations,
 )
+from toolkit.ollama.defaults import judge_defaults
 from toolkit.ollama.modelfile import shown_parameters
 from toolkit.ollama.own_model import OwnModel, Vocabulary
 from toolkit.ollama.predict import abilities
@@ -45,6 +46,7 @@ from toolkit.ollama.strength import served_strength_check
 from toolkit.ollama.syntax import Message
 from toolkit.ollama.thoughts import A_LEVEL, check_ways, keeps_to_training, ways_of
 from toolkit.ollama.thoughts import Shown as Thoughts
+from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import Check, Measure, Subject, higher_is_better, lower_is_better
 from toolkit.parity.checks.ends import stop_words_check
 from toolkit.parity.limits import file_type_of, limits_for
@@ -224,7 +226,7 @@ def what_is_shown(model: ServedModel, trained: Trained) -> Shown:
     longest = max((len(row.get("completion_ids", ())) for row in rows), default=0)
     measures = [room, *_cut(model, longest)]
     check, shown.agreement = _answers(model, wanted, trained, needed, measures)
-    shown.checks += [stops, check]
+    shown.checks += [stops, check, _defaults(model, trained, rows)]
     return shown
 
 
@@ -233,6 +235,22 @@ def _stop_words(model: ServedModel, trained: Trained, rows: list[dict[str, Any]]
     silent = [token for token in vocabulary.control if token not in held]
     ends = [vocabulary.piece(token, special=True).decode(errors="replace") for token in (*trained.ends, *silent)]
     return stop_words_check(list(model.parameters.get("stop", ())), rows, ends, trained.template)
+
+
+def _defaults(model: ServedModel, trained: Trained, rows: list[dict[str, Any]]) -> Check:
+    """As an app meets the model that sends no options."""
+    vocabulary = Vocabulary(model.file)
+    try:
+        questions = read_questions(trained.golden / "golden.jsonl", trained.system)
+        told = trained.fields
+        without_turns = as_asked_today(questions, (), trained.system, trained.template, vocabulary, trained.day, told)
+        with Candidate(model.file) as candidate:
+            return judge_defaults(
+                model.client, model.name, model.shown, model.parameters, candidate, vocabulary, without_turns, rows,
+                trained.system, trained.new_tokens,
+            )  # fmt: skip
+    finally:
+        vocabulary.close()
 
 
 def _cut(model: ServedModel, longest: int) -> list[Measure]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +21,28 @@ Row = npt.NDArray[np.float64]
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _say_nothing(_level: int, _text: bytes, _data: ctypes.c_void_p) -> None:
     pass
+
+
+def begun(text: bytes) -> int:
+    """How many bytes at the end of a text are the beginning of a character: a server waits there for the rest.
+
+    llama.cpp, tools/server/server-common.cpp, `validate_utf8`: what stands before these bytes is not looked at.
+    """
+    for back in range(1, min(4, len(text)) + 1):
+        first = text[-back]
+        needed = 2 if first & 0xE0 == 0xC0 else 3 if first & 0xF0 == 0xE0 else 4 if first & 0xF8 == 0xF0 else 1
+        if back < needed:
+            return back
+    return 0
+
+
+def as_shown(text: bytes) -> str:
+    """A token's bytes as a server writes them: the beginning of a character is left out, its other parts become U+FFFD.
+
+    So many tokens look alike, also one of a half character and one without it (" " and " \\xf0\\x9f"); the field `bytes` that
+    Ollama tells is made of this text, and holds no more (server/logprob.go).
+    """
+    return text[: len(text) - begun(text)].decode("utf-8", "replace")
 
 
 class Vocabulary:
@@ -74,11 +96,17 @@ class Vocabulary:
         return [token for token in range(self.size) if llama_cpp.llama_vocab_is_control(self._vocab, token)]
 
     @functools.cached_property
-    def token_of(self) -> dict[bytes, int]:
-        """Text → token, of the texts that belong to exactly one: texts are all that a server tells."""
-        texts = [self.piece(token) for token in range(self.size)]
-        shared = Counter(texts)
-        return {text: token for token, text in enumerate(texts) if text and shared[text] == 1}
+    def shown_as(self) -> dict[str, list[int]]:
+        """Text → tokens that a server shows so: texts are all that it tells."""
+        found: dict[str, list[int]] = defaultdict(list)
+        for token in range(self.size):
+            found[as_shown(self.piece(token))].append(token)
+        return dict(found)
+
+    @functools.cached_property
+    def token_of(self) -> dict[str, int]:
+        """Text → token, of the texts that exactly one token is shown as."""
+        return {text: tokens[0] for text, tokens in self.shown_as.items() if text and len(tokens) == 1}
 
 
 class OwnModel(Vocabulary):

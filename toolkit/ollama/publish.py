@@ -85,7 +85,9 @@ def create(
     if facts.verdict != "pass" or facts.served_file != served.name:
         about = f"about {facts.served_file}, not {served.name}" if facts.verdict == "pass" else facts.verdict
         raise ParityError(
-            f"the certificate is {about}: nothing is published", f"Read {certificate.folder}/certificate.json"
+            f"the certificate is {about}: nothing is published",
+            f"Read {certificate.folder}/certificate.json. Judge the files anew:\n"
+            f"  {own_command()} verify {out.parent / RESOLVED_FILE} --force",
         )
     model = recipe.ollama.model
     if faults := check_name(model):
@@ -111,7 +113,8 @@ def create(
             if _digest(client, candidate) != sent:
                 raise ParityError(
                     f"{candidate} was replaced while it was being proved: what has the name now is not what was proved",
-                    "Nothing was published. See to it that nothing else makes this model, then run again.",
+                    "Nothing was published. See to it that nothing else makes this model, then:\n"
+                    f"  {own_command()} create {out.parent / RESOLVED_FILE}",
                 )
             client.copy(candidate, model)
             digest = _digest(client, model)
@@ -156,6 +159,7 @@ def _prove(
     from toolkit.models.gguf_file import read_gguf
     from toolkit.ollama.judged import Shown, Trained, subject_of, what_is_shown
     from toolkit.ollama.thoughts import who_sees_what
+    from toolkit.parity.next_step import after_serving
     from toolkit.report.page import with_served, write_page
 
     template = str(read_gguf(model.file).metadata.get("tokenizer.chat_template", ""))
@@ -173,7 +177,9 @@ def _prove(
         certificate = json.loads((certified / "certificate.json").read_text(encoding="utf-8"))
         whole = with_served(certificate, subject)
         write_json(refused / "certificate.json", whole)
-        raise ParityError(str(whole["message"]), f"Nothing was published. Read {write_page(whole, refused)}")
+        hint = f"Nothing was published. Read {write_page(whole, refused)}."
+        link = str((whole["blame"] or {}).get("link", ""))
+        raise ParityError(str(whole["message"]), f"{hint}\n{after_serving(link, recipe, out.parent)}")
     return {
         "thinking": who_sees_what(template, golden.facts.chat_template_kwargs),
         "rendered_equal": shown.rendered,

@@ -144,7 +144,8 @@ def repaired(
             why = f"Ollama writes every prompt of the architecture {header.architecture} itself, whatever the file says"
         raise ParityError(
             f"{gguf.name} cannot be mended: {why}; {wrong[0].endpoint}, {wrong[0].conversation}: {wrong[0].detail}",
-            "Train with the template that is served, or serve the file with llama.cpp's own llama-server.",
+            "Train with the template that is served, or serve the file with llama.cpp's own server:\n"
+            f"  llama-server -m {gguf} --jinja",
         )
     return Repair(out, before, after)
 

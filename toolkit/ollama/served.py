@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
-from collections import Counter
+import heapq
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from toolkit.ollama.asked import ENDPOINTS, Endpoint, raw_answer
 from toolkit.ollama.asked import answer as ask
 from toolkit.ollama.client import Client
 from toolkit.ollama.conversations import first_difference
-from toolkit.ollama.own_model import OwnModel, Row, Vocabulary
+from toolkit.ollama.own_model import OwnModel, Row, Vocabulary, as_shown, begun
 from toolkit.ollama.syntax import Message
 from toolkit.run.artifacts import read_jsonl
 
@@ -237,7 +237,7 @@ def check_answers(
                 f"{where}: the served prompt has {read} tokens, the golden one {wanted}",
                 "The server adds or loses a special token (BOS), or cut the prompt.",
             )
-        if not answer.get("logprobs") and answer.get("eval_count", 0) > 1:
+        if not answer.get("logprobs") and _text(answer):
             raise ExternalToolError(
                 f"the Ollama at {client.address} gives no log-probabilities", "Update it, or: make ollama"
             )
@@ -245,6 +245,11 @@ def check_answers(
         agreement.answers += 1
         tick()
     return agreement
+
+
+def _text(answer: dict[str, Any]) -> str:
+    """What an answer says; of `/v1`, whose answers come in another form, nothing is known here."""
+    return str((answer.get("message") or {}).get("content") or answer.get("response") or "")
 
 
 @dataclass
@@ -260,9 +265,9 @@ class _Follower:
         """Raises ParityError where the answer leaves llama.cpp's by more than a near-tie."""
         own = self.own
         row = own.start(question.prompt_ids)
-        pending = b""  # bytes of tokens that the server has not shown yet
+        pending, taken = b"", 0  # bytes of tokens that the server has not shown yet; tokens so far
         for entry in answer.get("logprobs") or []:
-            shown = str(entry["token"]).encode()
+            shown = str(entry["token"])
             whole = False
             while not whole:
                 token = self._token_for(shown, pending, row)
@@ -275,17 +280,30 @@ class _Follower:
                     )
                 self._flip(float(row.max() - row[token]), self.where)
                 pending += own.piece(token)
-                whole = not shown or pending == shown
+                taken += 1
+                whole = not begun(pending) and (not shown or as_shown(pending) == shown)
                 if whole:
                     self._compare(entry, token, row)
                     pending = pending if not shown else b""
                 row = own.step([token])
         if answer.get("done_reason") == "stop" and not pending:
+            row = self._after_half_characters(row, int(answer.get("eval_count", 0)) - taken)
             # Without an end token of its own, llama.cpp would never have stopped here.
             lead = float(row.max() - max((row[i] for i in own.end_ids), default=-np.inf))
             self._flip(lead, f"{self.where}: the server stopped where llama.cpp goes on")
 
-    def _token_for(self, shown: bytes, pending: bytes, row: Row) -> int | None:
+    def _after_half_characters(self, row: Row, most: int) -> Row:
+        """The end of an answer whose last character was never completed: a server shows nothing of it."""
+        pending = b""
+        for _ in range(most):
+            token = int(row.argmax())
+            pending += self.own.piece(token)
+            if token in self.own.end_ids or not begun(pending):
+                break
+            row = self.own.step([token])
+        return row
+
+    def _token_for(self, shown: str, pending: bytes, row: Row) -> int | None:
         """The likeliest token that fits what the server shows.
 
         It shows several tokens as one when it had to wait: for the rest of a character, or because the text could have
@@ -296,16 +314,15 @@ class _Follower:
         likeliest = np.argpartition(-row, _CANDIDATES)[:_CANDIDATES]
         for token in likeliest[np.argsort(-row[likeliest])]:
             text = pending + self.own.piece(int(token))
-            if text == shown or (text != pending and shown.startswith(text) and self._held(text)):
+            if not begun(text) and as_shown(text) == shown:
+                return int(token)
+            if text != pending and self._held(text) and _leads_to(text, shown):
                 return int(token)
         return None
 
     def _held(self, text: bytes) -> bool:
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        decoder.decode(text)
         stops = [stop.encode() for stop in self.stops]
-        begun = any(text.endswith(stop[:length]) for stop in stops for length in range(1, len(stop)))
-        return begun or bool(decoder.getstate()[0])
+        return begun(text) > 0 or any(text.endswith(stop[:n]) for stop in stops for n in range(1, len(stop)))
 
     def _flip(self, lead: float, what: str) -> None:
         self.agreement.largest_flip = max(self.agreement.largest_flip, lead)
@@ -318,15 +335,24 @@ class _Follower:
     def _compare(self, entry: dict[str, Any], token: int, row: Row) -> None:
         chosen = abs(float(row[token]) - float(entry["logprob"]))
         differences = [chosen]
-        alternatives = [(str(top["token"]).encode(), float(top["logprob"])) for top in entry.get("top_logprobs") or []]
-        shown = Counter(text for text, _ in alternatives)
-        for text, logprob in alternatives:
-            # Texts are all that the server tells; one that several tokens share says nothing.
-            other = self.own.token_of.get(text) if shown[text] == 1 else None
-            if other is not None and other != token and max(float(row[other]), logprob) > _LOWEST:
-                differences.append(abs(float(row[other]) - logprob))
+        told: dict[str, list[float]] = defaultdict(list)
+        for top in entry.get("top_logprobs") or []:
+            told[str(top["token"])].append(float(top["logprob"]))
+        for text, theirs in told.items():
+            # Which of the tokens with this text is meant is not told, but the server tells its likeliest ones: rank by rank.
+            ours = heapq.nlargest(len(theirs), self.own.shown_as.get(text, []), key=row.__getitem__)
+            for other, logprob in zip(ours, sorted(theirs, reverse=True)):
+                if other != token and max(float(row[other]), logprob) > _LOWEST:
+                    differences.append(abs(float(row[other]) - logprob))
         self.agreement.tokens += 1
         self.agreement.total += chosen
         self.agreement.told += len(differences)
         self.agreement.told_total += sum(differences)
         self.agreement.largest = max(self.agreement.largest, *differences)
+
+
+def _leads_to(text: bytes, shown: str) -> bool:
+    """Whether what a server shows can begin with these bytes."""
+    if "\ufffd" in shown:  # bytes that are no character's: which ones is not told
+        return shown.startswith(as_shown(text))
+    return shown.encode().startswith(text)

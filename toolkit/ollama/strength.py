@@ -14,7 +14,6 @@ in rounds, drawn from all goldens alike; each of them then stands for its share 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,9 @@ import torch
 from toolkit.errors import DataError, ExternalToolError, ToolkitError
 from toolkit.ollama.asked import count_whole_prompts
 from toolkit.ollama.client import Client
-from toolkit.ollama.own_model import Vocabulary
+from toolkit.ollama.own_model import Vocabulary, as_shown, begun
 from toolkit.ollama.served import GREEDY
-from toolkit.parity.certificate import Check, Measure
+from toolkit.parity.certificate import Check, Measure, within
 from toolkit.parity.checks.strength import WHOLE_HIGH, WHOLE_LOW, strength_verdict, texts_needed, undecided
 from toolkit.parity.limits import Limits
 from toolkit.parity.strength import SEED, Strength, moments, strength
@@ -148,8 +147,7 @@ def served_strength_check(
         Measure(name="positions that could not be compared", value=found.skipped),
         Measure(name="probability in the 20 tokens told", value=found.window),
     ]
-    said = f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}] over {found.positions} positions, wanted within "
-    said += f"[{low:g}, {high:g}]"
+    said = f"{within(value.value, value.low, value.high, (low, high))}, over {found.positions} positions"
     if whole:
         said += ", since the weights show the adapter whole, and rounding moves the answers"
     if verdict == "inconclusive":
@@ -162,6 +160,15 @@ def _slope(window: _Window, forced: _Window, beyond: int) -> Strength | None:
     together = [*window.together, *(share * moment for moment in forced.together)]
     alone = [*window.alone, *(share * moment for moment in forced.alone)]
     return strength(np.array(together), np.array(alone), np.array([*window.text, *forced.text]))
+
+
+def _can_be_sent(text: bytes) -> bool:
+    """Not where it ends in the middle of a character: what an app sends is text."""
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 Place = tuple[dict[str, Any], int]
@@ -179,36 +186,50 @@ class _Window:
         """The golden of each, by its first row."""
 
     def follow(self, row: dict[str, Any]) -> list[Place]:
-        """Compare along the server's own answer; the places of the golden one that it does not reach."""
-        ids, first = [int(i) for i in row["completion_ids"]], int(row["first_row"])
-        return [(row, at) for at in range(self._along(row, ids, first), len(ids))]
+        """Compare along the server's own answer; the places of the golden one that it does not reach, and can be asked for."""
+        ids = [int(i) for i in row["completion_ids"]]
+        reached = self._along(row, ids, int(row["first_row"]))
+        beyond, text = [], b""
+        for at, token in enumerate(ids):
+            if at >= reached and _can_be_sent(text):
+                beyond.append((row, at))
+            text += self.vocabulary.piece(token, special=True)
+        self.skipped += len(ids) - reached - len(beyond)
+        return beyond
 
     def _along(self, row: dict[str, Any], ids: list[int], first: int) -> int:
         """Positions of the server's own greedy answer while it is the golden one; gives how many."""
-        answer = self._ask(row["prompt_text"], len(row["prompt_ids"]), len(ids))
-        if answer is None:
-            return 0
-        for at, (entry, token) in enumerate(zip(answer, ids)):
-            self._compare(entry, first, at)
-            # Text that was held back for the rest of a character or of a stop word stands for several tokens.
-            if str(entry["token"]).encode() != self.vocabulary.piece(token):
-                return at + 1
-        return min(len(answer), len(ids))
+        at = 0
+        for entry in self._ask(row["prompt_text"], len(row["prompt_ids"]), len(ids)) or []:
+            after, text = at, b""
+            while after < len(ids) and (after == at or begun(text)):
+                text += self.vocabulary.piece(ids[after])
+                after += 1
+            told = entry.get("top_logprobs") or [{}]
+            if (
+                told[0].get("token") == entry["token"]
+            ):  # its likeliest token, so it is a whole one: it speaks of this place
+                self._compare(entry, first, at)
+                at += 1
+                if after > at or entry["token"] != as_shown(text) or "\ufffd" in entry["token"]:
+                    return at
+            elif after - at > 1 and entry["token"] == as_shown(text):
+                # The golden character of several tokens: it speaks of the last one's place, and nothing of the others.
+                self._compare(entry, first, after - 1)
+                self.skipped += after - 1 - at
+                at = after
+            else:  # another character of several tokens, or text without a top: whose place it speaks of is not known
+                return at
+        return at
 
     def force(self, row: dict[str, Any], at: int) -> None:
         """Compare at one place, by asking for the token after the golden text before it."""
         before = [int(i) for i in row["completion_ids"][:at]]
         text = b"".join(self.vocabulary.piece(token, special=True) for token in before)
-        try:
-            forced = row["prompt_text"] + text.decode()
-        except UnicodeDecodeError:  # in the middle of a character
-            self.asked += 1  # counted all the same: a round has to end
-            self.skipped += 1
-            return
-        answer = self._ask(forced, len(row["prompt_ids"]) + len(before), 1)
+        answer = self._ask(row["prompt_text"] + text.decode(), len(row["prompt_ids"]) + at, 1)
         if answer:
             self._compare(answer[0], int(row["first_row"]), at)
-        elif answer is not None:  # it ends here, and of an end nothing is told
+        elif answer is not None:  # it ends here, or begins a character: nothing is told of that
             self.skipped += 1
 
     def _ask(self, text: str, tokens: int, predict: int) -> list[dict[str, Any]] | None:
@@ -225,20 +246,16 @@ class _Window:
             self.skipped += 1
             return None
         found: list[dict[str, Any]] = answer.get("logprobs") or []
-        if not found and int(answer.get("eval_count", 0)) > 1:
+        if not found and answer.get("response"):
             raise ExternalToolError(
                 f"the Ollama at {self.client.address} gives no log-probabilities", "Update it, or: make ollama"
             )
         return found
 
     def _compare(self, entry: dict[str, Any], first: int, at: int) -> None:
-        told = entry.get("top_logprobs") or []
-        shown = Counter(str(one["token"]).encode() for one in told)
-        served = {
-            self.vocabulary.token_of[text]: float(one["logprob"])
-            for one in told
-            if shown[text := str(one["token"]).encode()] == 1 and text in self.vocabulary.token_of
-        }
+        told = [(str(one["token"]), float(one["logprob"])) for one in entry.get("top_logprobs") or []]
+        token_of = self.vocabulary.token_of
+        served = {token_of[text]: logprob for text, logprob in told if text in token_of}
         if len(served) < 2:
             self.skipped += 1
             return

@@ -8,7 +8,7 @@
     blame           null, or the first link that broke: {link, where, check, measure, value, limit, message}
     chain           the links in their order, each {link, verdict, where, message}; see `LINKS`
     served_file     name of the GGUF file that the verdict lets go to Ollama
-    warnings        other files that fail, a line each: they are made, and must not be used
+    warnings        a line each: other files that fail (they are made, and must not be used); what a check warns of
     reference       what everything was compared with: goldens, positions, forward, precision
     subjects        what was judged, in the order of the chain; each {name, kind, file, file_type, counts, served, made_from,
                     relaxed, verdict, seconds, checks}. counts: "everything", "ancestor" or "text only", see `counts`
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
@@ -47,6 +47,7 @@ LinkName = Literal[
     "quantization",
     "server prompt",
     "server answers",
+    "defaults",
 ]
 LINKS: tuple[LinkName, ...] = get_args(LinkName)
 """The chain, in the order in which blame is laid: whoever breaks an early link breaks the later ones with it."""
@@ -108,13 +109,37 @@ class Measure(_Part):
 
     def told(self) -> str:
         """'mean KL 0.4 nats (limit 0.1)', with as many digits as tell the two apart; where it is open, with what it may be."""
-        value, limit = f"{self.value:.4g}", ""
-        if self.limit is not None:
-            digits = next((d for d in range(4, 9) if f"{self.value:.{d}g}" != f"{self.limit:.{d}g}"), 9)
-            value, limit = f"{self.value:.{digits}g}", f" (limit {self.limit:.{digits}g})"
+        value, limit = apart(self.value, self.limit, lambda number, digits: f"{number:.{digits}g}", 4)
+        told = f" (limit {limit})" if self.limit is not None else ""
         if self.verdict == "inconclusive" and self.low is not None:
             value += f" [{self.low:.4g}, {'any' if self.high is None else f'{self.high:.4g}'}]"
-        return f"{self.name} {value}{' ' if self.unit else ''}{self.unit}{limit}"
+        return f"{self.name} {value}{' ' if self.unit else ''}{self.unit}{told}"
+
+
+def apart(value: float, other: float | None, form: Callable[[float, int], str], digits: int) -> tuple[str, str]:
+    """Two numbers as text, of so many digits, or of as many more as it takes for what differs to look different.
+
+    Args:
+        other: None gives an empty text.
+        form: a number and how many digits → its text.
+    """
+    if other is None:
+        return form(value, digits), ""
+    for more in range(digits, 18):
+        first, second = form(value, more), form(other, more)
+        if first != second or value == other:
+            break
+    return first, second
+
+
+def within(value: float, low: float, high: float, band: tuple[float, float]) -> str:
+    """'1.004 [0.998, 1.010], wanted within [0.95, 1.05]': an end that is beyond the band never looks like it."""
+
+    def shown(number: float, digits: int) -> str:
+        return f"{number:.{digits}f}"
+
+    ends = [apart(end, limit, shown, 3)[0] for end, limit in zip((low, high), band, strict=True)]
+    return f"{value:.3f} [{ends[0]}, {ends[1]}], wanted within [{band[0]:g}, {band[1]:g}]"
 
 
 def lower_is_better(name: str, value: float, limit: float, floor: float | None = None, unit: str = "") -> Measure:
@@ -135,7 +160,7 @@ class Check(_Part):
     """One question about one subject."""
 
     name: str
-    """moved, forward, ends, prompts, tokens, structure, weights, source, strength, logits, stops, answers."""
+    """moved, forward, ends, prompts, tokens, structure, weights, source, strength, logits, stops, answers, defaults."""
     verdict: CheckVerdict
     message: str
     measures: list[Measure] = []
@@ -218,7 +243,8 @@ def worst(verdicts: Sequence[CheckVerdict]) -> CheckVerdict:
 def link_of(subject: Subject, check: Check, subjects: list[Subject]) -> LinkName:
     """The link that answers for a check."""
     if subject.kind == "served":
-        return "server prompt" if check.name in ("prompts", "tokens") else "server answers"
+        own: dict[str, LinkName] = {"prompts": "server prompt", "tokens": "server prompt", "defaults": "defaults"}
+        return own.get(check.name, "server answers")
     if subject.kind != "adapter" and check.name in _BY_CHECK:
         return _BY_CHECK[check.name]
     # What a merged folder shows came in no later than the merge.
@@ -288,6 +314,12 @@ def verdict_of(subjects: list[Subject]) -> tuple[Verdict, str, list[str]]:
         for subject in subjects
         for check in subject.checks
         if check.verdict in ("fail", "inconclusive") and not counts(subject, check)
+    ]
+    warnings += [
+        f"{subject.name}: {warned}"
+        for subject in subjects
+        for check in subject.checks
+        for warned in check.details.get("warned", [])
     ]
     found = {link.verdict for link in chain}
     verdict: Verdict = "fail" if "fail" in found else "inconclusive" if "inconclusive" in found else "pass"

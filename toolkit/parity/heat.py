@@ -27,8 +27,8 @@ def heat(positions: Positions, rows: list[dict[str, Any]], piece: Callable[[int]
 
     Returns:
         For each golden {golden, prompt, tokens, kl, flips, left_out}. golden: its index; prompt: the last question of its
-        conversation; tokens: their texts; kl: nats, to three digits; flips: index → what the export would have said there;
-        left_out: tokens beyond the longest that is shown.
+        conversation; tokens: their texts; kl: nats, to three digits; flips: index → what the export would have said there,
+        in bytes ("<F0 9F>") where that is no whole character; left_out: tokens beyond the longest that is shown.
     """
     starts = np.cumsum([0] + [len(row["completion_ids"]) for row in rows])
     spans = [positions.kl[a:b] for a, b in itertools.pairwise(starts)]
@@ -45,7 +45,7 @@ def _one(
     golden: int, row: dict[str, Any], kl: list[float], positions: Positions, piece: Callable[[int], bytes]
 ) -> dict[str, Any]:
     flips = {
-        str(flip.position): piece(flip.export).decode("utf-8", "replace")
+        str(flip.position): _told(piece(flip.export))
         for flip in positions.flips
         if flip.golden == golden and flip.position < LONGEST
     }
@@ -57,6 +57,13 @@ def _one(
         "flips": flips,
         "left_out": max(0, len(kl) - LONGEST),
     }
+
+
+def _told(piece: bytes) -> str:
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:  # as text, all half characters look alike
+        return f"<{piece.hex(' ').upper()}>"
 
 
 def token_texts(pieces: list[bytes]) -> list[str]:

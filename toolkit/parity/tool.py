@@ -19,7 +19,8 @@ from toolkit.parity.certificate import Subject, certificate_text
 from toolkit.parity.limits import file_type_of
 from toolkit.recipe.schema import Recipe
 from toolkit.report.page import PAGE, write_page
-from toolkit.run.artifacts import Artifact, write_text
+from toolkit.run.artifacts import Artifact, read_artifact, write_text
+from toolkit.run.facts import CertificateFacts
 
 if TYPE_CHECKING:
     from toolkit.ollama.judged import ServedModel
@@ -49,7 +50,8 @@ def _write(certificate: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "certificate.json", certificate_text(certificate))
     write_page(certificate, folder)
-    stderr.print(f"Certificate: {folder / 'certificate.json'}, for a browser: {folder / PAGE}")
+    stderr.print(f"Certificate: {folder / 'certificate.json'}", soft_wrap=True, markup=False)
+    stderr.print(f"For a browser: {folder / PAGE}", soft_wrap=True, markup=False)
 
 
 def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[str, Any]:
@@ -220,13 +222,28 @@ def _names(paths: tuple[Path, ...]) -> dict[Path, str]:
     return {path: path.name if seen[path.name] == 1 else str(path) for path in paths}
 
 
-def raise_unless_passed(certificate: dict[str, Any]) -> None:
+def raise_unless_passed(certificate: dict[str, Any], asked: Asked, recipe: Recipe | None) -> None:
     """Exit codes for scripts: nothing, 6 or 7.
+
+    Args:
+        recipe: the one that was named; None: files of any origin.
 
     Raises:
         ParityError, InconclusiveError: with the certificate's sentence.
     """
-    if certificate["verdict"] == "fail":
-        raise ParityError(certificate["message"], "")
-    if certificate["verdict"] == "inconclusive":
-        raise InconclusiveError(certificate["message"], "More golden prompts may decide: --prompts FILE, one a line.")
+    if certificate["verdict"] == "pass":
+        return
+    from toolkit.parity.next_step import after_check
+    from toolkit.run import pipeline
+
+    folder = pipeline.run_folder(recipe) if recipe else Path()
+    if recipe is not None and not asked.exports:
+        artifact = read_artifact(folder / "verify", CertificateFacts)
+        if artifact is not None:
+            pipeline.stop_unless_passed(recipe, artifact)
+    hint = after_check(certificate, asked, recipe, folder)
+    raise (
+        ParityError(certificate["message"], hint)
+        if certificate["verdict"] == "fail"
+        else InconclusiveError(certificate["message"], hint)
+    )

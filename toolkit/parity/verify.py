@@ -19,7 +19,7 @@ from toolkit.parity.exported import Exported, FolderWeights, GGUFWeights
 from toolkit.parity.limits import largest_rest
 from toolkit.parity.subjects import GGUFUnderTest, Tuned, adapter_subject, file_checks, gguf_subject, merged_subject
 from toolkit.parity.summary_in_file import write_summary
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.schema import AUTO, Recipe
 from toolkit.report.page import write_page
 from toolkit.run.artifacts import Artifact, file_sha256, write_text
 from toolkit.run.facts import AdapterFacts, CertificateFacts, GGUFFacts, GoldenFacts, ModelFacts
@@ -49,17 +49,20 @@ def verify(
     converted = gguf.folder / gguf.facts.files[0].name
     for artifact in (gguf, quantized):
         for file in artifact.facts.files:
-            served, ancestor = file.file_type == recipe.export.serve, file.file_type == recipe.export.converted
-            counted: Any = "everything" if served else "ancestor" if ancestor else "text only"
             path = artifact.folder / file.name
             made_from = "merged" if artifact is gguf else gguf.facts.files[0].file_type
-            files.append(GGUFUnderTest(path, file.file_type, file.file_type, counted, served, made_from, converted))
+            files.append(GGUFUnderTest(path, file.file_type, file.file_type, made_from=made_from, source=converted))
     subjects = judge(tuned, model.folder, files, publishing=True)
+    passing = smallest_that_passes(recipe, subjects, files)
+    serve = recipe.export.serve
+    if serve == AUTO:  # where none passes, the largest has the most to say
+        serve = passing or max(files, key=lambda file: file.path.stat().st_size).file_type
+    subjects = served_as(serve, recipe, subjects)
     certificate = certificate_of(
         tuned, subjects, hashes(adapter.folder, golden.folder, model.folder, *(f.path for f in files))
     )
     if certificate["verdict"] == "pass":
-        certificate["certified"] = _certified(next(file.path for file in files if file.served), out, certificate)
+        certificate["certified"] = _certified(next(f.path for f in files if f.file_type == serve), out, certificate)
     write_text(out / "certificate.json", certificate_text(certificate))
     write_page(certificate, out)
     checks = {f"{s.name}: {check.name}": check.verdict for s in subjects for check in s.checks}
@@ -68,7 +71,31 @@ def verify(
         checks=checks,
         served_file=certificate["served_file"],
         message=certificate["message"],
+        link=certificate["blame"]["link"] if certificate["blame"] else "",
+        passing="" if certificate["verdict"] == "pass" else passing,
     )
+
+
+def served_as(serve: str, recipe: Recipe, subjects: list[Subject]) -> list[Subject]:
+    """The subjects, where the file of this type is the served one; see `toolkit.parity.certificate.counts`."""
+
+    def marked(subject: Subject) -> Subject:
+        if subject.kind not in ("converted", "quantized"):
+            return subject
+        served, ancestor = subject.name == serve, subject.name == recipe.export.converted
+        counts = "everything" if served else "ancestor" if ancestor else "text only"
+        return subject.model_copy(update={"served": served, "counts": counts})
+
+    return [marked(subject) for subject in subjects]
+
+
+def smallest_that_passes(recipe: Recipe, subjects: list[Subject], files: list[GGUFUnderTest]) -> str:
+    """The file type of the smallest of the recipe's files that could be served; empty where none could."""
+    made = [file for file in files if file.file_type in recipe.export.file_types]
+    for file in sorted(made, key=lambda file: file.path.stat().st_size):
+        if verdict_of(served_as(file.file_type, recipe, subjects))[0] == "pass":
+            return file.file_type
+    return ""
 
 
 def _certified(judged: Path, out: Path, certificate: dict[str, Any]) -> dict[str, Any]:

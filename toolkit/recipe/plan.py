@@ -214,6 +214,7 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
     scores = (rows.longest + recipe.golden.max_new_tokens) * shape.vocab_size * 8
     download = 0 if recipe.base.startswith("embedded:") or is_here(recipe.base) else total * 2
     host = PROCESS_BYTES
+    served = size[export.serve] if export.serve in size else max(size.values())  # auto: one of them
     seconds = CARD_START_SECONDS if on_gpu else 10.0
     seconds += steps * batch * rows.tokens / rate + 2 * rows.held_out * rows.tokens / (3 * rate)
     table: list[tuple[str, float, float, float, float]] = [
@@ -240,10 +241,10 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
             "verify",
             host + converted + scores,
             0,
-            size[export.serve],  # once more, with the summary in its metadata
+            served,  # once more, with the summary in its metadata
             15 + len(size) * (answers + prompts * rows.tokens) / (150 * speed),
         ),
-        ("create", 0.3 * GIB + size[export.serve], 0, size[export.serve], 15 + answers / (40 * speed)),
+        ("create", 0.3 * GIB + served, 0, served, 15 + answers / (40 * speed)),
         ("report", 0.3 * GIB, 0, 0, 3),
     ]
     if recipe.adapter is not None:
@@ -298,7 +299,7 @@ def print_plan(plan: Plan) -> None:
     )
     console.print(table)
     for note in plan.notes:
-        console.print(note)
+        console.print(note, markup=False, soft_wrap=True)
 
 
 def _gib(size: float) -> str:

@@ -17,6 +17,7 @@ QUANTIZED_FILE_TYPES = (
 )  # fmt: skip
 CONVERTED_FILE_TYPES = ("F32", "F16", "BF16")
 FILE_TYPES = CONVERTED_FILE_TYPES + QUANTIZED_FILE_TYPES
+AUTO = "auto"
 
 ALL_SEVEN_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -159,6 +160,7 @@ class Export(Section):
 
     file_types: list[str] = ["F16", "Q8_0", "Q4_K_M"]
     serve: str = "Q8_0"
+    """One of `file_types`, or auto: the smallest of their files that passes."""
 
     @field_validator("file_types")
     @classmethod
@@ -173,7 +175,7 @@ class Export(Section):
 
     @model_validator(mode="after")
     def _served_is_made(self) -> Export:
-        if self.serve not in self.file_types:
+        if self.serve != AUTO and self.serve not in self.file_types:
             raise ValueError(
                 f"serve: {self.serve} is not among file_types {self.file_types}{nearest(self.serve, self.file_types)}"
             )

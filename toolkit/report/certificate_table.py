@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from toolkit.parity.certificate import worst
+from toolkit.parity.certificate import apart, worst
 
 COLOURS = {"pass": "green", "inconclusive": "yellow", "fail": "red", "not compared": "dim"}
 
@@ -72,4 +72,5 @@ def _kl_cell(check: dict[str, Any] | None) -> Text:
     found = _measure(check, "mean KL")
     if check is None or found is None:
         return _cell(check)
-    return Text(f"{found['value']:.1e} ({found['limit']:.1e})", style=COLOURS[check["verdict"]])
+    value, limit = apart(found["value"], found["limit"], lambda number, digits: f"{number:.{digits}e}", 1)
+    return Text(f"{value} ({limit})", style=COLOURS[check["verdict"]])

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from toolkit.parity.certificate import Check, CheckVerdict, Measure, Subject
+from toolkit.parity.certificate import Check, CheckVerdict, Measure, Subject, apart
 
 COLDEST, HOTTEST = 1e-5, 1.0
 """Ends of the colour scale, in nats: what rounding to 16 bits costs, and a whole nat."""
@@ -100,7 +100,7 @@ def measure(check: Check | None, name: str) -> Measure | None:
     return next((m for m in check.measures if m.name == name), None) if check else None
 
 
-def number(value: float | None) -> str:
+def number(value: float | None, digits: int = 4) -> str:
     """A number for people, of four digits: 20, 0.9954, 4.172e-5."""
     if value is None:
         return ""
@@ -109,19 +109,23 @@ def number(value: float | None) -> str:
     if float(value).is_integer() and abs(value) < 1e9:
         return f"{int(value):,}"
     if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e")
+        return f"{value:,.{digits - 4}f}"
+    return f"{value:.{digits}g}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def value_told(found: Measure) -> str:
+    """A measure's value, with digits enough to tell it from its limit."""
+    return apart(found.value, found.limit, number, 4)[0]
 
 
 def limit_told(found: Measure) -> str:
     """A limit with the side on which a measure passes, where its verdict shows that: '≤ 0.015', '≥ 0.94'."""
     if found.limit is None:
         return ""
-    if found.verdict not in ("pass", "fail") or math.isnan(found.value):
-        return number(found.limit)
-    if found.value == found.limit:
-        return number(found.limit)
-    return f"{'≤' if (found.value < found.limit) == (found.verdict == 'pass') else '≥'} {number(found.limit)}"
+    told = apart(found.value, found.limit, number, 4)[1]
+    if found.verdict not in ("pass", "fail") or math.isnan(found.value) or found.value == found.limit:
+        return told
+    return f"{'≤' if (found.value < found.limit) == (found.verdict == 'pass') else '≥'} {told}"
 
 
 def strips(subjects: list[Subject]) -> list[Strip]:

@@ -16,7 +16,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import TypeAdapter, ValidationError
 
 from toolkit.errors import DataError
-from toolkit.parity.certificate import SCHEMA, Blame, ChainLink, Subject, Verdict, blame_of, chain_of, verdict_of
+from toolkit.parity.certificate import (
+    SCHEMA,
+    Blame,
+    ChainLink,
+    Measure,
+    Subject,
+    Verdict,
+    apart,
+    blame_of,
+    chain_of,
+    verdict_of,
+)
 from toolkit.report.drawn import (
     COLDEST,
     HOTTEST,
@@ -29,6 +40,7 @@ from toolkit.report.drawn import (
     measure,
     number,
     strips,
+    value_told,
 )
 from toolkit.run.artifacts import write_text
 
@@ -45,6 +57,7 @@ LINKS_ASKED = {
     "quantization": "Did rounding to fewer bits cost little?",
     "server prompt": "Does Ollama build the same prompt?",
     "server answers": "Does Ollama give the same answers?",
+    "defaults": "Does an app that sends no options get what was trained?",
 }
 QUESTIONS = {
     "moved": "Did training change every part of the adapter?",
@@ -59,6 +72,7 @@ QUESTIONS = {
     "logits": "How far are its next-token probabilities from the tuned model's?",
     "stops": "Does it end its answers where the tuned model does?",
     "answers": "Does the server answer as the file does?",
+    "defaults": "Are answers to an app that sends no options the tuned model's own?",
 }
 KINDS = {
     "adapter": "what training left",
@@ -127,8 +141,12 @@ def certificate_page(certificate: dict[str, Any]) -> str:
     except (KeyError, ValidationError) as error:
         raise _damaged(error) from error
     sections = [_section(subject) for subject in subjects]
+    blamed = ("", number(blame.limit)) if blame else ("", "")
+    if blame and blame.value is not None:
+        blamed = apart(blame.value, blame.limit, number, 4)
     return _template().render(
-        verdict=verdict, chain=chain, blame=blame, made=made.replace("T", " ").replace("+00:00", " UTC"), known=known,
+        verdict=verdict, chain=chain, blame=blame, blamed=blamed, known=known,
+        made=made.replace("T", " ").replace("+00:00", " UTC"),
         rows=[_row(subject) for subject in subjects if subject.kind != "adapter"], strips=strips(subjects),
         sections=sections, heated=[section for section in sections if section.heat], compared=_compared(subjects),
     )  # fmt: skip
@@ -139,7 +157,7 @@ def _template() -> Template:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(number=number, limit=limit_told, sentence=sentence)
+    environment.filters.update(number=number, value=value_told, limit=limit_told, sentence=sentence)
     words = {"signs": SIGNS, "words": WORDS, "links_asked": LINKS_ASKED, "questions": QUESTIONS, "kinds": KINDS}
     return environment.get_template("certificate.html.jinja", globals={**words, "schema": SCHEMA, "scale": _scale()})
 
@@ -208,11 +226,15 @@ def _row(subject: Subject) -> Row:
     kl, same = measure(logits, "mean KL"), measure(logits, "top-1 agreement")
     judged = measure(logits, "top-1 agreement but for near ties")
     return Row(
-        subject, told.get("weights", ""), told.get("answers", ""), number(kl.value) if kl else "",
+        subject, told.get("weights", ""), told.get("answers", ""), value_told(kl) if kl else "",
         limit_told(kl) if kl else "", f"{same.value:.1%}" if same else "",
-        f"{judged.value:.1%}, {'≥' if judged.verdict == 'pass' else 'not ≥'} {judged.limit:.1%}"
-        if judged and judged.limit is not None else "",
+        _share(judged) if judged and judged.limit is not None else "",
     )  # fmt: skip
+
+
+def _share(found: Measure) -> str:
+    value, limit = apart(found.value, found.limit, lambda share, digits: f"{share:.{digits}%}", 1)
+    return f"{value}, {'≥' if found.verdict == 'pass' else 'not ≥'} {limit}"
 
 
 def _section(subject: Subject) -> Section:

@@ -58,7 +58,8 @@ def last_screen(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Rende
     parts += [Text(""), _side_by_side(files_table(summary), costs_table(summary))]
     if "report" in artifacts:
         folder = artifacts["report"].folder
-        parts.append(Text(f"\nAll of it: {folder / 'report.md'}\nThe certificate, for a browser: {folder / PAGE}"))
+        told = f"\nAll of it: {folder / 'report.md'}\nThe certificate, for a browser: {folder / PAGE}"
+        parts.append(Text(told, no_wrap=True, overflow="ignore"))
     parts.append(Text(""))
     parts += [Text(command, style="bold green", no_wrap=True, overflow="ignore") for command in summary.commands]
     return Group(*parts)

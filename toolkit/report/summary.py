@@ -153,7 +153,9 @@ def _answers(golden: Path) -> list[Answer]:
     # A question where nothing changed shows nothing, and an answer that was cut shows less than one that ended.
     rows.sort(key=lambda row: (row["completion"] == row["base_completion"], not row["stopped"]))
     return [
-        Answer(row["messages"][-1]["content"], row["base_completion"].strip(), _without_marks(row), row["stopped"])
+        Answer(
+            row["messages"][-1]["content"], _whole(row["base_completion"]), _whole(_without_marks(row)), row["stopped"]
+        )
         for row in rows[:SHOWN_ANSWERS]
     ]
 
@@ -164,6 +166,11 @@ def _without_marks(row: dict[str, Any]) -> str:
     if not content:  # cut within the thought
         return str(row["completion"]).strip()
     return f"({thought}) {content}" if thought else str(content)
+
+
+def _whole(answer: str) -> str:
+    """Without the half character at which an answer was cut."""
+    return answer.rstrip("\ufffd").strip()
 
 
 def _served(ollama: OllamaFacts) -> str:

@@ -167,6 +167,10 @@ class CertificateFacts(Facts):
     """The GGUF (name) that the verdict lets go to Ollama."""
     message: str = ""
     """The verdict in one sentence: the link that broke, and how."""
+    link: str = ""
+    """The first link that broke; empty where none did."""
+    passing: str = ""
+    """The smallest file type that would pass where the served one does not; empty where none does."""
 
 
 class OllamaFacts(Facts):

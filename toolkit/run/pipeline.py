@@ -98,7 +98,7 @@ def _run(recipe: Recipe, folder: Path, upto: str, force: str) -> dict[str, Artif
             stderr.print(f"[green]✓[/] {stage.name:<9}current", highlight=False)
         have[stage.name] = artifact
         if stage.name == "verify":
-            _stop_unless_passed(artifact)
+            stop_unless_passed(recipe, artifact)
         if stage.name == upto:
             break
     return have
@@ -202,7 +202,7 @@ def _run_stage(stage: Stage, recipe: Recipe, folder: Path, key: dict[str, Any], 
     cost = f"{artifact.cost.seconds:.0f} s, {artifact.cost.peak_memory_bytes / 2**30:.1f} GB"
     if artifact.cost.peak_card_bytes > 0.05 * 2**30:
         cost += f", {artifact.cost.peak_card_bytes / 2**30:.1f} GB of the card"
-    stderr.print(f"[green]✓[/] {stage.name:<9}{cost} → {artifact.folder}")
+    stderr.print(f"[green]✓[/] {stage.name:<9}{cost} → {artifact.folder}", soft_wrap=True)
     return artifact
 
 
@@ -260,12 +260,14 @@ def _peak_card_memory() -> int:
     return int(torch.cuda.max_memory_reserved(0))
 
 
-def _stop_unless_passed(certificate: Artifact[Any]) -> None:
+def stop_unless_passed(recipe: Recipe, certificate: Artifact[Any]) -> None:
+    """Raises ParityError or InconclusiveError where the verdict is not pass; the hint says what to do next."""
     facts = certificate.facts
     if facts.verdict == "pass":
         return
+    from toolkit.parity.next_step import after_run
+
     where = certificate.folder / "certificate.html"
     message = f"the certificate says {facts.verdict}: {facts.message}"
-    if facts.verdict == "fail":
-        raise ParityError(message, f"Nothing was published. Read {where}.")
-    raise InconclusiveError(message, f"Nothing was published. Read {where}; more golden prompts may decide.")
+    hint = f"Nothing was published. Read {where}.\n{after_run(recipe, facts, certificate.folder.parent)}"
+    raise ParityError(message, hint) if facts.verdict == "fail" else InconclusiveError(message, hint)

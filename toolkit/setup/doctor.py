@@ -62,10 +62,16 @@ def diagnose() -> list[Finding]:
 
 
 def print_findings(findings: list[Finding]) -> None:
-    """The report on standard output."""
+    """The report on standard output; commands stand on lines of their own, where no terminal cuts them."""
     from rich.console import Console
+    from rich.text import Text
 
-    Console().print(findings_table(findings))
+    console = Console()
+    console.print(findings_table(findings))
+    for finding in findings:
+        if finding.command:
+            console.print(Text(f"{finding.name}: {finding.found}. Mend it with:"))
+            console.print(Text(f"  {finding.command}", "bold"), soft_wrap=True)
 
 
 def findings_table(findings: list[Finding]) -> Table:
@@ -74,11 +80,10 @@ def findings_table(findings: list[Finding]) -> Table:
     from rich.text import Text
 
     colours = {"ok": "green", "warn": "yellow", "missing": "red"}
-    table = Table("what", "", "found", "mend it with")
+    table = Table("what", "", "found")
+    table.columns[2].overflow = "fold"
     for finding in findings:
-        table.add_row(
-            finding.name, Text(finding.status, colours[finding.status]), Text(finding.found), Text(finding.command)
-        )
+        table.add_row(finding.name, Text(finding.status, colours[finding.status]), Text(finding.found))
     return table
 
 

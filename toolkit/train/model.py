@@ -49,9 +49,8 @@ def load_for_training(recipe: Recipe, base: BaseFacts) -> Loaded:
     if torch.cuda.is_available():
         if importlib.util.find_spec("unsloth") is not None:
             return _through_unsloth(recipe, base, dtype)
-        stderr.print(
-            "Unsloth is not installed: training with transformers, slower. To mend: make setup", style="yellow"
-        )
+        stderr.print("Unsloth is not installed: training with transformers, slower. To mend:", style="yellow")
+        stderr.print("  make setup", style="yellow")
     return _through_transformers(recipe, base, dtype)
 
 

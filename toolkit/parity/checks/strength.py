@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.parity.certificate import Check, Measure, Verdict
+from toolkit.parity.certificate import Check, Measure, Verdict, within
 from toolkit.parity.checks.logits import Positions, no_numbers
 from toolkit.parity.limits import Limits
 from toolkit.parity.strength import Strength
@@ -55,7 +55,7 @@ def strength_check(positions: Positions, limits: Limits, whole_in_weights: bool 
             details=details,
         )
     verdict = strength_verdict(found, limits, whole_in_weights)
-    said = f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}], wanted within [{low:g}, {high:g}]"
+    said = within(found.value, found.low, found.high, (low, high))
     if whole_in_weights:
         said += ", since the weights show the adapter whole, and rounding moves the answers"
     if verdict == "inconclusive":

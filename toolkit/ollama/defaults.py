@@ -1,0 +1,98 @@
+"""Asking a served model as an app that sends no options: what its Modelfile says of sampling and turns, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from toolkit.ollama.client import Client
+from toolkit.ollama.modelfile import shown_parameters
+from toolkit.ollama.own_model import Vocabulary
+from toolkit.ollama.served import Question
+from toolkit.parity.candidate import Candidate
+from toolkit.parity.certificate import Check
+from toolkit.parity.checks.defaults import Asked, Line, Reader, Said, defaults_check
+
+QUESTIONS, SEEDS, LONGEST = 4, (1, 2), 40
+"""Few: what breaks answers breaks most of them, and each costs a second on a small model."""
+TURNS = "turns"
+NEUTRAL: dict[str, Any] = {
+    "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0,
+    "presence_penalty": 0.0, "frequency_penalty": 0.0, "stop": [],
+}  # fmt: skip
+"""With all of these, a server draws from the model's own distribution (api/types.go, Options)."""
+
+
+def judge_defaults(
+    client: Client, name: str, shown: dict[str, Any], parameters: dict[str, Any], candidate: Candidate,
+    vocabulary: Vocabulary, trained: Sequence[Question], rows: Sequence[dict[str, Any]], system: str,
+    limit: int,
+) -> Check:  # fmt: skip
+    """Ask some goldens as an app does, and have the answers judged.
+
+    Args:
+        shown: `/api/show`.
+        parameters: of the model's Modelfile.
+        candidate: the served file.
+        trained: the goldens as they were trained, without turns of the Modelfile's.
+        rows: of golden.jsonl, in the same order.
+        system: what was trained with.
+        limit: tokens of an answer at most.
+    """
+    chosen = range(0, len(rows), max(1, len(rows) // QUESTIONS))[:QUESTIONS]
+    questions, limit = [trained[i] for i in chosen], min(limit, LONGEST)
+    asked = [
+        Asked(
+            trained[i].prompt_ids, rows[i]["messages"][-1]["content"], rows[i].get("completion", ""),
+            len(rows[i].get("completion_ids", ())), bool(rows[i].get("stopped")),
+        )
+        for i in chosen
+    ]  # fmt: skip
+    rendered = [client.rendered(name, question.messages) for question in questions]
+    lines = _lines(shown, parameters, vocabulary, system)
+    bos = vocabulary.bos_text if vocabulary.adds_bos else ""
+
+    def ask(taken_back: frozenset[str]) -> list[Said]:
+        options = {key: NEUTRAL[key] for key in taken_back if key in NEUTRAL}
+        said = []
+        for at, question in enumerate(questions):
+            text = question.prompt_text if TURNS in taken_back else rendered[at]
+            for seed in SEEDS:
+                answer = client.generate(
+                    # Raw, since a thought would be cut out of an answer, and a prompt that is trained may be another one.
+                    name, text.removeprefix(bos) if bos else text, raw=True, think=False, logprobs=True,
+                    options={**options, "seed": seed, "num_predict": limit},
+                )  # fmt: skip
+                said.append(_said(at, answer, vocabulary, candidate))
+        return said
+
+    with candidate.slots(1, max(len(one.prompt_ids) for one in asked) + limit + 1) as slots:
+        return defaults_check(Reader(candidate, slots, asked, limit), ask, lines, len(shown.get("messages") or []))
+
+
+def _said(golden: int, answer: dict[str, Any], vocabulary: Vocabulary, candidate: Candidate) -> Said:
+    tokens: list[int] = []
+    for entry in answer.get("logprobs") or []:
+        text = str(entry["token"])  # of one token, or of those of a character
+        if "\ufffd" in text:
+            break
+        tokens += [vocabulary.token_of[text]] if text in vocabulary.token_of else candidate.tokenize(text)
+    text = str(answer.get("response", ""))
+    return Said(golden, tokens, text, answer.get("done_reason") == "stop", "\ufffd" not in text)
+
+
+def _lines(shown: dict[str, Any], parameters: dict[str, Any], vocabulary: Vocabulary, system: str) -> list[Line]:
+    """Lines of the Modelfile that sample otherwise than the model's own distribution, or put turns into the prompt."""
+    lines = []
+    for key, neutral in NEUTRAL.items():
+        found = parameters.get(key, neutral)
+        if key == "stop":
+            found = [word for word in found if word not in vocabulary.markers]
+        if found != neutral:
+            told = [f"PARAMETER stop {word!r}" for word in found] if key == "stop" else [f"PARAMETER {key} {found:g}"]
+            own = key in shown_parameters(str(shown.get("parameters", "")))
+            lines.append(Line(key, ", ".join(told) if own else f"Ollama's own {key} {found:g}"))
+    turns = [f"{len(shown['messages'])} MESSAGE turns"] if shown.get("messages") else []
+    turns += ["SYSTEM"] if str(shown.get("system", "")) != system else []
+    turns += ["TEMPLATE"] if "\nTEMPLATE" in str(shown.get("modelfile", "")) else []
+    return [*lines, *([Line(TURNS, ", ".join(turns))] if turns else [])]
