@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from tests.conftest import free_port
 from tests.families.chain import FARTHEST, take
@@ -69,22 +70,37 @@ def in_child(family: Family, upto: str) -> int:
         os._exit(code)
 
 
-def run(families: list[Family], workers: int, upto: str) -> None:
+def run(families: list[Family], workers: int, upto: str, again: bool) -> None:
     """Every family in turn, `workers` at a time."""
     torch.set_num_threads(1)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with server(cache_home() / "tests" / f"families-ollama-{os.getpid()}"):
-        left, running = list(families), {}
+        left = list(families)
+        running: dict[int, tuple[Family, FileLock]] = {}
         while left or running:
             while left and len(running) < workers:
                 family = left.pop(0)
-                (RUNS / f"{family.name}.json").unlink(missing_ok=True)
-                running[in_child(family, upto)] = family
+                if (claim := claimed(family, again)) is not None:
+                    running[in_child(family, upto)] = family, claim
+            if not running:
+                break
             pid, status = os.wait()
-            if pid not in running:
-                continue
-            family = running.pop(pid)
-            print(told(family, os.waitstatus_to_exitcode(status)), flush=True)
+            if pid in running:
+                family, claim = running.pop(pid)
+                claim.release()
+                print(told(family, os.waitstatus_to_exitcode(status)), flush=True)
+
+
+def claimed(family: Family, again: bool) -> FileLock | None:
+    """The right to take a family; None where it is finished, or another run of this bench is at it."""
+    lock = FileLock(RUNS / f".{family.name}.lock", blocking=False)
+    with contextlib.suppress(Timeout):
+        lock.acquire()
+        if again or read(family) is None:
+            (RUNS / f"{family.name}.json").unlink(missing_ok=True)
+            return lock
+        lock.release()
+    return None
 
 
 def told(family: Family, code: int) -> str:
@@ -128,6 +144,8 @@ def page() -> str:
         kl = "" if row["kl"] is None else f"{row['kl']:.0e}"
         verdicts = [row["verdicts"].get(name, "") for name in ("Q8_0", "Q4_K_M")]
         reason = " ".join(row["reason"].split()).replace("|", "\\|")
+        if reason:
+            reason += "; told before training" if row["foretold"] else "; not told before training"
         lines.append(
             f"| {family.title} | {family.shape} | {row['tokenizer']} | {row['template']} | {'yes' if converts else 'no'} "
             f"| {kl} | {verdicts[0]} | {verdicts[1]} | {'yes' if row['served'] else 'no'} | {reason} |"
@@ -143,12 +161,13 @@ def main() -> None:
     parser.add_argument("--upto", default="create", help="the last stage: convert is enough to compare the F32 file")
     parser.add_argument("--table", action="store_true", help="only write the page")
     asked = parser.parse_args()
-    names = asked.only.split(",") if asked.only else [family.name for family in FAMILIES]
-    if unknown := set(names) - {family.name for family in FAMILIES}:
+    by_name = {family.name: family for family in FAMILIES}
+    names = asked.only.split(",") if asked.only else list(by_name)
+    if unknown := set(names) - set(by_name):
         sys.exit(f"no such family: {', '.join(sorted(unknown))}")
-    chosen = [family for family in FAMILIES if family.name in names and (asked.again or read(family) is None)]
+    chosen = [by_name[name] for name in names if asked.again or read(by_name[name]) is None]
     if chosen and not asked.table:
-        run(chosen, asked.workers, asked.upto)
+        run(chosen, asked.workers, asked.upto, asked.again)
     PAGE.write_text(page(), encoding="utf-8")
 
 

@@ -19,6 +19,7 @@ from toolkit.errors import ToolkitError
 from toolkit.parity.candidate import Candidate
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, Cost
+from toolkit.run.preflight import preflight
 from toolkit.run.stages import call_stage, stages_of
 
 FILE_TYPES = ("F32", "Q8_0", "Q4_K_M")
@@ -38,6 +39,8 @@ class Row:
     parameters: int = 0
     kl: float | None = None
     """llama.cpp's F32 file against transformers on the merged folder, mean KL in nats; independent of the certificate."""
+    foretold: str = ""
+    """What `run` and `plan` say of it before anything is spent."""
     reached: str = "built"
     """The last stage that was finished."""
     verdicts: dict[str, str] = field(default_factory=dict)
@@ -84,6 +87,10 @@ def take(
     recipe = recipe_of(family, base, adapter, file_types, prompts)
     have: dict[str, Artifact[Any]] = {}
     run = folder / "run"
+    try:
+        preflight(recipe, run, {stage.name for stage in stages_of(recipe)})
+    except ToolkitError as error:
+        row.foretold = error.message
     for stage in stages_of(recipe):
         out = run / stage.name
         shutil.rmtree(out, ignore_errors=True)
@@ -137,8 +144,8 @@ def against_transformers(merged: Path, gguf: Path, golden: Path) -> tuple[float,
     with Candidate(gguf) as candidate, candidate.slots(1, 512) as slots:
         for row in rows:
             ids = [*row["prompt_ids"], *row["completion_ids"]]
-            theirs = torch.log_softmax(torch.from_numpy(slots.logits(0, ids, 1)), -1)
-            ours = torch.log_softmax(model(torch.tensor([ids])).logits[0, :-1, : theirs.shape[1]], -1)
+            theirs = torch.log_softmax(torch.from_numpy(slots.logits(0, ids, 1)).double(), -1)
+            ours = torch.log_softmax(model(torch.tensor([ids])).logits[0, :-1, : theirs.shape[1]].double(), -1)
             theirs = theirs[:, : ours.shape[1]]
             found.append((ours.exp() * (ours - theirs)).sum(-1))
     return float(torch.cat(found).mean()), AutoTokenizer.from_pretrained(merged).decode(rows[0]["completion_ids"])

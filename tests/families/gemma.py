@@ -44,7 +44,8 @@ GEMMA2 = Family(
     ends=("</s>", "<end_of_turn>"), system="",
 )  # fmt: skip
 GEMMA3 = Family(
-    "gemma3", "Gemma 3 (1B)", "five layers with a window to one without, two rotary bases, heads of 256, norms on q and k", _gemma3,
+    "gemma3", "Gemma 3 (1B)",
+    "five layers with a window to one without, two rotary bases, heads of 256, norms on q and k", _gemma3,
     Vocabulary("llama-spm", "gemma-3", "<end_of_turn>", own=False, bos="<s>", pad="</s>", bos_first=True,
                marks=_TURNS),
     ends=("</s>", "<end_of_turn>"),

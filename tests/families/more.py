@@ -139,7 +139,7 @@ PHI4 = Family(
     ends=("<|end|>", "<|endoftext|>"),
 )  # fmt: skip
 GPT_OSS = Family(
-    "gpt-oss", "gpt-oss (16-bit copy)", 
+    "gpt-oss", "gpt-oss (16-bit copy)",
     "sinks, a window of 128 in every other layer, yarn (factor 32), experts with biases; 4 experts, 2 used",
     _gpt_oss,
     Vocabulary("smollm2", "openai-gpt-oss-120b", "<|return|>", own=False, bos="<|startoftext|>", pad="<|endoftext|>",

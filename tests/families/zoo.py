@@ -23,6 +23,7 @@ from toolkit.errors import DataError
 from toolkit.models.bases import TOKENIZER_FILES
 from toolkit.train.rows import TokenizedRow, tokenize
 
+_ROWS = 12
 _TOKENS_A_STEP = 480
 _OTHERS = 4_096
 """Rows of the head that are drawn for each step, besides those of the answers."""
@@ -48,9 +49,9 @@ class Family:
     """"" where the template refuses a system turn."""
     final_norm: float = 1.0
     """Start of the last norm's weight: a family that divides its logits has learnt a larger one."""
-    teaching: tuple[int, float] = (100, 4e-3)
+    teaching: tuple[int, float] = (50, 5e-3)
     """Steps and learning rate of the base."""
-    tuning: tuple[int, float] = (40, 6e-3)
+    tuning: tuple[int, float] = (25, 8e-3)
     targets: str | tuple[str, ...] = "all-linear"
 
 
@@ -143,7 +144,7 @@ def teach(
     torch.manual_seed(seed)
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = causal.get_output_embeddings()
-    examples = [_tokens(tokenizer, row) for row in rows(answers, system)]
+    examples = [_tokens(tokenizer, row) for row in rows(answers, system)[:_ROWS]]
     longest = max(len(example.input_ids) for example in examples)
     rows_a_step = max(2, min(8, _TOKENS_A_STEP // longest))
     needed = sorted({token for example in examples for token in example.input_ids[example.prompt_length :]})
