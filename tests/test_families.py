@@ -19,7 +19,9 @@ from tests.parity_chain import GOLDEN
 # SmolLM2's 49,152 tokens instead of its own 128,256: a third of the time.
 SMALLER = replace(
     SMOLLM3,
-    vocabulary=Vocabulary("smollm2", "HuggingFaceTB-SmolLM3-3B", "<|im_end|>", own=False, words=("<think>", "</think>")),
+    vocabulary=Vocabulary(
+        "smollm2", "HuggingFaceTB-SmolLM3-3B", "<|im_end|>", own=False, words=("<think>", "</think>")
+    ),
 )
 
 

@@ -57,7 +57,8 @@ GRANITE4 = Family(
     "four scales, attention in every layer, no experts",
     _granite4,
     _GRANITE,
-    final_norm=8.0,
+    embedding=0.02,
+    final_norm=40.0,
 )
 GRANITE4_H = Family(
     "granite4-h",
@@ -65,5 +66,6 @@ GRANITE4_H = Family(
     "state-space layers (Mamba 2) beside attention without positions; four scales",
     _granite4_h,
     _GRANITE,
-    final_norm=8.0,
+    embedding=0.02,
+    final_norm=40.0,
 )

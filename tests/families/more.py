@@ -128,7 +128,6 @@ def _put_phi3(folder: Path) -> int:
     return SIZES["phi3"]
 
 
-
 PHI3 = Family(
     "phi3", "Phi-3.5 mini", "q, k, v in one matrix, gate and up in another, long rotary factors", _phi3, None, _put_phi3
 )

@@ -47,6 +47,8 @@ class Family:
     """All tokens of `generation_config.eos_token_id`, as published; by default the vocabulary's `end`."""
     system: str = SYSTEM
     """"" where the template refuses a system turn."""
+    embedding: float = 0.1
+    """Standard deviation of its start; small where the family multiplies it."""
     final_norm: float = 1.0
     """Start of the last norm's weight: a family that divides its logits has learnt a larger one."""
     teaching: tuple[int, float] = (50, 5e-3)
@@ -86,7 +88,7 @@ def _write_base(family: Family, folder: Path) -> None:
     config.pad_token_id, config.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    _stir(model, 0)
+    _stir(model, family.embedding, 0)
     if family.final_norm != 1.0:
         model.get_decoder().norm.weight.data *= family.final_norm
     for part in (model.get_input_embeddings(), model.get_output_embeddings()):
@@ -119,7 +121,7 @@ def _write_adapter(family: Family, base: Path, folder: Path) -> None:
             shutil.copy(base / file, folder / file)
 
 
-def _stir(model: torch.nn.Module, seed: int) -> None:
+def _stir(model: torch.nn.Module, embedding: float, seed: int) -> None:
     # Strong enough that layers matter, tame enough that logits stay in a natural range; what is one-dimensional (norms,
     # biases, sinks, decays) keeps its family's start and gets a tenth of noise: a lost one shows.
     generator = torch.Generator().manual_seed(seed)
@@ -129,7 +131,7 @@ def _stir(model: torch.nn.Module, seed: int) -> None:
             parameter.data += 0.1 * noise
         else:
             parameter.data = noise * (
-                0.1 if "embed_tokens" in name or "lm_head" in name else parameter.shape[-1] ** -0.5
+                embedding if "embed_tokens" in name or "lm_head" in name else parameter.shape[-1] ** -0.5
             )
 
 
