@@ -51,9 +51,9 @@ class Family:
     """Standard deviation of its start; small where the family multiplies it."""
     final_norm: float = 1.0
     """Start of the last norm's weight: a family that divides its logits has learnt a larger one."""
-    teaching: tuple[int, float] = (50, 5e-3)
+    teaching: tuple[int, float] = (120, 4e-3)
     """Steps and learning rate of the base."""
-    tuning: tuple[int, float] = (25, 8e-3)
+    tuning: tuple[int, float] = (50, 6e-3)
     targets: str | tuple[str, ...] = "all-linear"
 
 
