@@ -47,7 +47,7 @@ def spm_tokenizer(name: SpmName) -> Path:
     scores = metadata["tokenizer.ggml.scores"][:_PIECES]
     kinds = metadata["tokenizer.ggml.token_type"][:_PIECES]
     special = _special(name, metadata["tokenizer.ggml.tokens"])
-    _write_model(partial / "tokenizer.model", pieces, scores, kinds)
+    write_model(partial / "tokenizer.model", pieces, scores, kinds)
     _tokenizer(name, pieces, scores, special).save(str(partial / "tokenizer.json"))
     _write_settings(name, partial, special)
     shutil.copy(TREE / "models" / "templates" / template, partial / "chat_template.jinja")
@@ -66,7 +66,8 @@ def _special(name: SpmName, tokens: list[str]) -> list[AddedToken]:
     ]
 
 
-def _write_model(path: Path, pieces: list[str], scores: list[float], kinds: list[int]) -> None:
+def write_model(path: Path, pieces: list[str], scores: list[float], kinds: list[int]) -> None:
+    """Write a SentencePiece BPE model of these pieces: `tokenizer.model`."""
     model = spm.ModelProto()
     model.trainer_spec.model_type = spm.TrainerSpec.BPE
     model.trainer_spec.byte_fallback = True
@@ -79,7 +80,8 @@ def _write_model(path: Path, pieces: list[str], scores: list[float], kinds: list
     path.write_bytes(model.SerializeToString())
 
 
-def _tokenizer(name: SpmName, pieces: list[str], scores: list[float], special: list[AddedToken]) -> Tokenizer:
+def bpe_of_pieces(pieces: list[str], scores: list[float]) -> Tokenizer:
+    """The `tokenizer.json` of SentencePiece's pieces, without special tokens; spaces become "▁", none is put in front."""
     ids = {text: i for i, text in enumerate(pieces)}
     # Which two pieces make a third, the third with the best score first: that is SentencePiece's order of merging.
     merges = [
@@ -91,9 +93,15 @@ def _tokenizer(name: SpmName, pieces: list[str], scores: list[float], special: l
     tokenizer = Tokenizer(
         models.BPE(vocab=ids, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True, dropout=None)
     )
-    spaces = normalizers.Replace(" ", "▁")
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if name == "phi3" else spaces
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer
+
+
+def _tokenizer(name: SpmName, pieces: list[str], scores: list[float], special: list[AddedToken]) -> Tokenizer:
+    tokenizer = bpe_of_pieces(pieces, scores)
+    if name == "phi3":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), tokenizer.normalizer])
     if name == "gemma2":
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.small_models import tiny_llama
 from toolkit.setup import doctor
+from toolkit.setup.base_finding import of_base
 from toolkit.setup.bootstrap import LLAMA_CPP_PYTHON
 
 
@@ -123,3 +125,16 @@ def test_importing_it_is_light() -> None:
     program = "import sys, toolkit.setup.doctor; print([m for m in ('torch', 'numpy', 'pydantic', 'rich') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert shown.strip() in {"[]", "['pydantic']"}
+
+
+def test_a_base_is_looked_at_before_it_is_tuned(tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "base")
+    assert of_base(str(base)).found == "llama.cpp converts it, as architecture llama"
+    settings = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
+    settings["pre_tokenizer"]["pretokenizers"] = settings["pre_tokenizer"]["pretokenizers"][1:]  # digits stay together
+    (base / "tokenizer.json").write_text(json.dumps(settings), encoding="utf-8")
+    finding = of_base(str(base))
+    assert (finding.status, finding.command) == ("missing", "Choose a base whose tokenizer was not changed.")
+    assert finding.found == "llama.cpp does not know this tokenizer's pre-tokenizer"
+    (base / "model.safetensors").unlink()
+    assert of_base(str(base)).status == "missing"

@@ -51,16 +51,21 @@ def list_recipes(as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--base", default="", help="Also ask whether this base model can become a GGUF.")
 @as_json_option
-def doctor(as_json: bool) -> None:
+def doctor(base: str, as_json: bool) -> None:
     """Check versions, compiler, GPU, bitsandbytes, WSL2, disk, Ollama, and that llama.cpp decodes one token here.
 
     \b
     Example:  tune2ollama doctor
+    Example:  tune2ollama doctor --base ./Qwen3-0.6B
     """
+    from toolkit.setup.base_finding import of_base
     from toolkit.setup.doctor import diagnose, print_findings
 
     findings = diagnose()
+    if base:
+        findings.append(of_base(base))
     if as_json:
         from dataclasses import asdict
 

@@ -1,0 +1,34 @@
+"""Families whose shapes a toy configuration would miss, to the certificate: what `tests.bench.families` does for all of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.families.chain import FARTHEST, take
+from tests.families.gemma import GEMMA3
+from tests.families.hybrids import LFM2
+from tests.families.llama import SMOLLM3
+from tests.families.qwen import QWEN3_MOE
+from tests.families.tokenizers import Vocabulary
+from tests.families.zoo import Family
+from tests.parity_chain import GOLDEN
+
+# SmolLM2's 49,152 tokens instead of its own 128,256: a third of the time.
+SMALLER = replace(
+    SMOLLM3,
+    vocabulary=Vocabulary(
+        "smollm2", "HuggingFaceTB-SmolLM3-3B", "<|im_end|>", own=False, words=("<think>", "</think>")
+    ),
+)
+
+
+@pytest.mark.parametrize("family", [LFM2, GEMMA3, SMALLER, QWEN3_MOE], ids=lambda family: family.name)
+def test_a_family_goes_the_whole_way_to_its_certificate(family: Family, tmp_path: Path) -> None:
+    row = take(family, tmp_path, ("F32", "Q8_0"), upto="verify", prompts=GOLDEN[:6])
+    assert row.reason == ""
+    assert row.kl is not None
+    assert row.kl < FARTHEST
+    assert row.verdicts == dict.fromkeys(("adapter", "merged", "F32", "Q8_0"), "pass"), row.measures
