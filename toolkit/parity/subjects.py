@@ -146,7 +146,11 @@ def file_checks(tuned: Tuned, file: GGUFUnderTest, weights: GGUFWeights, compare
     keys = compare_metadata(tuned.tuning.layout.metadata, weights.header)
     checks = [
         gguf_structure_check(compared, keys),
-        weights_check(compared, Expected.of(tuned.adapter, tuned.tuning.has_base)),
+        weights_check(
+            compared,
+            Expected.of(tuned.adapter, tuned.tuning.has_base),
+            importance_matrix=any(key.startswith("quantize.imatrix.") for key in weights.header.metadata),
+        ),
     ]
     if file.converted:
         return checks

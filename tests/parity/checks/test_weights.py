@@ -181,3 +181,25 @@ def test_a_folder_that_stored_nothing_of_the_training_is_not_proved() -> None:
     alone = weights_check(found, PLAIN, alone=True)
     assert (alone.verdict, alone.message.startswith("nothing that training changed is left")) == ("inconclusive", True)
     assert weights_check(found, Expected(has_base=False), alone=True).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("kind", "strength", "importance_matrix", "verdict"),
+    [
+        ("Q2_K", 1.0, False, "pass"),
+        ("Q2_K", 0.9, False, None),
+        ("Q2_K", 0.934, True, "pass"),
+        ("Q2_K", 0.839, True, "fail"),
+        ("Q3_K", 0.971, False, "pass"),
+        ("Q3_K", 0.9, False, "fail"),
+        ("Q4_K", 0.9, True, "fail"),
+    ],
+)
+def test_only_a_file_that_tells_of_an_importance_matrix_has_its_room(
+    kind: str, strength: float, importance_matrix: bool, verdict: str | None
+) -> None:
+    base, change = _random(256, 256), 0.1 * _random(256, 256).flip(0)
+    sums = sums_of(base, base + change, base + strength * change, change)
+    found = Comparison(tensors=[TensorSums("model.layers.0.mlp.up_proj.weight", kind, True, sums)])
+    (measure, *_) = weights_check(found, PLAIN, importance_matrix=importance_matrix).measures
+    assert (measure.value, measure.verdict) == (pytest.approx(strength, abs=1e-3), verdict)
