@@ -38,7 +38,7 @@ class Row:
     template: str
     parameters: int = 0
     kl: float | None = None
-    """llama.cpp's F32 file against transformers on the merged folder, mean KL in nats; independent of the certificate."""
+    """llama.cpp's converted file against transformers on the merged folder, mean KL in nats; independent of the certificate."""
     foretold: str = ""
     """What `run` and `plan` say of it before anything is spent."""
     reached: str = "built"
@@ -104,7 +104,7 @@ def take(
         row.seconds[stage.name] = round(time.monotonic() - start, 1)
         have[stage.name] = Artifact(out, facts, "", {}, Cost())
         row.reached = stage.name
-        if stage.name == "convert" and file_types[0] == "F32":
+        if stage.name == "convert":
             row.kl, row.answer = against_transformers(
                 have["merge"].folder, out / facts.files[0].name, have["golden"].folder
             )

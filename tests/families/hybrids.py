@@ -46,6 +46,7 @@ LFM2 = Family(
         "smollm2", "LFM2.5-Instruct", "<|im_end|>", own=False, bos="<|startoftext|>", pad="<|pad|>",
         marks=("<|pad|>", "<|startoftext|>", "<|tool_list_start|>", "<|tool_list_end|>"), words=("<think>", "</think>"),
     ),
+    teaching=(240, 4e-3),
 )  # fmt: skip
 _GRANITE = Vocabulary(
     "smollm2", "ibm-granite-granite-4.0", "<|end_of_text|>", own=False, bos="<|end_of_text|>", pad="<|pad|>",

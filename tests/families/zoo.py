@@ -100,7 +100,8 @@ def _write_base(family: Family, folder: Path) -> None:
     model.generation_config.eos_token_id = config.eos_token_id
     model.generation_config.pad_token_id = config.pad_token_id
     model.generation_config.bos_token_id = config.bos_token_id
-    model.to(torch.bfloat16).save_pretrained(folder)
+    # In float32: rounding the merged weights to 16 bits would be what the F32 file shows.
+    model.save_pretrained(folder)
 
 
 def _write_adapter(family: Family, base: Path, folder: Path) -> None:
