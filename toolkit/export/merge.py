@@ -55,7 +55,8 @@ def merge(
     if adapter.facts.method == "full":
         return _take_whole_model(adapter, out)
     merged = merged_weights(adapter, recipe.merge.onto)
-    dtype = output_dtype(merged, adapter.facts)
+    # Whoever wants 32 bits wants all of them: a folder in 16 would have rounded what was trained.
+    dtype = "float32" if recipe.export.converted == "F32" else output_dtype(merged, adapter.facts)
     entries = [Entry(n, DTYPES[dtype], merged.entry(n).shape) for n in merged.names()]
     _check_disk(sum(e.bytes for e in entries), out)
     write_merged(merged, entries, dtype, out)

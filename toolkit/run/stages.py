@@ -57,7 +57,14 @@ STAGES = (
         version=2,
     ),
     Stage("golden", GoldenFacts, ("prepare", "train"), ("golden", "system", "merge"), _MODEL_LIBRARIES, version=2),
-    Stage("merge", ModelFacts, ("prepare", "train"), ("merge", "license", "name"), _MODEL_LIBRARIES, version=2),
+    Stage(
+        "merge",
+        ModelFacts,
+        ("prepare", "train"),
+        ("merge", "license", "name", "export.converted"),
+        _MODEL_LIBRARIES,
+        version=2,
+    ),
     Stage(
         "convert",
         GGUFFacts,
