@@ -143,7 +143,7 @@ def test_a_full_disk_is_a_matter_of_resources() -> None:
     full = (500, {"error": "write /x: no space left on device"})
     with (
         broken({"HEAD /api/blobs/": (404, ""), "/api/blobs/": full}) as (_, client),
-        pytest.raises(ResourceError, match="disk is full while taking test_ollama_client") as caught,
+        pytest.raises(ResourceError, match="disk is full while taking test_client") as caught,
     ):
         client.upload(Path(__file__))
     assert caught.value.exit_code == 4
