@@ -90,7 +90,7 @@ def test_export_takes_the_stages_that_there_are_and_no_others() -> None:
 def test_the_exit_code_is_the_verdict_where_nobody_reads_to_the_end(verdict: str, code: int) -> None:
     program = (
         "import sys; import toolkit.parity.tool as tool; from toolkit.cli import main\n"
-        f"certificate = {{'verdict': {verdict!r}, 'message': 'm', 'long': 'x' * 1_000_000}}\n"
+        f"certificate = {{'verdict': {verdict!r}, 'message': 'm', 'subjects': [], 'blame': None, 'long': 'x' * 1_000_000}}\n"
         "tool.check = lambda *_: certificate\n"
         "sys.argv = ['tune2ollama', 'verify', '--adapter', 'a', '--gguf', 'b', '--json']; main()"
     )

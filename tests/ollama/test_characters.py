@@ -54,7 +54,8 @@ class Odd:
 
     def trained(self, limit: int = LONGEST) -> Trained:
         template = str(read_gguf(self.file("F16")).metadata["tokenizer.chat_template"])
-        return Trained(self.golden.folder, SYSTEM, template, self.golden.facts.day, limit)
+        facts = self.golden.facts
+        return Trained(self.golden.folder, SYSTEM, template, facts.day, limit, tuple(facts.end_tokens))
 
 
 def answers(folder: Path) -> list[list[int]]:

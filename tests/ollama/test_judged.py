@@ -187,8 +187,8 @@ def test_turns_of_the_modelfile_count_into_the_context(ollama_server: Server, sm
     long = [{"role": "user", "content": "one two three " * 80}, {"role": "assistant", "content": "Yes."}]
     shown = show(ollama_server.client, small_gguf, wanted, {"num_ctx": 256}, messages=long)
     assert [one.name for one in shown.checks] == ["ends", "answers"]
-    assert shown.checks[0].message.startswith("num_ctx is 256, but golden prompts and answers need ")
-    assert measure(shown.checks[0], "num_ctx").limit > 256  # type: ignore[operator]
+    assert shown.checks[1].message.startswith("num_ctx is 256, but golden prompts and answers need ")
+    assert measure(shown.checks[1], "num_ctx").limit > 256  # type: ignore[operator]
     assert check(show(ollama_server.client, small_gguf, wanted, {"num_ctx": 256}), "answers").verdict == "pass"
 
 
