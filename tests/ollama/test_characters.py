@@ -182,6 +182,7 @@ def test_right_files_pass(ollama_server: Server, odd: Odd, file_type: str) -> No
     found = shown(ollama_server.client, odd.file(file_type), odd.file(file_type), odd.trained())
     assert [(one.name, one.verdict) for one in found.checks] == [
         ("prompts", "pass"),
+        ("ends", "pass"),
         ("answers", "pass"),
         ("defaults", "pass"),
     ], [one.message for one in found.checks]

@@ -139,12 +139,12 @@ def test_another_pre_tokenizer_fails_the_tokens_check(clean: Chain, tmp_path: Pa
 
     facts, certificate = certify(clean, damaged(clean, swap, tmp_path / "x"), tmp_path / "verify")
     assert facts.verdict == "fail"
-    assert all(facts.checks[f"{link}: tokens"] == "fail" for link in TYPES)
+    assert all(facts.checks[f"{link}: ends"] == "fail" for link in TYPES)
     assert value(certificate, "F16", "tokens", "random texts that differ") > 100
     assert value(certificate, "F16", "tokens", "tokens spelled differently") == 0
 
 
-def test_a_lost_end_token_fails_the_tokens_check(clean: Chain, tmp_path: Path) -> None:
+def test_a_lost_end_token_fails_the_ends_check(clean: Chain, tmp_path: Path) -> None:
     # The value of the key is a 32-bit number of type 4 after the key's text.
     key = b"tokenizer.ggml.eos_token_id" + (4).to_bytes(4, "little")
 
@@ -153,8 +153,8 @@ def test_a_lost_end_token_fails_the_tokens_check(clean: Chain, tmp_path: Path) -
 
     facts, certificate = certify(clean, damaged(clean, lose, tmp_path / "x"), tmp_path / "verify")
     assert facts.verdict == "fail"
-    assert all(facts.checks[f"{link}: tokens"] == "fail" for link in TYPES)
-    assert value(certificate, "Q8_0", "tokens", "end-of-text id wrong") == 1
+    assert all(facts.checks[f"{link}: ends"] == "fail" for link in TYPES)
+    assert value(certificate, "Q8_0", "ends", "end-of-text id wrong") == 1
 
 
 def test_one_value_that_is_no_number_fails_and_is_named(clean: Chain, tmp_path: Path) -> None:

@@ -142,12 +142,14 @@ def test_export_brings_it_to_a_certificate(base: Path, adapter: Path, tmp_path: 
         "--prompts", "prompts.txt", "--file-type", "F16", "--upto", "verify", "--json",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout)
-    assert list(told) == ["train", "golden", "merge", "convert", "quantize", "verify"]
-    assert told["verify"]["verdict"] == "pass"
+    # A random adapter never ends an answer, so whether it can is open; all that an export may break is whole.
+    assert done.returncode == 7, done.stderr[-3000:]
+    assert "nobody knows whether the tuned model ends its answers" in done.stderr
     certificate = json.loads((tmp_path / "runs" / "other" / "verify" / "certificate.json").read_text())
-    assert certificate["verdict"] == "pass" and certificate["served_file"] == "other-F16.gguf"
+    assert certificate["verdict"] == "inconclusive" and certificate["served_file"] == "other-F16.gguf"
+    verdicts = {link["link"]: link["verdict"] for link in certificate["chain"]}
+    links = ("training", "template", "tokenizer", "structure", "merge", "conversion")
+    assert [verdicts[link] for link in links] == ["inconclusive", *["pass"] * 5]
     assert not (tmp_path / "runs" / "other" / "prepare").exists()
 
 
@@ -162,5 +164,8 @@ def test_an_adapter_of_another_base_is_refused(adapter: Path, tmp_path: Path) ->
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 3, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
-    assert re.search(r"has shape \[\d+, \d+\], but the base \S+ needs \[\d+, \d+\]", done.stderr)
+    assert re.search(
+        rf"{re.escape(str(adapter))}/adapter_model\S+ \S+ has shape \[\d+, \d+\], but the base needs \[\d+, \d+\]",
+        done.stderr,
+    )
     assert "Name the base that it was trained on" in done.stderr

@@ -157,7 +157,10 @@ def _take_matrices(
         stderr.print(
             f"{adapter.folder} began with a part of the base ({start}): what was trained is taken as a plain LoRA."
         )
-    merged = MergedWeights(weights, taken)  # says what does not fit, before anything is computed
+    try:
+        merged = MergedWeights(weights, taken)  # says what does not fit, before anything is computed
+    except DataError as error:  # of the user's own file, not of the copy
+        raise DataError(error.message.replace(str(out), str(adapter.folder)), error.hint) from error
     changed = [name for name in merged.names() if merged.is_merged(name)]
     if changed:  # and the smallest, whether PEFT can merge it
         merged.load(min(changed, key=lambda name: math.prod(merged.entry(name).shape)))
