@@ -22,6 +22,6 @@ def test_the_server_is_blamed_in_words_that_name_the_fault(fault: ServedFault, o
 def test_a_right_server_is_not(ollama_server: Server) -> None:
     subject = served(ollama_server.client, {})
     assert {check.name: check.verdict for check in subject.checks} == {
-        "prompts": "pass", "ends": "pass", "answers": "pass", "strength": "pass",
+        "prompts": "pass", "ends": "pass", "answers": "pass", "defaults": "pass", "strength": "pass",
     }, [check.message for check in subject.checks]  # fmt: skip
     assert subject.file_type == "Ollama 0.34.1"

@@ -47,7 +47,7 @@ def test_a_right_model_passes_and_is_a_subject_of_the_certificate(model: str, pl
     file, served_one = certificate["subjects"][1:]
     assert (file["name"], served_one["name"]) == ("strength:right's file", "strength:right")
     assert {c["name"]: c["verdict"] for c in served_one["checks"]} == dict.fromkeys(
-        ("prompts", "ends", "answers", "strength"), "pass"
+        ("prompts", "ends", "answers", "defaults", "strength"), "pass"
     )
     assert certificate["versions"]["ollama"] == "0.34.1"
     (prompts,) = [check for check in file["checks"] if check["name"] == "prompts"]

@@ -301,6 +301,8 @@ def test_a_wrong_export_is_refused_with_exit_code_6(clean: Project, base: Path, 
         for check in subject["checks"]
         if check["verdict"] == "fail"
     }
-    wanted = "prompts" if fault == "template swapped" else "strength"
+    wanted = (
+        "prompts" if fault == "template swapped" else "weights"
+    )  # a few short answers may leave half an adapter open
     assert {f"F16: {wanted}", f"Q8_0: {wanted}"} <= failed
     assert _certificate(project)["blame"]["link"] == ("template" if fault == "template swapped" else "merge")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,5 +95,8 @@ def _lines(shown: dict[str, Any], parameters: dict[str, Any], vocabulary: Vocabu
             lines.append(Line(key, ", ".join(told) if own else f"Ollama's own {key} {found:g}"))
     turns = [f"{len(shown['messages'])} MESSAGE turns"] if shown.get("messages") else []
     turns += ["SYSTEM"] if str(shown.get("system", "")) != system else []
-    turns += ["TEMPLATE"] if "\nTEMPLATE" in str(shown.get("modelfile", "")) else []
+    # Ollama shows this one line where the file's own template is served.
+    turns += (
+        ["TEMPLATE"] if re.search(r"^TEMPLATE (?!\{\{ \.Prompt \}\}$)", str(shown.get("modelfile", "")), re.M) else []
+    )
     return [*lines, *([Line(TURNS, ", ".join(turns))] if turns else [])]

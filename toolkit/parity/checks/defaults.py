@@ -101,8 +101,8 @@ class Look:
 
     @property
     def breaks(self) -> bool:
-        """Half of the answers or more."""
-        return 2 * len(self.broken) >= self.answers
+        """A third of the answers or more."""
+        return 3 * len(self.broken) >= self.answers
 
     @property
     def odd(self) -> bool:
@@ -189,7 +189,7 @@ def defaults_check(reader: Reader, ask: Ask, lines: Sequence[Line], turns: int) 
     fails = bool(blamed) and look.breaks and neutral is not None and not neutral.breaks
     measures = [
         Measure(
-            name="answers that break", value=len(look.broken), limit=(look.answers - 1) // 2, floor=0,
+            name="answers that break", value=len(look.broken), limit=(look.answers - 1) // 3, floor=0,
             verdict="fail" if fails else "pass",
         ),
         Measure(name="surprise of the answers", value=look.mean, unit="nats a token", limit=SURPRISING, floor=0.0),
