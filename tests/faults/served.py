@@ -72,6 +72,6 @@ def served(client: Client, parameters: dict[str, Any], template: str = "") -> Su
     try:
         tuned = Tuned.of(clean.recipe, clean.adapter, clean.golden, AutoTokenizer.from_pretrained(clean.adapter.folder))
         model = ServedModel(client, NAME, client.show(NAME), file)
-        return judge_served(model, tuned, clean.golden.folder, SYSTEM, whole=False)
+        return judge_served(model, tuned, clean.golden.folder, SYSTEM, whole=True)  # as its file's weights show
     finally:
         client.delete(NAME)
