@@ -139,7 +139,7 @@ def test_another_pre_tokenizer_fails_the_tokens_check(clean: Chain, tmp_path: Pa
 
     facts, certificate = certify(clean, damaged(clean, swap, tmp_path / "x"), tmp_path / "verify")
     assert facts.verdict == "fail"
-    assert all(facts.checks[f"{link}: ends"] == "fail" for link in TYPES)
+    assert all(facts.checks[f"{link}: tokens"] == "fail" for link in TYPES)
     assert value(certificate, "F16", "tokens", "random texts that differ") > 100
     assert value(certificate, "F16", "tokens", "tokens spelled differently") == 0
 

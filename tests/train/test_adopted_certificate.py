@@ -60,5 +60,6 @@ def test_it_passes(name: str, tmp_path: Path) -> None:
         chosen, trained, golden, made.model, made.gguf, made.quantized, tmp_path / "verify"
     )
     failed = {check: verdict for check, verdict in found.checks.items() if verdict in ("fail", "inconclusive")}
-    assert found.verdict == "pass", (found.message, failed)
+    # Random values never write an end of turn, which the certificate must say; nothing else is in doubt.
+    assert failed == {"adapter: ends": "inconclusive"}, found.message
     assert finished(tmp_path / "verify", found).facts.served_file
