@@ -24,7 +24,7 @@ from toolkit.run.artifacts import text_sha256
 from toolkit.run.places import cache_home
 
 Source = Literal["smollm2", "qwen2", "qwen35", "llama-bpe", "gemma-4", "llama-spm"]
-VERSION = 1
+VERSION = 2
 TEMPLATES = Path(__file__).with_name("templates")
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?"
 _REST = r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -105,7 +105,8 @@ def _write(vocabulary: Vocabulary, folder: Path) -> None:
             tokenizer, names = _byte_level(source, vocabulary.renamed)
     special = [*names, *vocabulary.marks]
     for name in [*special, *vocabulary.words]:
-        tokenizer.add_special_tokens([AddedToken(name, special=name not in vocabulary.words, normalized=False)])
+        text = name in vocabulary.words  # `add_special_tokens` makes every token special, whatever it is told
+        (tokenizer.add_tokens if text else tokenizer.add_special_tokens)([AddedToken(name, normalized=False)])
     if vocabulary.bos_first and vocabulary.bos:
         first = processors.TemplateProcessing(
             single=f"{vocabulary.bos} $A",

@@ -313,10 +313,15 @@ class _Follower:
             return int(row.argmax())
         likeliest = np.argpartition(-row, _CANDIDATES)[:_CANDIDATES]
         for token in likeliest[np.argsort(-row[likeliest])]:
-            text = pending + self.own.piece(int(token))
-            if not begun(text) and as_shown(text) == shown:
+            piece = self.own.piece(int(token))
+            text = pending + piece
+            if piece and not begun(text) and as_shown(text) == shown:
                 return int(token)
-            if text != pending and self._held(text) and _leads_to(text, shown):
+            if piece and self._held(text) and _leads_to(text, shown):
+                return int(token)
+            if (
+                not piece and token not in self.own.end_ids
+            ):  # a control token within an answer: the server is silent on it
                 return int(token)
         return None
 

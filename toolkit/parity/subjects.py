@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from toolkit.models.adapters import LoraAdapter
 from toolkit.models.chat_template import on_day, render_trained
 from toolkit.models.ends import ends_of
-from toolkit.models.gguf_file import UNQUANTIZED, read_gguf
+from toolkit.models.gguf_file import UNQUANTIZED
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import Check, Subject
 from toolkit.parity.checks.ends import file_ends_check, folder_ends_check, not_of_ends, tuned_ends_check
@@ -34,7 +34,7 @@ from toolkit.parity.golden.goldens import Goldens
 from toolkit.parity.golden.record import as_merged
 from toolkit.parity.heat import heat
 from toolkit.parity.limits import fallback_share, limits_for
-from toolkit.parity.metadata import compare_metadata
+from toolkit.parity.metadata import Compared, compare_metadata
 from toolkit.parity.more import Further, decide, read_rounds
 from toolkit.parity.tuning import Tuning
 from toolkit.recipe.schema import Recipe
@@ -141,9 +141,10 @@ def merged_subject(tuned: Tuned, merged: Path, compared: Comparison) -> Subject:
     )  # fmt: skip
 
 
-def file_checks(tuned: Tuned, file: GGUFUnderTest, weights: GGUFWeights, compared: Comparison) -> list[Check]:
+def _file_checks(
+    tuned: Tuned, file: GGUFUnderTest, weights: GGUFWeights, compared: Comparison, keys: Compared
+) -> list[Check]:
     """What the file alone tells, without running it."""
-    keys = compare_metadata(tuned.tuning.layout.metadata, weights.header)
     checks = [
         gguf_structure_check(compared, keys),
         weights_check(
@@ -162,11 +163,19 @@ def file_checks(tuned: Tuned, file: GGUFUnderTest, weights: GGUFWeights, compare
     return checks
 
 
-def gguf_subject(tuned: Tuned, file: GGUFUnderTest, checks: list[Check], tick: Callable[[int], None]) -> Subject:
+def gguf_subject(
+    tuned: Tuned, file: GGUFUnderTest, weights: GGUFWeights, compared: Comparison, tick: Callable[[int], None]
+) -> Subject:
+    """A GGUF file: what it holds, and what it answers.
+
+    Args:
+        compared: its tensors with the tuned model's.
+        tick: is told how many goldens were answered.
+    """
     started = time.monotonic()
-    header = read_gguf(file.path)
-    limits, relaxed = limits_for(file.file_type, tuned.parameters, fallback_share(header, file.file_type))
-    keys = compare_metadata(tuned.tuning.layout.metadata, header)
+    limits, relaxed = limits_for(file.file_type, tuned.parameters, fallback_share(weights.header, file.file_type))
+    keys = compare_metadata(tuned.tuning.layout.metadata, weights.header)
+    checks = _file_checks(tuned, file, weights, compared, keys)
     goldens = tuned.goldens
     with Candidate(file.path) as candidate:
         checks = [

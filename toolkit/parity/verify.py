@@ -17,7 +17,7 @@ from toolkit.parity.certificate import SCHEMA, Subject, blame_of, certificate_te
 from toolkit.parity.comparison import compare_weights
 from toolkit.parity.exported import Exported, FolderWeights, GGUFWeights
 from toolkit.parity.limits import largest_rest
-from toolkit.parity.subjects import GGUFUnderTest, Tuned, adapter_subject, file_checks, gguf_subject, merged_subject
+from toolkit.parity.subjects import GGUFUnderTest, Tuned, adapter_subject, gguf_subject, merged_subject
 from toolkit.parity.summary_in_file import write_summary
 from toolkit.recipe.schema import AUTO, Recipe
 from toolkit.report.page import write_page
@@ -123,8 +123,8 @@ def judge(tuned: Tuned, merged: Path | None, files: list[GGUFUnderTest], publish
             subjects.append(merged_subject(tuned, merged, compared["merged"]))
         for file in files:
             task = progress.add_task(f"{file.name} answers", total=len(tuned.goldens.rows))
-            checks = file_checks(tuned, file, ggufs[file.name], compared[file.name])
-            subjects.append(gguf_subject(tuned, file, checks, functools.partial(progress.advance, task)))
+            tick = functools.partial(progress.advance, task)
+            subjects.append(gguf_subject(tuned, file, ggufs[file.name], compared[file.name], tick))
     return subjects
 
 
