@@ -144,7 +144,7 @@ def test_export_brings_it_to_a_certificate(base: Path, adapter: Path, tmp_path: 
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     # A random adapter never ends an answer, so whether it can is open; all that an export may break is whole.
     assert done.returncode == 7, done.stderr[-3000:]
-    assert "nobody knows whether the tuned model ends its answers" in done.stderr
+    assert "they do not end within" in done.stderr
     certificate = json.loads((tmp_path / "runs" / "other" / "verify" / "certificate.json").read_text())
     assert certificate["verdict"] == "inconclusive" and certificate["served_file"] == "other-F16.gguf"
     verdicts = {link["link"]: link["verdict"] for link in certificate["chain"]}

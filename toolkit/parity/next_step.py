@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.parity.asked import Asked
+from toolkit.parity.golden.goldens import GOES_ON
 from toolkit.recipe.reading import RESOLVED_FILE
 from toolkit.recipe.schema import Recipe
 from toolkit.run.facts import CertificateFacts
@@ -28,6 +29,9 @@ def after_run(recipe: Recipe, facts: CertificateFacts, folder: Path) -> str:
             f"{facts.passing} passes. Serve that file:\n  {command} run {resolved} --set export.serve={facts.passing}"
         )
     if facts.verdict == "inconclusive":
+        if "inconclusive" in (facts.checks.get("adapter: ends"), facts.checks.get("tuned model: ends")):
+            tokens = GOES_ON**2 * recipe.golden.max_new_tokens
+            return f"Longer golden answers may decide:\n  {command} run {resolved} --set golden.max_new_tokens={tokens}"
         if recipe.data is None:
             return f"More golden prompts may decide, one a line in a file:\n  {command} run {resolved} --set golden.prompts=FILE"
         count = max(MORE_PROMPTS, 2 * recipe.golden.from_test)

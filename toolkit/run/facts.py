@@ -114,6 +114,8 @@ class GoldenFacts(Facts):
     answers_median: int | None = None
     answers_longest: int | None = None
     """Tokens of the answers that were trained on, the end included; None: they are not known."""
+    ends_after: int | None = None
+    """Where all answers were cut: tokens after which one ended that was let go on; None where none did, or all was known."""
     chat_template_kwargs: Mapping[str, Any] = {}
     """What the template was told."""
     thoughts: int = 0

@@ -13,7 +13,7 @@ from typing import Any
 from toolkit.models.ends import is_mark
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import Check, Measure, lower_is_better
-from toolkit.parity.golden.goldens import Goldens
+from toolkit.parity.golden.goldens import GOES_ON, Goldens
 from toolkit.parity.metadata import Compared, Difference
 
 _KEYS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
@@ -65,10 +65,11 @@ def tuned_ends_check(goldens: Goldens, new_tokens: int, publishing: bool = True)
         message += f"--set golden.max_new_tokens={round(LONG_ENOUGH * facts.answers_longest + 1)}"
     elif open_ended:
         message += f"; {room}"
-    if len(open_ended) == len(rows) and knows is None:
-        message += (
-            f", so nobody knows whether the tuned model ends its answers: --set golden.max_new_tokens={4 * new_tokens}"
-        )
+    if open_ended and facts.ends_after is not None:
+        message += f"; let go on, one of them ended after {facts.ends_after}: --set golden.max_new_tokens={2 * facts.ends_after}"
+    elif len(open_ended) == len(rows) and knows is None:
+        message += f", and let go on, they do not end within {GOES_ON * new_tokens} either: "
+        message += f"--set golden.max_new_tokens={GOES_ON**2 * new_tokens}"
         check = check.model_copy(update={"verdict": "inconclusive" if publishing else "not compared"})
     return check.model_copy(update={"message": _with(message, facts.ends_told)})
 

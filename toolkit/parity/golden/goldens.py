@@ -14,6 +14,9 @@ from toolkit.run.artifacts import Artifact, read_jsonl
 from toolkit.run.facts import GoldenFacts
 from toolkit.train.forward import FORWARD_FILE
 
+LET_GO_ON, GOES_ON = 2, 4
+"""Where no golden answer ends, so many of them are let go on, up to so many times `golden.max_new_tokens`."""
+
 
 @dataclass(frozen=True)
 class Goldens:

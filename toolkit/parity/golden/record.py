@@ -44,6 +44,7 @@ from toolkit.models.weights import TrainedWeights, loaded_bytes, weights_of
 from toolkit.parity.checks.prompts import Messages, conversations, render
 from toolkit.parity.checks.tokens import encode
 from toolkit.parity.golden.export_answers import answers_of, too_large
+from toolkit.parity.golden.goldens import GOES_ON, LET_GO_ON
 from toolkit.parity.golden.training_rows import recorded_rows, write_answers, write_forward
 from toolkit.recipe.prompts_file import asked, golden_turns
 from toolkit.recipe.schema import Recipe
@@ -85,6 +86,7 @@ def record_golden(
     vocabulary = int(weights.structure().get_output_embeddings().weight.shape[0])
     whole = computed_whole(weights)
     recorded = recorded_rows(trained, dataset, tokenizer)
+    ends_after = None
     if recipe.golden.answers_from is not None:
         answers = answers_of(Path(recipe.golden.answers_from), [p.ids for p in prompts], recipe.golden.max_new_tokens)
         before: list[list[int]] = [[] for _ in answers]
@@ -94,6 +96,8 @@ def record_golden(
         _refuse_too_large(weights)
         model, _ = load_tuned(adapter, torch.float32 if whole else torch.bfloat16)
         answers = greedy(model, prompts, ends, recipe.golden.max_new_tokens, "tuned answers")
+        if not any(answer[-1] in ends for answer in answers):
+            ends_after = _let_go_on(model, prompts, answers, ends, recipe.golden.max_new_tokens)
         forced = _forced(prompts, answers)
         shape = (sum(s.positions for s in forced), vocabulary)
         if whole and adapter is trained:
@@ -121,7 +125,7 @@ def record_golden(
         forward="whole" if whole else "layer by layer", stopped_by_themselves=sum(row["stopped"] for row in rows), day=day,
         turn_end=found.turn.token if found.turn else None, turn_marks=turn_marks(tokenizer), ends_told=found.told(),
         answers_median=known.median, answers_longest=known.longest,
-        chat_template_kwargs=fields, thoughts=sum(bool(row["thinking"]) for row in rows),
+        ends_after=ends_after, chat_template_kwargs=fields, thoughts=sum(bool(row["thinking"]) for row in rows),
     )  # fmt: skip
 
 
@@ -229,6 +233,15 @@ def greedy(model: Any, prompts: list[Prompt], ends: list[int], new_tokens: int, 
         found = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
         answers += [_until_end(row, ends) for row in found[:, longest:].tolist()]
     return answers
+
+
+def _let_go_on(
+    model: Any, prompts: list[Prompt], answers: list[list[int]], ends: list[int], new_tokens: int
+) -> int | None:
+    """Whether answers that were all cut would have ended: tokens of the shortest of a few that are let go on, or None."""
+    further = [Prompt(p.messages, p.text, p.ids + answer) for p, answer in zip(prompts, answers)][:LET_GO_ON]
+    found = greedy(model, further, ends, (GOES_ON - 1) * new_tokens, "no answer has ended yet: two of them go on")
+    return min((new_tokens + len(answer) for answer in found if answer[-1] in ends), default=None)
 
 
 def _until_end(tokens: list[int], ends: list[int]) -> list[int]:
