@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from tests.small_models import TREE, adapter_artifact, base_facts, tiny_adapter, tiny_llama, tiny_qwen2
+from tests.small_models import TREE, adapter_artifact, base_facts, put_tokenizer, tiny_adapter, tiny_llama, tiny_qwen2
 from toolkit.errors import DataError, ExternalToolError, UsageError
 from toolkit.export import llama_cpp
 from toolkit.export.convert import PROTECTION, base_model, check_end_token, convert, known_name, protect_template
@@ -348,10 +348,13 @@ def test_llama_converts_with_its_rotary_order(tmp_path: Path) -> None:
     assert base_facts(folder).digest
 
 
-def test_phi3_is_named_as_llama_cpp_knows_it(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "phi3"}', encoding="utf-8")
-    assert [known_name(name, tmp_path) for name in ("helpdesk", "My-Phi3", "phi-3.5-nurse")] == [
+def test_only_a_tokenizer_like_phi3s_is_named_so(tmp_path: Path) -> None:
+    put_tokenizer(tmp_path / "phi3", "phi3")
+    assert [known_name(name, tmp_path / "phi3") for name in ("helpdesk", "My-Phi3", "phi-3.5-nurse")] == [
         "helpdesk (phi-3)", "My-Phi3", "phi-3.5-nurse",
     ]  # fmt: skip
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
-    assert known_name("helpdesk", tmp_path) == "helpdesk"
+    # llama.cpp looks for Phi-3's tokens in every file of that name, and does not load one without them.
+    other = tiny_llama(tmp_path / "llama")
+    assert [known_name(name, other) for name in ("helpdesk", "my-Phi3", "phi-3.5-nurse")] == [
+        "helpdesk", "my-Phi 3", "phi 3.5-nurse",
+    ]  # fmt: skip

@@ -21,8 +21,9 @@ def _lfm2(tokens: int) -> PreTrainedConfig:
 
 
 def _granite(tokens: int, layer_types: list[str], **more: Any) -> PreTrainedConfig:
+    whole_eights = -(-tokens // 8) * 8  # as published; the converter fills the vocabulary up to them
     return GraniteMoeHybridConfig(
-        vocab_size=tokens, hidden_size=256, intermediate_size=512, shared_intermediate_size=512,
+        vocab_size=whole_eights, hidden_size=256, intermediate_size=512, shared_intermediate_size=512,
         num_hidden_layers=len(layer_types), num_attention_heads=4, num_key_value_heads=2, layer_types=layer_types,
         num_local_experts=0, num_experts_per_tok=0, embedding_multiplier=12.0, residual_multiplier=0.22,
         attention_multiplier=0.015625, logits_scaling=8.0, rms_norm_eps=1e-5, tie_word_embeddings=True,

@@ -129,7 +129,13 @@ def _put_phi3(folder: Path) -> int:
 
 
 PHI3 = Family(
-    "phi3", "Phi-3.5 mini", "q, k, v in one matrix, gate and up in another, long rotary factors", _phi3, None, _put_phi3
+    "phi3",
+    "Phi-3.5 mini",
+    "q, k, v in one matrix, gate and up in another, long rotary factors",
+    _phi3,
+    None,
+    _put_phi3,
+    teaching=(240, 4e-3),
 )
 PHI4 = Family(
     "phi4", "Phi-4-mini", "three quarters rotary with long factors, heads of 128, tied head", _phi4,
@@ -144,7 +150,7 @@ GPT_OSS = Family(
     Vocabulary("smollm2", "openai-gpt-oss-120b", "<|return|>", own=False, bos="<|startoftext|>", pad="<|endoftext|>",
                marks=("<|startoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>", "<|end|>", "<|message|>",
                       "<|call|>")),
-    ends=("<|return|>", "<|endoftext|>", "<|call|>"),
+    ends=("<|return|>", "<|endoftext|>", "<|call|>"), teaching=(400, 4e-3),
 )  # fmt: skip
 GLM4 = Family(
     "glm4", "GLM-4 (0414)", "half rotary, four norms a layer, biases on q, k, v, heads of 128", _glm4,

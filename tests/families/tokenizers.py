@@ -24,7 +24,7 @@ from toolkit.run.artifacts import text_sha256
 from toolkit.run.places import cache_home
 
 Source = Literal["smollm2", "qwen2", "qwen35", "llama-bpe", "gemma-4", "llama-spm"]
-VERSION = 2
+VERSION = 3
 TEMPLATES = Path(__file__).with_name("templates")
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?"
 _REST = r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -128,6 +128,8 @@ def _write(vocabulary: Vocabulary, folder: Path) -> None:
             for i, t in sorted(tokenizer.get_added_tokens_decoder().items())
         },
     }  # fmt: skip
+    if vocabulary.source == "gemma-4":
+        settings["extra_special_tokens"] = special  # as published: so the converter knows control tokens
     if vocabulary.source == "llama-spm":
         settings["unk_token"] = "<unk>"
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")

@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from tests.parity_chain import SYSTEM, finished
+from tests.parity_chain import GOLDEN, SYSTEM, finished, trained_adapter, trained_base
+from tests.parity_chain import recipe as chain_recipe
+from tests.parity_chain import record as record_chain
 from tests.small_models import adapter_artifact, tiny_adapter, tiny_llama
 from toolkit.errors import DataError, ResourceError, UsageError
 from toolkit.models.reference import parameter_count
 from toolkit.models.weights import TrainedWeights, loaded_bytes
+from toolkit.parity.checks.ends import tuned_ends_check
 from toolkit.parity.golden import record
+from toolkit.parity.golden.goldens import Goldens
 from toolkit.parity.golden.record import golden_messages, record_golden
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.schema import Golden, Recipe
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import DatasetFacts, Quantization
 
@@ -157,3 +161,18 @@ class _Float32:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
+
+
+def test_answers_that_are_all_cut_are_let_go_on(tmp_path: Path) -> None:
+    base = trained_base(tmp_path / "base")
+    chosen = chain_recipe(["F16"], "F16", base)
+    short = chosen.model_copy(update={"golden": Golden(prompts=GOLDEN, max_new_tokens=6)})
+    adapter = adapter_artifact(trained_adapter(base, tmp_path / "adapter"), base)
+    golden = record_chain(short, adapter, tmp_path / "golden")
+    assert golden.facts.stopped_by_themselves == 0
+    assert golden.facts.ends_after is not None and 6 < golden.facts.ends_after <= 24
+    check = tuned_ends_check(Goldens.read(golden), 6)
+    assert check.verdict == "pass"
+    assert f"one of them ended after {golden.facts.ends_after}" in check.message
+    whole = record_chain(chosen, adapter, tmp_path / "whole")
+    assert whole.facts.stopped_by_themselves > 0 and whole.facts.ends_after is None

@@ -60,7 +60,7 @@ def test_an_open_verdict_asks_for_more_prompts() -> None:
     chosen = made(["Q8_0"], "Q8_0")
     assert commands(after_run(chosen, facts(verdict="inconclusive"), FOLDER))[0].endswith("--set golden.prompts=FILE")
     endless = facts(verdict="inconclusive").model_copy(update={"checks": {"adapter: ends": "inconclusive"}})
-    assert commands(after_run(chosen, endless, FOLDER))[0].endswith("--set golden.max_new_tokens=1536")
+    assert commands(after_run(chosen, endless, FOLDER))[0].endswith("--set golden.max_new_tokens=384")
     asked = Asked(adapter=Path("a"), base="b", ggufs=(Path("f.gguf"),), system="Be brief.")
     certificate = {"verdict": "inconclusive", "blame": None, "subjects": []}
     (command,) = commands(after_check(certificate, asked, None, Path()))

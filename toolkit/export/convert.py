@@ -151,15 +151,23 @@ def metadata(
 
 
 def known_name(name: str, base: Path) -> str:
-    """The model's name, with its family where llama.cpp tells a tokenizer's ways by the name.
+    """The model's name, with "phi-3" in it where llama.cpp is to treat the tokenizer as Phi-3's, and only there.
 
-    Phi-3's special tokens swallow the white space after them, and llama.cpp does so only for a `general.name` that contains
-    "phi-3" or "phi3" (src/llama-vocab.cpp).
+    Phi-3's special tokens swallow the white space after them. llama.cpp lets them do so where `general.name` contains "phi-3" or
+    "phi3", whatever the model is, and cannot load such a file without the tokens of Phi-3 (src/llama-vocab.cpp).
     """
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    if config.get("model_type") != "phi3" or any(word in name.lower() for word in ("phi-3", "phi3")):
-        return name
-    return f"{name} (phi-3)"
+    named = re.compile("(phi)-?(3)", re.IGNORECASE)
+    if not _like_phi3(base / "tokenizer.json"):
+        return named.sub(r"\1 \2", name)
+    return name if named.search(name) else f"{name} (phi-3)"
+
+
+def _like_phi3(tokenizer: Path) -> bool:
+    if not tokenizer.is_file():
+        return False
+    added = {token["content"]: token for token in json.loads(tokenizer.read_text(encoding="utf-8"))["added_tokens"]}
+    swallowing = any(token["special"] and token["rstrip"] for token in added.values())
+    return swallowing and {"<unk>", "<s>", "</s>", "<|endoftext|>"} <= added.keys()
 
 
 def licenses(recipe: Recipe, adapter: AdapterFacts) -> str:

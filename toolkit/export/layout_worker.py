@@ -263,6 +263,13 @@ def head_name(model: Any) -> str:
         return ""
 
 
+def acting(model: Any) -> Any:
+    """The model that does the work: some of the converter's classes choose another for it when they are made."""
+    from conversion import ModelBase
+
+    return next((inner for inner in vars(model).values() if isinstance(inner, ModelBase)), model)
+
+
 def metadata(model: Any) -> dict[str, Any]:
     """Every key that the converter writes, without a weight being read."""
     model.prepare_tensors()
@@ -294,7 +301,7 @@ def main(folder: Path, out: Path, only_architecture: bool) -> None:
             model_class.no_mtp = True
 
         def make() -> Any:
-            return model_class(folder, gguf.LlamaFileType.ALL_F32, out / "never-written.gguf")
+            return acting(model_class(folder, gguf.LlamaFileType.ALL_F32, out / "never-written.gguf"))
 
         wanted = json.loads((folder / "sources.json").read_text(encoding="utf-8"))
         sources = [Source(i, name, tuple(shape)) for i, (name, shape) in enumerate(wanted["tensors"].items())]
