@@ -131,7 +131,7 @@ def _write(vocabulary: Vocabulary, folder: Path) -> None:
     if vocabulary.source == "gemma-4":
         settings["extra_special_tokens"] = special  # as published: so the converter knows control tokens
     if vocabulary.source == "llama-spm":
-        settings["unk_token"] = "<unk>"
+        settings |= {"unk_token": "<unk>", "add_prefix_space": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(template_of(vocabulary), encoding="utf-8")
 

@@ -97,18 +97,18 @@ def tokens_check(
     keys = keys or []
     added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
     texts = random_texts(special=sorted(added))
-    pairs = [(text, encode(tokenizer, text)) for text in texts]
-    by_group = {
-        "recorded prompts": _different(recorded, candidate.tokenize),
-        "added tokens": _different([(text, [index]) for text, index in added.items()], candidate.tokenize),
-        "random texts": _different(pairs, candidate.tokenize),
+    groups: dict[str, tuple[list[tuple[str, list[int]]], Callable[[str], list[int]]]] = {
+        "recorded prompts": (recorded, candidate.tokenize),
+        "added tokens": ([(text, [index]) for text, index in added.items()], candidate.tokenize),
+        "random texts": ([(text, encode(tokenizer, text)) for text in texts], candidate.tokenize),
         # With the beginning-of-text token, as a server adds it: catches one too many or too few.
-        "beginnings": _different(
+        "beginnings": (
             [(text, encode(tokenizer, text, add_special=True)) for text in texts[:20] if text.strip()],
             lambda text: candidate.tokenize(text, add_special=True),
         ),
-        "prompts as a server reads them": _different(recorded, candidate.tokenize_as_server),
+        "prompts as a server reads them": (recorded, candidate.tokenize_as_server),
     }
+    by_group = {group: _different(pairs, tokenize) for group, (pairs, tokenize) in groups.items()}
     spelled = _spelled_differently(candidate, tokenizer)
     measures = [lower_is_better(f"{group} that differ", len(found), 0, 0) for group, found in by_group.items()]
     measures.append(lower_is_better("tokens spelled differently", len(spelled), 0, 0))
@@ -120,7 +120,7 @@ def tokens_check(
     )  # fmt: skip
     measures.append(lower_is_better("keys of the tokenizer that differ", len(keys), 0, 0))
     different = [found for group in by_group.values() for found in group]
-    message = _message(different, spelled, sum(map(len, (recorded, added, pairs))))
+    message = _message(different, spelled, sum(len(pairs) for pairs, _ in groups.values()))
     if candidate.vocabulary != vocabulary:
         message = f"the vocabulary has {candidate.vocabulary} tokens, the tuned model's {vocabulary}; {message}"
     if keys:
