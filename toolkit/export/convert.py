@@ -27,6 +27,7 @@ from toolkit.models.ends import ends_of
 from toolkit.models.gguf_file import GGUFHeader, read_gguf
 from toolkit.models.gguf_metadata import copy_with_texts
 from toolkit.models.safetensors_file import model_files
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, file_sha256, write_json
 from toolkit.run.facts import AdapterFacts, BaseFacts, DatasetFacts, GGUFFacts, GGUFFile, ModelFacts
@@ -256,9 +257,7 @@ def check_end_token(model: Path, header: GGUFHeader, target: Path) -> None:
     Raises:
         DataError: they differ.
     """
-    from transformers import AutoTokenizer
-
-    wanted = AutoTokenizer.from_pretrained(model, trust_remote_code=False).eos_token_id
+    wanted = load_tokenizer(model).eos_token_id
     found = header.metadata.get("tokenizer.ggml.eos_token_id")
     if wanted != found:
         raise DataError(
@@ -277,11 +276,9 @@ def name_ends(model: Path, target: Path) -> dict[str, int]:
     Returns:
         Key → token that was written into the file.
     """
-    from transformers import AutoTokenizer
-
     from toolkit.parity.candidate import Candidate
 
-    ends = ends_of(model, AutoTokenizer.from_pretrained(model, trust_remote_code=False))
+    ends = ends_of(model, load_tokenizer(model))
     turn = ends.turn.token if ends.turn else None
     with Candidate(target, vocab_only=True) as file:
         unknown = sorted((token for token in ends.tokens if not file.ends(token)), key=lambda token: token != turn)

@@ -28,6 +28,7 @@ from toolkit.models.safetensors_file import (
     write_model,
     writing,
 )
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.models.weights import TORCH_DTYPES, TrainedWeights, weights_of
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, read_jsonl, write_json
@@ -81,12 +82,10 @@ def held_out_losses(
         `loss_as_trained`: the adapter on the base that it was trained on; `loss_merged`: the model written to `out`; and
         for QLoRA `loss_on_16_bit`: the adapter on the original weights, which it never saw.
     """
-    from transformers import AutoTokenizer
-
     from toolkit.models.reference import held_out_loss
 
     rows = read_jsonl(dataset.folder / "validation.jsonl")[:LOSS_ROWS]
-    facts, tokenizer = adapter.facts, AutoTokenizer.from_pretrained(out, trust_remote_code=False)
+    facts, tokenizer = adapter.facts, load_tokenizer(out)
 
     def loss(weights: TrainedWeights, folder: Path | None) -> float | None:
         return held_out_loss(
@@ -182,9 +181,7 @@ def _list_turn_end(out: Path) -> str:
     Returns:
         A sentence about it; empty where the base lists it.
     """
-    from transformers import AutoTokenizer
-
-    ends = ends_of(out, AutoTokenizer.from_pretrained(out, trust_remote_code=False))
+    ends = ends_of(out, load_tokenizer(out))
     if ends.unlisted is None:
         return ""
     path = out / GENERATION_CONFIG

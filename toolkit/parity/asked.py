@@ -12,6 +12,7 @@ from typing import Any
 
 from toolkit.errors import DataError, UsageError
 from toolkit.models.gguf_file import read_gguf
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.recipe.schema import Recipe
 
 NOTHING = "there is nothing to compare: no export is named"
@@ -145,8 +146,6 @@ def check_exports(ggufs: tuple[Path, ...], merged: Path | None, base: Path) -> N
 
 
 def _check_merged(folder: Path) -> None:
-    from transformers import AutoTokenizer
-
     from toolkit.parity.checks.structure import text_config
     from toolkit.parity.exported import FolderWeights
 
@@ -156,7 +155,7 @@ def _check_merged(folder: Path) -> None:
         raise DataError(f"{folder} is quantized: its weights cannot be compared", "Name the merge in 16 or 32 bits.")
     FolderWeights(folder)
     try:
-        AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        load_tokenizer(folder)
     except Exception as error:  # each tokenizer class fails in its own way
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from toolkit.models.adapters import LoraAdapter
 from toolkit.models.chat_template import on_day, render_trained
 from toolkit.models.ends import ends_of
 from toolkit.models.gguf_file import UNQUANTIZED
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import Check, Subject
 from toolkit.parity.checks.ends import file_ends_check, folder_ends_check, not_of_ends, tuned_ends_check
@@ -122,7 +121,7 @@ def adapter_subject(tuned: Tuned, publishing: bool) -> Subject:
 
 def merged_subject(tuned: Tuned, merged: Path, compared: Comparison) -> Subject:
     started = time.monotonic()
-    own = AutoTokenizer.from_pretrained(merged, trust_remote_code=False)
+    own = load_tokenizer(merged)
     rendered = [
         render(own, messages, tuned.goldens.facts.day, tuned.goldens.facts.chat_template_kwargs)
         for messages in tuned.goldens.messages()

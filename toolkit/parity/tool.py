@@ -14,6 +14,7 @@ from rich.console import Console
 
 from toolkit.errors import InconclusiveError, ParityError, UsageError
 from toolkit.models.gguf_file import read_gguf
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.parity.asked import NAME_ONE, NOTHING, Asked, check_exports, check_repair, recipe_of
 from toolkit.parity.certificate import Subject, certificate_text
 from toolkit.parity.limits import file_type_of
@@ -103,12 +104,10 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
 
 
 def _repair(file: Path, out: Path, recipe: Recipe, adapter: Artifact[Any]) -> None:
-    from transformers import AutoTokenizer
-
     from toolkit.ollama.repair import repair_file
     from toolkit.run.pipeline import run_folder
 
-    template = str(AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False).get_chat_template())
+    template = str(load_tokenizer(adapter.folder, adapter.facts.base.folder).get_chat_template())
     log, fields = run_folder(recipe) / "ollama-server.log", adapter.facts.chat_template_kwargs
     told = repair_file(file, out, template, recipe.system, log, fields)
     stderr.print(told, markup=False)
@@ -182,13 +181,11 @@ def _tell_summary(file: Path) -> None:
 def _judge(
     recipe: Recipe, have: dict[str, Artifact[Any]], asked: Asked, merged: Path | None, model: ServedModel | None
 ) -> dict[str, Any]:
-    from transformers import AutoTokenizer
-
     from toolkit.parity.subjects import GGUFUnderTest, Tuned, whole_in_weights
     from toolkit.parity.verify import certificate_of, hashes, judge
 
     adapter, golden = have["train"], have["golden"]
-    tokenizer = AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(adapter.folder, adapter.facts.base.folder)
     tuned = Tuned.of(recipe, adapter, golden, tokenizer)
     names = _names(asked.ggufs)
     if model is not None and model.file not in names:

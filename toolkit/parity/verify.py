@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from transformers import AutoTokenizer
 
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.parity.certificate import SCHEMA, Subject, blame_of, certificate_text, chain_of, verdict_of
 from toolkit.parity.comparison import compare_weights
 from toolkit.parity.exported import Exported, FolderWeights, GGUFWeights
@@ -44,7 +44,7 @@ def verify(
     Raises:
         DataError: a file that cannot be read.
     """
-    tuned = Tuned.of(recipe, adapter, golden, AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False))
+    tuned = Tuned.of(recipe, adapter, golden, load_tokenizer(adapter.folder, adapter.facts.base.folder))
     files = []
     converted = gguf.folder / gguf.facts.files[0].name
     for artifact in (gguf, quantized):

@@ -19,6 +19,7 @@ from toolkit.models.bases import TOKENIZER_FILES, check_folder, read_chat_templa
 from toolkit.models.changed_base import refuse_unknown_start, write_as_lora
 from toolkit.models.merged import MergedWeights
 from toolkit.models.safetensors_file import DTYPES, commonest_dtype, link_or_copy, model_entries, model_files
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.models.weights import TrainedWeights
 from toolkit.recipe.adopted import told_template, was_quantized
 from toolkit.recipe.schema import Recipe
@@ -98,9 +99,7 @@ def adopt_adapter(recipe: Recipe, out: Path) -> AdapterFacts:
     if read_chat_template(out) is None:  # as some tools save a tokenizer; that the base has one was checked
         write_text(out / "chat_template.jinja", str(read_chat_template(Path(base.folder))))
         stderr.print(f"{source} has a tokenizer without a chat template: the base's own is taken.")
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(out, trust_remote_code=False)
+    tokenizer = load_tokenizer(out, base.folder)
     return AdapterFacts(
         method="qlora" if quantized else "lora",
         base=base,
@@ -199,9 +198,7 @@ def vocabulary_of(adapter: LoraAdapter, weights: TrainedWeights | MergedWeights,
     tokens = adapter.config.get("trainable_token_indices") or adapter.config.get("token_indices") or []
     indices = [i for each in tokens.values() for i in each] if isinstance(tokens, dict) else tokens
     if not rows and indices and max(indices) >= stored:
-        from transformers import AutoTokenizer
-
         own = (tokenizer / "tokenizer_config.json").is_file()
-        known = len(AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)) if own else 0
+        known = len(load_tokenizer(tokenizer)) if own else 0
         rows = {max(known, max(indices) + 1)}
     return next((n for n in rows if n != stored), None)

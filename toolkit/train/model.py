@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from toolkit.errors import DataError, UsageError
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.models.weights import TrainedWeights, attention_of, loaded_bytes, weights_of
 from toolkit.recipe.schema import Lora, Recipe
 from toolkit.run.artifacts import Artifact
@@ -103,7 +104,7 @@ def _through_unsloth(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -> Loa
             random_state=recipe.train.seed,
         )
     # Not the tokenizer that Unsloth gave: it pads otherwise than the base says.
-    return Loaded(model, _tokenizer(base.folder), name, quantization, through_unsloth=True)
+    return Loaded(model, load_tokenizer(base.folder), name, quantization, through_unsloth=True)
 
 
 def _through_transformers(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -> Loaded:
@@ -114,7 +115,7 @@ def _through_transformers(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -
     if recipe.train.method == "qlora":
         asked = Quantization(double_quantization=recipe.train.bnb_4bit_use_double_quant)
     model = _load_base(Path(base.folder), dtype, asked, compute, torch.cuda.is_available())
-    tokenizer = _tokenizer(base.folder)
+    tokenizer = load_tokenizer(base.folder)
     name, quantization = _as_loaded(recipe, model)
     if recipe.train.method == "full":
         model.requires_grad_(True)
@@ -125,12 +126,6 @@ def _through_transformers(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -
     refuse_missing_targets(model, recipe.lora)
     config = LoraConfig(task_type="CAUSAL_LM", bias="none", **recipe.lora.model_dump())
     return Loaded(get_peft_model(model, config), tokenizer, name, quantization)
-
-
-def _tokenizer(folder: str | Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _as_loaded(recipe: Recipe, model: Any) -> tuple[str, Quantization | None]:
@@ -241,7 +236,7 @@ def load_tuned(adapter: Artifact[AdapterFacts], dtype: torch.dtype = torch.float
     """
     facts = adapter.facts
     on_card = torch.cuda.is_available() and card_holds(loaded_bytes(weights_of(adapter), dtype))
-    tokenizer = _tokenizer(adapter.folder)
+    tokenizer = load_tokenizer(adapter.folder, adapter.facts.base.folder)
     if facts.method == "full":
         return _load_base(adapter.folder, dtype, None, dtype, on_card).eval(), tokenizer
     if facts.stacked:

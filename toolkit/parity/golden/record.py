@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.progress import track
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from toolkit.data.splitting import normalize
 from toolkit.errors import DataError, ResourceError
@@ -40,6 +40,7 @@ from toolkit.models.reference import (
     write_logits,
 )
 from toolkit.models.thinking import Marks, Parts, as_sent_back, marks_of
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.models.weights import TrainedWeights, loaded_bytes, weights_of
 from toolkit.parity.checks.prompts import Messages, conversations, render
 from toolkit.parity.checks.tokens import encode
@@ -74,7 +75,7 @@ def record_golden(
     trained, adapter = adapter, as_merged(adapter, recipe.merge.onto)
     fields = adapter.facts.chat_template_kwargs
     weights = weights_of(adapter)
-    tokenizer = AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(adapter.folder, adapter.facts.base.folder)
     found = end_tokens(adapter, tokenizer)
     ends = found.tokens
     if found.unlisted:
