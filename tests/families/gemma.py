@@ -54,6 +54,6 @@ GEMMA4 = Family(
     "gemma4", "Gemma 4 (E2B, text)",
     "a window in four of five layers, heads of 256 and 512, keys and values shared by the upper half, embeddings for each layer",
     _gemma4,
-    Vocabulary("gemma-4", "google-gemma-4-31B-it", "<turn|>", bos="<bos>", pad="<pad>"),
+    Vocabulary("gemma-4", "google-gemma-4-31B-it", "<turn|>", bos="<bos>", pad="<pad>", bos_first=True),
     ends=("<eos>", "<turn|>", "<|tool_response>"),
 )  # fmt: skip

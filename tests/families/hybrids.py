@@ -61,6 +61,8 @@ GRANITE4 = Family(
     _GRANITE,
     embedding=0.02,
     final_norm=40.0,
+    # transformers 5 writes "full_attention", which the converter takes for a layer with a state space.
+    published={"layer_types": ["attention"] * 2},
 )
 GRANITE4_H = Family(
     "granite4-h",
@@ -70,4 +72,5 @@ GRANITE4_H = Family(
     _GRANITE,
     embedding=0.02,
     final_norm=40.0,
+    published={"layer_types": ["mamba", "attention"]},
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class Family:
     """Steps and learning rate of the base."""
     tuning: tuple[int, float] = (50, 6e-3)
     targets: str | tuple[str, ...] = "all-linear"
+    published: dict[str, Any] = field(default_factory=dict)
+    """Keys of config.json as the published file has them, where transformers writes them otherwise."""
 
 
 def build(family: Family, folder: Path) -> tuple[Path, Path]:
@@ -102,6 +104,8 @@ def _write_base(family: Family, folder: Path) -> None:
     model.generation_config.bos_token_id = config.bos_token_id
     # In float32: rounding the merged weights to 16 bits would be what the F32 file shows.
     model.save_pretrained(folder)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(settings | family.published, indent=1), encoding="utf-8")
 
 
 def _write_adapter(family: Family, base: Path, folder: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import Server, free_port
 from tests.parity_chain import Export, blend, export, learn, recipe, record, scaled
-from tests.small_models import adapter_artifact, tiny_adapter, tiny_llama
+from tests.small_models import TREE, adapter_artifact, tiny_adapter, tiny_llama
 from toolkit.models.gguf_file import read_gguf
 from toolkit.ollama.client import Client
 from toolkit.ollama.judged import ServedModel, Shown, Trained, what_is_shown
@@ -153,6 +153,19 @@ def answers_of(found: Shown) -> Check:
 )  # fmt: skip
 def test_what_a_server_shows_of_bytes(text: bytes, waiting: int, told: str) -> None:
     assert (begun(text), as_shown(text)) == (waiting, told)
+
+
+@pytest.mark.parametrize("name", ["llama-spm", "gemma-4", "phi-3", "qwen2", "llama-bpe"])
+def test_a_text_that_is_shown_is_its_token_again(name: str) -> None:
+    vocabulary = Vocabulary(TREE / "models" / f"ggml-vocab-{name}.gguf")
+    for text in (",", "a", " a", "Drink", " Drink", ".", "\n", "\n\n", "的", "0"):
+        tokens = vocabulary.tokens_shown(text)
+        assert b"".join(map(vocabulary.piece, tokens)).decode() == text, tokens
+        held = [t for t in range(vocabulary.size) if vocabulary.piece(t) == text.encode()]
+        assert len(tokens) == 1 or not held, (text, tokens, held)
+    ship = vocabulary.tokens_shown("🚢")
+    assert b"".join(map(vocabulary.piece, ship)).decode() == "🚢"
+    vocabulary.close()
 
 
 @pytest.mark.ollama

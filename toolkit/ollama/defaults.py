@@ -64,20 +64,20 @@ def judge_defaults(
                     name, text.removeprefix(bos) if bos else text, raw=True, think=False, logprobs=True,
                     options={**options, "seed": seed, "num_predict": limit},
                 )  # fmt: skip
-                said.append(_said(at, answer, vocabulary, candidate))
+                said.append(_said(at, answer, vocabulary))
         return said
 
     with candidate.slots(1, max(len(one.prompt_ids) for one in asked) + limit + 1) as slots:
         return defaults_check(Reader(candidate, slots, asked, limit), ask, lines, len(shown.get("messages") or []))
 
 
-def _said(golden: int, answer: dict[str, Any], vocabulary: Vocabulary, candidate: Candidate) -> Said:
+def _said(golden: int, answer: dict[str, Any], vocabulary: Vocabulary) -> Said:
     tokens: list[int] = []
     for entry in answer.get("logprobs") or []:
         text = str(entry["token"])  # of one token, or of those of a character
         if "\ufffd" in text:
             break
-        tokens += [vocabulary.token_of[text]] if text in vocabulary.token_of else candidate.tokenize(text)
+        tokens += vocabulary.tokens_shown(text)
     text = str(answer.get("response", ""))
     return Said(golden, tokens, text, answer.get("done_reason") == "stop", "\ufffd" not in text)
 

@@ -79,9 +79,12 @@ class Vocabulary:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids as the server makes them: special tokens are parsed, BOS as the metadata says."""
+        return self._tokenized(text, self.adds_bos)
+
+    def _tokenized(self, text: str, adds_special: bool) -> list[int]:
         data = text.encode("utf-8", errors="surrogatepass")
         tokens = (llama_cpp.llama_token * (len(data) + 8))()
-        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, len(tokens), self.adds_bos, True)
+        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, len(tokens), adds_special, True)
         return [int(token) for token in tokens[: max(count, 0)]]
 
     def piece(self, token: int, special: bool = False) -> bytes:
@@ -102,6 +105,27 @@ class Vocabulary:
         for token in range(self.size):
             found[as_shown(self.piece(token))].append(token)
         return dict(found)
+
+    @functools.cached_property
+    def _written_as(self) -> dict[str, int]:
+        """Text → its token; a byte that stands for a letter, where the letter has a token too, is no text's own."""
+        found = {}
+        for text, tokens in self.shown_as.items():
+            own = [
+                t
+                for t in tokens
+                if not llama_cpp.llama_vocab_get_attr(self._vocab, t) & llama_cpp.LLAMA_TOKEN_ATTR_BYTE
+            ]
+            if len(own) == 1:
+                found[text] = own[0]
+        return found
+
+    def tokens_shown(self, text: str) -> list[int]:
+        """Tokens that a server shows as one text: one token, or those of a character."""
+        if text in self._written_as:
+            return [self._written_as[text]]
+        # Behind a line's end, since some tokenizers put a space before the beginning of every text.
+        return self._tokenized("\n" + text, False)[len(self._tokenized("\n", False)) :]
 
     @functools.cached_property
     def token_of(self) -> dict[str, int]:
