@@ -34,6 +34,8 @@ TEXTS = [
     "مرحبا، كيف حالك؟ بخير",
     "Mixed: é ñ 日本 🚢 ok ✅.", "สวัสดี and नमस्ते", "🙂🙃🙂🙃 😀", "a\u0301 e\u0308\u0301 Z\u0351\u036b", "Order 7 𝔰𝔞𝔦𝔩𝔰 ⛵️",
 ]  # fmt: skip
+CONTROL = ["<file_sep>Tea <reponame>helps<filename>.", "Rest<gh_stars>"]
+"""Answers with control tokens, of which a server shows nothing."""
 HALVES = [(b"Tea \xf0", b"\x9f"), (b"\x9f", b" then", b" tea"), (b"\xe9\xbe", b" cut", b" \xf0", b"\x9f")]
 """Answers that end or begin with a part of a character, in the bytes of their tokens' texts."""
 MADE = ["F16", "Q8_0"]
@@ -62,7 +64,7 @@ def answers(folder: Path) -> list[list[int]]:
     """Token ids of the odd answers, each with its end token."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     of_bytes = {bytes_of(tokenizer, token): token for token in range(len(tokenizer))}
-    texts = [tokenizer(text, add_special_tokens=False).input_ids for text in TEXTS]
+    texts = [tokenizer(text, add_special_tokens=False).input_ids for text in [*TEXTS, *CONTROL]]
     halves = []
     for pieces in HALVES:
         ids: list[int] = []
@@ -124,7 +126,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Odd:
         bare.gguf.folder / bare.gguf.facts.files[0].name,
     )  # fmt: skip
     recorded = [row["completion_ids"] for row in read_jsonl(found.golden.folder / "golden.jsonl")]
-    assert sum(ids == wanted for ids, wanted in zip(recorded, said)) >= 10, "it did not learn to say them"
+    assert sum(ids == wanted for ids, wanted in zip(recorded, said)) >= 12, "it did not learn to say them"
     return found
 
 
@@ -199,7 +201,7 @@ def test_right_files_pass(ollama_server: Server, odd: Odd, file_type: str) -> No
         ("answers", "pass"),
         ("defaults", "pass"),
     ], [one.message for one in found.checks]
-    assert found.agreement.answers == len(TEXTS) + len(HALVES)
+    assert found.agreement.answers == len(TEXTS) + len(CONTROL) + len(HALVES)
     assert found.agreement.mean_told < 2e-3 and found.agreement.largest_flip < 0.05
 
 

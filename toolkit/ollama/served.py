@@ -287,18 +287,19 @@ class _Follower:
                     pending = pending if not shown else b""
                 row = own.step([token])
         if answer.get("done_reason") == "stop" and not pending:
-            row = self._after_half_characters(row, int(answer.get("eval_count", 0)) - taken)
+            row = self._after_what_is_not_shown(row, int(answer.get("eval_count", 0)) - taken)
             # Without an end token of its own, llama.cpp would never have stopped here.
             lead = float(row.max() - max((row[i] for i in own.end_ids), default=-np.inf))
             self._flip(lead, f"{self.where}: the server stopped where llama.cpp goes on")
 
-    def _after_half_characters(self, row: Row, most: int) -> Row:
-        """The end of an answer whose last character was never completed: a server shows nothing of it."""
+    def _after_what_is_not_shown(self, row: Row, most: int) -> Row:
+        """The end of an answer whose last character was never completed, or that ends with control tokens."""
         pending = b""
         for _ in range(most):
             token = int(row.argmax())
-            pending += self.own.piece(token)
-            if token in self.own.end_ids or not begun(pending):
+            piece = self.own.piece(token)
+            pending += piece
+            if token in self.own.end_ids or (piece and not begun(pending)):
                 break
             row = self.own.step([token])
         return row
