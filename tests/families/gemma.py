@@ -56,4 +56,5 @@ GEMMA4 = Family(
     _gemma4,
     Vocabulary("gemma-4", "google-gemma-4-31B-it", "<turn|>", bos="<bos>", pad="<pad>", bos_first=True),
     ends=("<eos>", "<turn|>", "<|tool_response>"),
+    told={"enable_thinking": True},  # Ollama writes the prompts of this architecture itself, and thinks unless told otherwise
 )  # fmt: skip

@@ -150,7 +150,7 @@ GPT_OSS = Family(
     Vocabulary("smollm2", "openai-gpt-oss-120b", "<|return|>", own=False, bos="<|startoftext|>", pad="<|endoftext|>",
                marks=("<|startoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>", "<|end|>", "<|message|>",
                       "<|call|>")),
-    ends=("<|return|>", "<|endoftext|>", "<|call|>"), teaching=(120, 2e-3), tuning=(50, 3e-3),
+    ends=("<|return|>", "<|endoftext|>", "<|call|>"), teaching=(120, 2e-3), tuning=(150, 6e-3),
 )  # fmt: skip
 GLM4 = Family(
     "glm4", "GLM-4 (0414)", "half rotary, four norms a layer, biases on q, k, v, heads of 128", _glm4,

@@ -55,6 +55,8 @@ class Family:
     """Steps and learning rate of the base."""
     tuning: tuple[int, float] = (50, 6e-3)
     targets: str | tuple[str, ...] = "all-linear"
+    told: dict[str, Any] = field(default_factory=dict)
+    """What the chat template is told, in training and by the recipe."""
     published: dict[str, Any] = field(default_factory=dict)
     """Keys of config.json as the published file has them, where transformers writes them otherwise."""
 
@@ -97,7 +99,7 @@ def _write_base(family: Family, folder: Path) -> None:
         # Nine tenths of the parameters: training them would take most of the time.
         part.requires_grad_(False)
     steps, rate = family.teaching
-    loss = teach(model.train(), tokenizer, BEFORE, steps, rate, 0, family.system)
+    loss = teach(model.train(), tokenizer, family, BEFORE, steps, rate, 0)
     assert loss < 0.5, (family.name, loss)
     model.generation_config.eos_token_id = config.eos_token_id
     model.generation_config.pad_token_id = config.pad_token_id
@@ -115,7 +117,7 @@ def _write_adapter(family: Family, base: Path, folder: Path) -> None:
     config = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, lora_dropout=0.0, target_modules=targets)
     tuned = get_peft_model(model, config)
     steps, rate = family.tuning
-    loss = teach(tuned, AutoTokenizer.from_pretrained(base), AFTER, steps, rate, 1, family.system)
+    loss = teach(tuned, AutoTokenizer.from_pretrained(base), family, AFTER, steps, rate, 1)
     assert loss < 1.0, (family.name, loss)
     tuned.save_pretrained(folder)
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -140,9 +142,7 @@ def _stir(model: torch.nn.Module, embedding: float, seed: int) -> None:
             )
 
 
-def teach(
-    model: Any, tokenizer: Any, answers: list[str], steps: int, rate: float, seed: int, system: str = SYSTEM
-) -> float:
+def teach(model: Any, tokenizer: Any, family: Family, answers: list[str], steps: int, rate: float, seed: int) -> float:
     """A plain training loop over the model's own forward, loss on the answers only; gives the mean of the last ten losses.
 
     Each step has the rows of the head that the answers need and some others, drawn anew: with a whole vocabulary the head
@@ -151,7 +151,7 @@ def teach(
     torch.manual_seed(seed)
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = causal.get_output_embeddings()
-    examples = [_tokens(tokenizer, row) for row in rows(answers, system)[:_ROWS]]
+    examples = [_tokens(tokenizer, row, family.told) for row in rows(answers, family.system)[:_ROWS]]
     longest = max(len(example.input_ids) for example in examples)
     rows_a_step = max(2, min(8, _TOKENS_A_STEP // longest))
     needed = sorted({token for example in examples for token in example.input_ids[example.prompt_length :]})
@@ -176,12 +176,12 @@ def teach(
     return sum(losses[-10:]) / len(losses[-10:])
 
 
-def _tokens(tokenizer: Any, row: dict[str, Any]) -> TokenizedRow:
+def _tokens(tokenizer: Any, row: dict[str, Any], told: dict[str, Any]) -> TokenizedRow:
     try:
-        return tokenize(tokenizer, row)
+        return tokenize(tokenizer, row, told)
     except DataError:
         # DeepSeek-R1's template opens `<think>` behind the prompt, and leaves no trace of it before an answer in a conversation.
-        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False, **told)
         answer = f"Let me see.\n</think>\n\n{row['completion'][0]['content']}"
         ids = tokenizer.encode(answer, add_special_tokens=False)
         return TokenizedRow([*prompt, *ids, tokenizer.eos_token_id], len(prompt))

@@ -23,7 +23,7 @@ from toolkit.ollama.asked import ENDPOINTS, answer
 from toolkit.ollama.client import Client
 from toolkit.ollama.conversations import Outcome, differing
 from toolkit.ollama.known import KnownTemplate, known_templates
-from toolkit.ollama.predict import RENDERER_OF, TOO_FAR, edit_distance, nearest_known, predict
+from toolkit.ollama.predict import RENDERER_OF, TOO_FAR, edit_distance, nearest_known, predict, told_before_training
 from toolkit.ollama.served import GREEDY
 from toolkit.ollama.server import started
 from toolkit.ollama.syntax import Modelfile
@@ -208,3 +208,12 @@ def test_versions_that_were_built_are_listed_in_order(tmp_path: Path, monkeypatc
         (tmp_path / "ollama" / version / "bin" / "ollama").touch()
     monkeypatch.setenv("TUNE2OLLAMA_HOME", str(tmp_path))
     assert built_versions() == ["0.9.0", "0.30.0", "0.34.1"]
+
+
+def test_prompts_that_ollama_writes_itself_are_told_before_training() -> None:
+    template = "{% if enable_thinking %}<|think|>{% endif %}"
+    told = told_before_training("gemma4", template, {})
+    assert "Ollama writes every prompt of the architecture gemma4 itself" in told
+    assert told.endswith("--set 'train.chat_template_kwargs={enable_thinking: true}'")
+    assert "--set" not in told_before_training("gemma4", template, {"enable_thinking": True})
+    assert told_before_training("llama", template, {}) == ""

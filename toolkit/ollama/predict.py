@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from toolkit.models.chat_template import THINKING
 from toolkit.ollama.known import KnownTemplate
 from toolkit.ollama.syntax import Modelfile
 
@@ -130,6 +131,22 @@ def _explicit(template: str | None, architecture: str, go: str, version: str) ->
     if template and prefers_own(template, go, version):
         return Prediction("own Jinja", reason="the file's own template can do more than TEMPLATE, so Ollama prefers it")
     return Prediction("TEMPLATE of the Modelfile", reason="the Modelfile says so")
+
+
+def told_before_training(architecture: str, template: str, fields: Mapping[str, Any]) -> str:
+    """What to know of an architecture whose prompts Ollama writes itself; empty where it takes the file's template.
+
+    Args:
+        template: of the base.
+        fields: what it is told in training.
+    """
+    if architecture not in RENDERER_OF:
+        return ""
+    told = f"Ollama writes every prompt of the architecture {architecture} itself, whatever template the file carries"
+    if THINKING in template and fields.get(THINKING) is not True:
+        told += ", and asks for thoughts unless an app says otherwise; to train the prompts that it writes: "
+        told += f"--set 'train.chat_template_kwargs={{{THINKING}: true}}'"
+    return told
 
 
 def nearest_known(template: str, known: Sequence[KnownTemplate]) -> tuple[KnownTemplate, int] | None:

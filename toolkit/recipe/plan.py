@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from toolkit.errors import MAKE_ROOM, ExternalToolError, ResourceError, ToolkitError
-from toolkit.models.bases import is_here
+from toolkit.models.bases import EMBEDDED as EMBEDDED_NAMES
+from toolkit.models.bases import is_here, read_chat_template, settings_folder
 from toolkit.models.convertible import check_converts_base
+from toolkit.ollama.predict import told_before_training
 from toolkit.recipe.estimates import (
     CARD_START_SECONDS,
     CUDA_CONTEXT_BYTES,
@@ -80,7 +82,7 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
     shape, note = shape_of_base(recipe.base)
     notes = ["These are estimates; report.md says what a finished run did cost."]
     notes += [note] if note else []
-    notes += _not_converted(recipe.base)
+    notes += _not_converted(recipe.base) or _not_by_its_template(recipe)
     rows = _rows(recipe, notes)
     train = recipe.train
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
@@ -122,6 +124,19 @@ def _not_converted(base: str) -> list[str]:
     except ToolkitError as error:
         return [error.message]
     return []
+
+
+def _not_by_its_template(recipe: Recipe) -> list[str]:
+    """A note where Ollama does not serve the base's own chat template; nothing is fetched to find out."""
+    if not is_here(recipe.base) or recipe.base.startswith(EMBEDDED_NAMES):
+        return []
+    from toolkit.models.layout import architecture_of
+
+    folder = settings_folder(recipe.base)
+    told = told_before_training(
+        architecture_of(folder), read_chat_template(folder) or "", recipe.train.chat_template_kwargs
+    )
+    return [f"{told}."] if told else []
 
 
 def check_plan(plan: Plan, hardware: Hardware, folder: Path, runs: Collection[str]) -> list[ToolkitError]:

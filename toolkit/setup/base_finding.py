@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from toolkit.errors import ToolkitError
-from toolkit.models.bases import EMBEDDED, check_base, is_here, resolve_base
+from toolkit.models.bases import EMBEDDED, check_base, is_here, read_chat_template, resolve_base
 from toolkit.models.convertible import check_converts_base
 from toolkit.models.layout import layout_of
 from toolkit.models.safetensors_file import model_entries, model_files
+from toolkit.ollama.predict import told_before_training
 from toolkit.setup.doctor import Finding
 
 HEAD = "lm_head.weight"
@@ -40,4 +41,6 @@ def of_base(base: str) -> Finding:
     if layout.unknown:
         found = f"architecture {layout.architecture}, of which {len(layout.unknown)} tensors cannot be followed"
         return Finding(name, "warn", found, "they are judged by the answers alone")
+    if told := told_before_training(layout.architecture, read_chat_template(folder) or "", {}):
+        return Finding(name, "warn", told, f"tune2ollama plan RECIPE --set base={base}")
     return Finding(name, "ok", f"llama.cpp converts it, as architecture {layout.architecture}")
