@@ -128,7 +128,7 @@ def page() -> str:
         "# Families", "",
         f"{served} of {len(rows)} families were tuned, exported, certified and served. Each row is a small model of the "
         "published shape (layer pattern, head sizes, scales, ends and template as published; width 256, few layers), taught to "
-        "answer, then tuned with LoRA on all linear layers; its F32 file was compared with transformers, its Q8_0 and Q4_K_M "
+        "answer, then tuned with LoRA on all linear layers; its F32 file (gpt-oss: F16) was compared with transformers, its Q8_0 and Q4_K_M "
         "files were certified, and Q4_K_M was published by Ollama 0.34.1 and proved there. The F32 column is the mean KL of "
         f"llama.cpp against transformers in nats: a shape that llama.cpp computes is under {FARTHEST:g}.",
         "", "Written by `python -m tests.bench.families`, which does it all again.", "",
@@ -145,7 +145,9 @@ def page() -> str:
         verdicts = [row["verdicts"].get(name, "") for name in ("Q8_0", "Q4_K_M")]
         reason = " ".join(row["reason"].split()).replace("|", "\\|")
         if reason:
+            reason = f"{reason}; {family.note}" if family.note else reason
             reason += "; told before training" if row["foretold"] else "; not told before training"
+        reason = reason or family.note
         lines.append(
             f"| {family.title} | {family.shape} | {row['tokenizer']} | {row['template']} | {'yes' if converts else 'no'} "
             f"| {kl} | {verdicts[0]} | {verdicts[1]} | {'yes' if row['served'] else 'no'} | {reason} |"

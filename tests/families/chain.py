@@ -22,7 +22,8 @@ from toolkit.run.artifacts import Artifact, Cost
 from toolkit.run.preflight import preflight
 from toolkit.run.stages import call_stage, stages_of
 
-FILE_TYPES = ("F32", "Q8_0", "Q4_K_M")
+FILE_TYPES = ("Q8_0", "Q4_K_M")
+"""Besides the converted file."""
 FARTHEST = 1e-6
 """Mean KL, nats. The floor of llama.cpp's F32 against torch is 1e-11; beyond this, the shape is not what llama.cpp computes."""
 
@@ -71,7 +72,7 @@ def recipe_of(family: Family, base: Path, adapter: Path, file_types: tuple[str, 
 def take(
     family: Family,
     folder: Path,
-    file_types: tuple[str, ...] = FILE_TYPES,
+    file_types: tuple[str, ...] | None = None,
     upto: str = "create",
     prompts: list[str] = GOLDEN,
 ) -> Row:
@@ -85,7 +86,7 @@ def take(
     start = time.monotonic()
     base, adapter = build(family, folder)
     row.seconds["build"] = time.monotonic() - start
-    recipe = recipe_of(family, base, adapter, file_types, prompts)
+    recipe = recipe_of(family, base, adapter, file_types or (family.converted, *FILE_TYPES), prompts)
     have: dict[str, Artifact[Any]] = {}
     run = folder / "run"
     try:

@@ -151,6 +151,8 @@ GPT_OSS = Family(
                marks=("<|startoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>", "<|end|>", "<|message|>",
                       "<|call|>")),
     ends=("<|return|>", "<|endoftext|>", "<|call|>"), teaching=(120, 2e-3), tuning=(150, 6e-3),
+    converted="F16",
+    note="llama.cpp rounds the range of yarn, which the published model does not (truncate: false): 2e-12 where both round",
 )  # fmt: skip
 GLM4 = Family(
     "glm4", "GLM-4 (0414)", "half rotary, four norms a layer, biases on q, k, v, heads of 128", _glm4,

@@ -55,6 +55,10 @@ class Family:
     """Steps and learning rate of the base."""
     tuning: tuple[int, float] = (50, 6e-3)
     targets: str | tuple[str, ...] = "all-linear"
+    converted: str = "F32"
+    """What the converter writes: in F32 nothing is rounded, and a shape that llama.cpp computes otherwise shows."""
+    note: str = ""
+    """What is known of llama.cpp's or Ollama's way with it."""
     told: dict[str, Any] = field(default_factory=dict)
     """What the chat template is told, in training and by the recipe."""
     published: dict[str, Any] = field(default_factory=dict)
