@@ -128,9 +128,9 @@ def page() -> str:
         "# Families", "",
         f"{served} of {len(rows)} families were tuned, exported, certified and served. Each row is a small model of the "
         "published shape (layer pattern, head sizes, scales, ends and template as published; width 256, few layers), taught to "
-        "answer, then tuned with LoRA on all linear layers; its F32 file (gpt-oss: F16) was compared with transformers, its Q8_0 and Q4_K_M "
-        "files were certified, and Q4_K_M was published by Ollama 0.34.1 and proved there. The F32 column is the mean KL of "
-        f"llama.cpp against transformers in nats: a shape that llama.cpp computes is under {FARTHEST:g}.",
+        "answer, then tuned with LoRA on all linear layers; its F32 file (gpt-oss: F16) was compared with transformers, its Q8_0 "
+        "and Q4_K_M files were certified, and Q4_K_M was published by Ollama 0.34.1 and proved there. The F32 column is the mean "
+        f"KL of llama.cpp against transformers in nats: a shape that llama.cpp computes is under {FARTHEST:g}.",
         "", "Written by `python -m tests.bench.families`, which does it all again.", "",
         "| family | what of its shape is kept | tokenizer | template | converts | F32, KL | Q8_0 | Q4_K_M | served | reason |",
         "|---|---|---|---|---|---|---|---|---|---|",

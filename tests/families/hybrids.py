@@ -28,6 +28,7 @@ def _granite(tokens: int, layer_types: list[str], **more: Any) -> PreTrainedConf
         num_local_experts=0, num_experts_per_tok=0, embedding_multiplier=12.0, residual_multiplier=0.22,
         attention_multiplier=0.015625, logits_scaling=8.0, rms_norm_eps=1e-5, tie_word_embeddings=True,
         mamba_n_heads=8, mamba_d_head=64, mamba_d_state=128, mamba_n_groups=1, mamba_d_conv=4, mamba_expand=2,
+        mamba_chunk_size=32,  # how it is computed, not what: the larger the slower, without a kernel
         max_position_embeddings=131_072, **more,
     )  # fmt: skip
 
