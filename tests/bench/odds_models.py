@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from tests.small_models import _randomize
-from tests.spm_tokenizers import TREE, _special, _tokenizer, _write_model, _write_settings, spm_tokenizer
+from tests.spm_tokenizers import TREE, _special, _tokenizer, _write_settings, spm_tokenizer, write_model
 from toolkit.models.gguf_file import read_gguf
 
 MERGES = 900
@@ -74,7 +74,7 @@ def _put_vocabulary(folder: Path) -> int:
     ]
     pieces = [[column[i] for i in chosen] for column in (texts, scores, kinds)]
     special = _special("gemma2", texts)
-    _write_model(folder / "tokenizer.model", *pieces)
+    write_model(folder / "tokenizer.model", *pieces)
     _tokenizer("gemma2", pieces[0], pieces[1], special).save(str(folder / "tokenizer.json"))
     _write_settings("gemma2", folder, special)
     shutil.copy(spm_tokenizer("gemma2") / "chat_template.jinja", folder / "chat_template.jinja")
