@@ -35,9 +35,14 @@ def set_value(path: Path, key: str, value: Any, index: int | None = None) -> Non
 
 def add_flag(path: Path, key: str) -> None:
     """Add a key whose value is true to a GGUF's metadata."""
+    add_key(path, key, struct.pack("<I?", 7, True))
+
+
+def add_key(path: Path, key: str, value: bytes) -> None:
+    """Add a key to a GGUF's metadata; `value`: type and value as the format has them."""
     content = path.read_bytes()
     (count,) = struct.unpack_from("<Q", content, 16)
-    flag = struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I?", 7, True)
+    flag = struct.pack("<Q", len(key)) + key.encode() + value
     # A second key fills up to whole steps of 32 bytes: the tensors behind must stay aligned.
     filler = -(len(flag) + 28) % 32
     flag += struct.pack("<Q", 8) + b"test.pad" + struct.pack("<IQ", 8, filler) + b" " * filler

@@ -18,7 +18,8 @@ from typing import Any, Literal
 from toolkit.export.llama_cpp import reads_key
 from toolkit.models.gguf_file import GGUFHeader
 
-_MUST_BE_EQUAL = ("general.architecture", "general.alignment")
+_MUST_BE_EQUAL = ("general.architecture", "general.alignment", "general.type")
+_SAMPLING = "general.sampling."
 _MAY_DIFFER = (
     "general.",
     "split.",
@@ -64,6 +65,10 @@ class Compared:
     """Of keys that must be equal."""
     told: list[Difference]
     """Of keys that may differ, and those that llama.cpp does not read."""
+
+    def of_sampling(self) -> list[Difference]:
+        """Settings of sampling that the file brings, and that the model does not say."""
+        return [d for d in self.told if d.key.startswith(_SAMPLING) and d.found is not None]
 
     def of(self, part: Literal["structure", "tokenizer"]) -> list[Difference]:
         """The differences that count, of one link."""

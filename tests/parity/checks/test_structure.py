@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.faults.chains import ROPE, change_json
-from tests.faults.files import change_tensor, set_value
+from tests.faults.files import add_key, change_tensor, set_value
 from tests.models.test_layout import converted, layout_of_folder
 from tests.small_models import adapter_artifact, tiny_adapter, tiny_gemma2, tiny_llama, tiny_phi3
 from toolkit.parity.checks.structure import folder_structure_check, gguf_structure_check
@@ -226,3 +227,15 @@ def test_a_merged_folder_is_compared_with_its_base(tmp_path: Path) -> None:
         "lm_head.weight is missing; a has shape [3, 2], not [2, 3]"
     )
     assert [m.value for m in found.measures] == [2, 1, 1, 0]
+
+
+def test_settings_of_sampling_in_a_file_are_warned_of(tmp_path: Path) -> None:
+    tuning = _tuning(tiny_llama(tmp_path / "base"))
+    file = converted(tmp_path / "base", tmp_path / "right").path
+    assert _checked(tuning, file).details["warned"] == []
+    add_key(file, "general.sampling.temp", struct.pack("<If", 6, 5.0))
+    check = _checked(tuning, file)
+    assert check.verdict == "pass"
+    assert check.details["warned"] == [
+        "general.sampling.temp is 5.0, and a right file has no such key: llama.cpp's own programs draw with it, Ollama does not"
+    ]

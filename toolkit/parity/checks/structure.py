@@ -58,6 +58,7 @@ def gguf_structure_check(compared: Comparison, keys: Compared) -> Check:
         "different": [_row(d) for d in wrong[:20]],
         **_details(compared),
         "told": [_row(d) for d in keys.told[:40]],
+        "warned": [f"{d.told()}: llama.cpp's own programs draw with it, Ollama does not" for d in keys.of_sampling()],
     }
     return Check.of("structure", measures, "; ".join(said) or good, details)
 
