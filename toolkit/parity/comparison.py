@@ -21,7 +21,7 @@ from toolkit.parity.exported import Exported
 from toolkit.parity.rounding import rounded
 from toolkit.parity.sums import Sums, sums_of
 from toolkit.parity.tuning import Tuning, Weights
-from toolkit.parity.units import Unit, grouped, in_order, matrix
+from toolkit.parity.units import Unit, grouped, in_order, matrix, without_ones
 
 LARGEST = 4_000_000
 LARGEST_QUANTIZED = 130_000
@@ -125,7 +125,7 @@ def compare_weights(
         for name, export in members:
             if not export.has(unit.name):
                 found[name].missing += [] if unit.optional else [unit.label]
-            elif (shape := export.shape(unit.name)) != (wanted := unit.shape(tuning)):
+            elif without_ones(shape := export.shape(unit.name)) != without_ones(wanted := unit.shape(tuning)):
                 found[name].shapes.append((unit.label, wanted, shape))
             elif not unit.sources:
                 found[name].missing += [] if _same_constant(unit, export) else [f"the right {unit.name}"]

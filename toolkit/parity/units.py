@@ -14,8 +14,15 @@ from toolkit.parity.tuning import Tuning, Weights
 
 
 def matrix(values: torch.Tensor) -> torch.Tensor:
-    """A tensor with more axes as a matrix [rows, row length]; a vector as it is."""
+    """A tensor with more axes as a matrix [rows, row length]; one row, or a vector, as a vector."""
+    values = values.reshape(without_ones(tuple(values.shape)))
     return values if values.dim() < 3 else values.reshape(-1, values.shape[-1])
+
+
+def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without axes of length 1 at its beginning: GGUF writes them in a converted file, and not in a quantized one."""
+    first = next((i for i, size in enumerate(shape[:-1]) if size != 1), max(len(shape) - 1, 0))
+    return shape[first:]
 
 
 @dataclass(frozen=True)
