@@ -17,8 +17,10 @@ from tests.families.zoo import Family, build
 from tests.parity_chain import GOLDEN
 from toolkit.errors import ToolkitError
 from toolkit.parity.candidate import Candidate
+from toolkit.recipe.plan import make_plan
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, Cost
+from toolkit.run.hardware import read_hardware
 from toolkit.run.preflight import preflight
 from toolkit.run.stages import call_stage, stages_of
 
@@ -89,6 +91,7 @@ def take(
     recipe = recipe_of(family, base, adapter, file_types or (family.converted, *FILE_TYPES), prompts)
     have: dict[str, Artifact[Any]] = {}
     run = folder / "run"
+    row.foretold = "; ".join(note for note in make_plan(recipe, read_hardware()).notes if "Ollama" in note)
     try:
         preflight(recipe, run, {stage.name for stage in stages_of(recipe)})
     except ToolkitError as error:
