@@ -68,8 +68,8 @@ def clean(
     for row in rows:
         found = read_row(row, shapes[row.file], data.learn)
         if not isinstance(found, Example):
-            reason = found if isinstance(found, str) else NOT_FOR_ANSWERS
-            dropped.append(Dropped(row.file, row.line, reason, _shown(row)))
+            why = found if isinstance(found, str) else NOT_FOR_ANSWERS
+            dropped.append(Dropped(row.file, row.line, why, _shown(row)))
             continue
         example, had_controls = _clean_example(found)
         example, twice = _thoughts_once(example)
@@ -99,9 +99,7 @@ def _clean_example(example: Example) -> tuple[Example, bool]:
         return found
 
     def turns(given: tuple[Turn, ...]) -> tuple[Turn, ...]:
-        return tuple(
-            replace(turn, content=cleaned(turn.content), thinking=cleaned(turn.thinking)) for turn in given
-        )
+        return tuple(replace(turn, content=cleaned(turn.content), thinking=cleaned(turn.thinking)) for turn in given)
 
     made = replace(
         example, prompt=turns(example.prompt), completion=turns(example.completion), system=cleaned(example.system),

@@ -1,4 +1,4 @@
-"""What people should know of rows that are kept: boilerplate, cut answers, left-over HTML, personal data. Reported, not removed."""
+"""What people should know of rows that are kept: boilerplate, cut answers, left-over HTML, personal data; reported only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _HTML = re.compile(
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.S)
 _EMAIL = re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b", re.ASCII)
 _TELEPHONE = re.compile(
-    r"(?<![\w.+-])(?:1[3-9]\d{9}|0\d{2,3}-\d{7,8}|\+\d{1,3}[ -]?(?:\(?\d{1,4}\)?[ -]?){2,4}\d{2,4}|\(?\d{3}\)?[ -]\d{3}-\d{4})(?![\w-])"
+    r"(?<![\w.+-])(?:1[3-9]\d{9}|0\d{2,3}-\d{7,8}|\(?\d{3}\)?[ -]\d{3}-\d{4}"
+    r"|\+\d{1,3}[ -]?(?:\(?\d{1,4}\)?[ -]?){2,4}\d{2,4})(?![\w-])"
 )
 _CHINESE_ID = re.compile(r"(?<!\d)\d{17}[\dXx](?!\d)")
 _CARD = re.compile(r"(?<![\d-])(?:\d{4}[ -]?){3}\d{4}(?![\d-])")
@@ -54,7 +55,11 @@ def find(examples: Sequence[Example]) -> list[list[Finding]]:
             ("personal", _personal(example)),
         )  # fmt: skip
         found.append(
-            [Finding(kind, example.file, example.line, what) for kind, things in looked for what in dict.fromkeys(things)]
+            [
+                Finding(kind, example.file, example.line, what)
+                for kind, things in looked
+                for what in dict.fromkeys(things)
+            ]
         )
     return found
 

@@ -14,7 +14,9 @@ from toolkit.data.readers import Dropped
 from toolkit.data.readers.header import NoHeader
 from toolkit.recipe.schema import Data
 
-NO_HEADER = "no header line is assumed, since the first line looks like a row: columns are called 1, 2, … (data.header: false)"
+NO_HEADER = (
+    "no header line is assumed, since the first line looks like a row: columns are called 1, 2, … (data.header: false)"
+)
 _LANGUAGE_ROWS = 500
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,8 +58,8 @@ def prepare_dataset(recipe: Recipe, out: Path) -> DatasetFacts:
         rows = kept_rows(loaded, data, recipe.system)
         progress.remove_task(task)
         _check_dropped(data, rows.examples, rows.dropped)
-        task = progress.add_task("splitting", total=len(rows.examples))
-        parts, left_out, alike = divide(rows.examples, recipe, golden, lambda: progress.advance(task))
+        progress.add_task("splitting", total=None)
+        parts, left_out, alike, _ = divide(rows.examples, recipe, golden)
     dropped = sorted([*rows.dropped, *left_out], key=lambda d: (d.file, d.line))
     _check_parts(recipe, parts, dropped)
     _check_system(recipe, parts)
@@ -117,28 +117,35 @@ def kept_rows(loaded: Loaded, data: Data, system: str) -> Rows:
     return Rows([examples[i] for i in numbers], dropped, repaired, [f for i in numbers for f in found[i]])
 
 
-def divide(
-    examples: list[Example], recipe: Recipe, golden: Sequence[str], step: Callable[[], None] = lambda: None
-) -> tuple[Parts, list[Dropped], dict[str, int]]:
+class Divided(NamedTuple):
+    """Rows on their sides."""
+
+    parts: Parts
+    left_out: list[Dropped]
+    resembling: dict[str, int]
+    """Where rows that resemble each other had to be parted: side → how many of its rows resemble one that is trained on."""
+    near: int
+    """Rows that nearly duplicate an earlier one."""
+
+
+def divide(examples: list[Example], recipe: Recipe, golden: Sequence[str]) -> Divided:
     """Part the rows into train, validation and test.
 
-    Returns:
-        The sides; rows that are on none; and, where rows that resemble each other had to be parted, side → how many of its rows
-        resemble one that is trained on.
+    Args:
+        golden: prompts that nothing that is trained on may resemble.
     """
     data = _data(recipe)
-    found = split(examples, data, golden, step)
+    found = split(examples, data, golden)
     parts, left_out = _divide(examples, found.sides, data)
     wanted = _wanted(recipe)
-    clean_split = found.templated == 0
+    alike = found.templated > 0
     held_out = wanted["validation"] + wanted["test"]
     if any(len(parts[side]) < wanted[side] for side in SIDES) and held_out < _LARGEST_HELD_OUT * len(examples):
         parts, left_out = _divide(examples, deal(examples, data, wanted, golden), data)
-        clean_split = False
-    if clean_split:
-        return parts, left_out, {}
+        alike = True
     sides: tuple[Side, ...] = ("validation", "test")
-    return parts, left_out, {side: resembling(parts["train"], parts[side]) for side in sides}
+    counts: dict[str, int] = {side: resembling(parts["train"], parts[side]) for side in sides} if alike else {}
+    return Divided(parts, left_out, counts, found.near)
 
 
 def _refuse_others(loaded: Loaded) -> None:
@@ -155,14 +162,16 @@ def _found_told(found: list[Finding]) -> list[str]:
     counts = Counter(finding.what for finding in found)
     places = "; ".join(f"{n:,} {what} (first at {first[what].file}:{first[what].line})" for what, n in counts.items())
     kinds = ", ".join(dict.fromkeys(finding.kind for finding in found))
-    return [f"Found in rows, which are kept: {places}. All of them: found.jsonl; to drop these rows: data.remove: [{kinds}]"]
+    return [f"Found in rows that are kept: {places}. found.jsonl lists all; to drop such rows: data.remove: [{kinds}]"]
 
 
 def _alike_told(alike: dict[str, int]) -> list[str]:
     if not any(alike.values()):
         return []
     counts = " and ".join(f"{count:,} {side} rows" for side, count in alike.items())
-    return [f"{counts} resemble rows that are trained on: rows share templates, or are few. Held-out figures are too good."]
+    return [
+        f"{counts} resemble rows that are trained on: rows share templates, or are few. Held-out figures are too good."
+    ]
 
 
 def _has_thought(example: Example) -> bool:

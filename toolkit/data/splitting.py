@@ -16,10 +16,10 @@ index of about 0.7 over character trigrams, with a standard error of 0.04. Looke
 Motwani 1998): 38 values that differ spoil 38 bands at most, so near texts share four, and nearness depends on the two texts
 alone.
 
-Templates: twenty rows or more that are near each other, directly or through others, were made from a template ("How do I reset
-device 12?"). As near duplicates they would all be on one side, and nothing could be tested. Among themselves they are compared
-without the trigrams that more than half of them hold: by what differs. Appended rows then move others only where they are a
-template's twentieth, or change which trigrams most rows hold.
+Templates: twenty rows or more that are near each other, directly or through others, and that consist for the most part of what
+more than half of them hold, were made from a template ("How do I reset device 12?"). As near duplicates they would all be on one
+side, and nothing could be tested. Among themselves they are compared without what most of them hold: by what differs. Appended
+rows then move others only where they are a template's twentieth, or change which trigrams most rows hold.
 
 Small files: where the sides that follow from the rows' own texts leave one without rows, whole prompts are dealt out by the
 order of their hashes (`deal`). Both ways may part rows that resemble each other: `resembling` counts them.
@@ -33,8 +33,8 @@ import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from toolkit.data.formats import Example
@@ -56,7 +56,12 @@ _BAND = 3
 _BANDS_SHARED = VALUES // _BAND - (VALUES - NEAR)
 """Bands that near texts have in common at least."""
 TEMPLATE = 20
-"""So many rows near each other were made from a template."""
+"""So many rows near each other may have been made from a template."""
+_MOST_KEPT = 200
+"""Near rows that are remembered of a row: those with more are a template's, and are compared again by what differs."""
+_AT_ONCE = 512
+_COMPARED_AT_ONCE = 1 << 15
+_INSTALL = "Install it: pip install 'tune2ollama[train]'"
 
 
 def normalize(text: str) -> str:
@@ -77,33 +82,36 @@ def own_side(prompt: str, data: Data) -> Side:
     return "validation" if place >= 1 - data.validation else "train"
 
 
-def split(
-    examples: Sequence[Example], data: Data, golden: Sequence[str] = (), step: Callable[[], None] = lambda: None
-) -> Split:
+def split(examples: Sequence[Example], data: Data, golden: Sequence[str] = ()) -> Split:
     """Choose a side for each example.
 
     Args:
         examples: cleaned, in reading order.
         golden: prompts that stand before all rows on the test side, so that what resembles them is not trained on.
-        step: called after each example.
 
     Raises:
         UsageError: datasketch is not installed.
     """
     rows = [_Compared(prompt, prompt, "test") for prompt in golden]
-    rows += [_Compared(example.topic, f"{example.topic}\n{example.answer}") for example in examples]
-    groups, near = _groups(rows, step if examples else lambda: None, len(golden))
-    templates = [members for members in groups if len(members) >= TEMPLATE]
-    for members in templates:
-        near.update(_near_by_difference([rows[i] for i in members], members))
+    rows += [_compared(example) for example in examples]
+    groups, near = _groups(rows)
+    near_others = sum(bool(near[i]) for i in range(len(golden), len(rows)))
+    templated = 0
+    for members in groups:
+        found = [rows[i] for i in members]
+        shared = _shared([row.topic for row in found]) if len(members) >= TEMPLATE else frozenset()
+        if shared and median(_share(row.topic, shared) for row in found) > 0.5:
+            by_difference = _near(found, shared, _shared([row.pair for row in found]))
+            near.update({members[i]: [members[j] for j in earlier] for i, earlier in by_difference.items()})
+            templated += len(members)
     sides: list[Side | None] = []
     for i, row in enumerate(rows):
-        found = {side for j in near[i] if (side := sides[j]) is not None}
+        beside = {side for j in near[i] if (side := sides[j]) is not None}
         if row.side is not None:
             sides.append(row.side)
         else:
-            sides.append(None if len(found) > 1 else found.pop() if found else own_side(row.topic, data))
-    return Split(sides[len(golden) :], sum(map(len, templates)))
+            sides.append(None if len(beside) > 1 else beside.pop() if beside else own_side(row.topic, data))
+    return Split(sides[len(golden) :], templated, near_others)
 
 
 class Split(NamedTuple):
@@ -113,6 +121,8 @@ class Split(NamedTuple):
     """None: it is near rows of two sides."""
     templated: int
     """Rows that were made from templates, golden prompts among them."""
+    near: int
+    """Rows that are near an earlier one."""
 
 
 class _Compared(NamedTuple):
@@ -122,47 +132,32 @@ class _Compared(NamedTuple):
     """Where it stands whatever is near it."""
 
 
-def _groups(
-    rows: Sequence[_Compared], step: Callable[[], None], before: int
-) -> tuple[list[list[int]], dict[int, list[int]]]:
+def _groups(rows: Sequence[_Compared]) -> tuple[list[list[int]], dict[int, list[int]]]:
     """Rows that are near each other, directly or through others; and for each row the earlier ones that are near it."""
-    topics, pairs = Signatures(), Signatures()
     leader = list(range(len(rows)))
-    near: dict[int, list[int]] = {}
 
     def lead(i: int) -> int:
         while leader[i] != i:
             leader[i] = i = leader[leader[i]]
         return i
 
-    for i, row in enumerate(rows):
-        topic, pair = signature(row.topic), signature(row.pair)
-        near[i] = sorted(topics.near(topic) | pairs.near(pair))
-        topics.add(topic)
-        pairs.add(pair)
-        for j in near[i]:
+    near = _near(rows)
+    for i, earlier in near.items():
+        for j in earlier:
             leader[lead(j)] = lead(i)
-        if len(near[i]) >= TEMPLATE:  # it will be compared again, by what differs
-            near[i] = near[i][:1]
-        if i >= before:
-            step()
     members: dict[int, list[int]] = {}
     for i in range(len(rows)):
         members.setdefault(lead(i), []).append(i)
     return list(members.values()), near
 
 
-def _near_by_difference(rows: Sequence[_Compared], numbers: Sequence[int]) -> dict[int, list[int]]:
-    """For each row of a template the earlier ones that are near it without what most of them hold."""
-    topics, pairs = Signatures(), Signatures()
-    of_topics, of_pairs = _shared([row.topic for row in rows]), _shared([row.pair for row in rows])
-    near = {}
-    for number, row in zip(numbers, rows):
-        topic, pair = signature(row.topic, of_topics), signature(row.pair, of_pairs)
-        near[number] = [numbers[j] for j in sorted(topics.near(topic) | pairs.near(pair))]
-        topics.add(topic)
-        pairs.add(pair)
-    return near
+def _near(
+    rows: Sequence[_Compared], of_topics: frozenset[int] = frozenset(), of_pairs: frozenset[int] = frozenset()
+) -> dict[int, list[int]]:
+    """For each row the earlier ones that are near it, without what does not count."""
+    topics = earlier_near([signature(row.topic, of_topics) for row in rows])
+    pairs = earlier_near([signature(row.pair, of_pairs) for row in rows])
+    return {i: sorted({*one, *other}) for i, (one, other) in enumerate(zip(topics, pairs))}
 
 
 def _shared(texts: Sequence[str]) -> frozenset[int]:
@@ -171,9 +166,12 @@ def _shared(texts: Sequence[str]) -> frozenset[int]:
     return frozenset(trigram for trigram, count in counts.items() if 2 * count > len(texts))
 
 
-def deal(
-    examples: Sequence[Example], data: Data, wanted: Mapping[Side, int], golden: Sequence[str] = ()
-) -> list[Side]:
+def _share(text: str, shared: frozenset[int]) -> float:
+    found = shingles(text)
+    return len(found & shared) / len(found)
+
+
+def deal(examples: Sequence[Example], data: Data, wanted: Mapping[Side, int], golden: Sequence[str] = ()) -> list[Side]:
     """Sides by the order of the prompts' hashes, the same prompt on one side: none is empty, as far as there are prompts.
 
     Args:
@@ -203,13 +201,12 @@ def deal(
 
 def resembling(train: Sequence[Example], held_out: Sequence[Example]) -> int:
     """How many held-out rows are near a row that is trained on."""
-    topics, pairs = Signatures(), Signatures()
-    for example in train:
-        topics.add(signature(example.topic))
-        pairs.add(signature(f"{example.topic}\n{example.answer}"))
-    return sum(
-        bool(topics.near(signature(e.topic)) or pairs.near(signature(f"{e.topic}\n{e.answer}"))) for e in held_out
-    )
+    near = _near([_compared(example) for example in (*train, *held_out)])
+    return sum(any(j < len(train) for j in near[len(train) + i]) for i in range(len(held_out)))
+
+
+def _compared(example: Example) -> _Compared:
+    return _Compared(example.topic, f"{example.topic}\n{example.answer}")
 
 
 def choose(examples: Sequence[Example], at_most: int | None) -> set[int]:
@@ -249,8 +246,7 @@ def _empty_signature() -> Any:
     try:
         from datasketch import MinHash
     except ImportError as error:
-        hint = "Install it: pip install 'tune2ollama[train]'"
-        raise UsageError("splitting needs datasketch, which is not installed", hint) from error
+        raise UsageError("splitting needs datasketch, which is not installed", _INSTALL) from error
     return MinHash(num_perm=VALUES, seed=1, hashfunc=int)
 
 
@@ -259,45 +255,48 @@ def is_near(one: str, other: str) -> bool:
     return bool((signature(one) == signature(other)).sum() >= NEAR)
 
 
-class Signatures:
-    """Signatures in the order in which they were added, and which of them are near another."""
+def earlier_near(signatures: Sequence[Signature]) -> list[list[int]]:
+    """For each signature the numbers of the earlier ones that are near it, the first 200 of them.
 
-    def __init__(self) -> None:
-        self._count = 0
-        self._values: Any = None
-        """[capacity, 126]; the first `_count` rows are filled."""
-        self._bands: dict[tuple[int, bytes], list[int]] = {}
+    Raises:
+        UsageError: scipy is not installed.
+    """
+    import numpy
 
-    def _keys(self, values: Signature) -> list[tuple[int, bytes]]:
-        raw = values.tobytes()
-        width = len(raw) // VALUES * _BAND
-        return [(start, raw[start : start + width]) for start in range(0, len(raw), width)]
+    found: list[list[int]] = [[] for _ in signatures]
+    if len(signatures) < 2:
+        return found
+    values = numpy.stack(signatures).astype(numpy.uint32)
+    bands = _bands(values)
+    for start in range(0, len(values), _AT_ONCE):
+        end = min(start + _AT_ONCE, len(values))
+        shared = (bands[start:end] @ bands[:end].T).tocoo()
+        later, earlier = shared.row + start, shared.col
+        likely = ((shared.data >= _BANDS_SHARED) & (earlier < later)).nonzero()[0]
+        for piece in numpy.array_split(likely, max(1, len(likely) // _COMPARED_AT_ONCE)):
+            i, j = later[piece], earlier[piece]
+            close = (values[i] == values[j]).sum(axis=1) >= NEAR
+            for one, other in zip(i[close].tolist(), j[close].tolist()):
+                if len(found[one]) < _MOST_KEPT:
+                    found[one].append(other)
+    return found
 
-    def near(self, values: Signature) -> set[int]:
-        """The numbers of those that are near."""
-        import numpy
 
-        members = [found for key in self._keys(values) if (found := self._bands.get(key))]
-        if len(members) < _BANDS_SHARED:
-            return set()
-        # Where rows share a template, the bands name each of them many times: then looking at all is quicker.
-        if sum(map(len, members)) > self._count:
-            close = ((self._values[: self._count] == values).sum(axis=1) >= NEAR).nonzero()[0]
-            return set(close.tolist())
-        named, times = numpy.unique(numpy.fromiter(chain.from_iterable(members), numpy.int64), return_counts=True)
-        numbers = named[times >= _BANDS_SHARED]
-        if not len(numbers):
-            return set()
-        close = (self._values[numbers] == values).sum(axis=1) >= NEAR
-        return set(numbers[close].tolist())
+def _bands(values: Signature) -> Any:
+    """A sparse matrix [texts, band keys] of ones: three values of a text make a key; those of one text alone are left out."""
+    import numpy
 
-    def add(self, values: Signature) -> None:
-        """Take in one more."""
-        if self._values is None:
-            self._values = values[None].copy()
-        elif self._count == len(self._values):
-            self._values = self._values[[*range(self._count)] * 2]  # doubled: room for as many again
-        self._values[self._count] = values
-        for key in self._keys(values):
-            self._bands.setdefault(key, []).append(self._count)
-        self._count += 1
+    try:
+        from scipy.sparse import csr_matrix
+    except ImportError as error:
+        raise UsageError("splitting needs scipy, which is not installed", _INSTALL) from error
+    rows, columns, count = [], [], 0
+    for start in range(0, VALUES, _BAND):
+        keys = numpy.ascontiguousarray(values[:, start : start + _BAND]).view(f"V{4 * _BAND}").ravel()
+        _, key, times = numpy.unique(keys, return_inverse=True, return_counts=True)
+        several = (times[key] > 1).nonzero()[0]
+        rows.append(several)
+        columns.append(key[several] + count)
+        count += len(times)
+    where = (numpy.concatenate(rows), numpy.concatenate(columns))
+    return csr_matrix((numpy.ones(len(where[0]), numpy.int32), where), shape=(len(values), count))

@@ -100,7 +100,9 @@ def _trained(recipe: Recipe, adapter: AdapterFacts, prepared: Artifact[DatasetFa
             ("data", f"{recipe.data.place}: {facts.kept:,} of {facts.read:,} rows kept ({counts}); dropped: {dropped}")
         )
         if any(facts.resembling.values()):
-            alike = " and ".join(f"{count:,} of {facts.rows[side]:,} {side} rows" for side, count in facts.resembling.items())
+            alike = " and ".join(
+                f"{count:,} of {facts.rows[side]:,} {side} rows" for side, count in facts.resembling.items()
+            )
             rows.append(("leakage", f"{alike} resemble a row that was trained on, so held-out figures are too good"))
         if facts.sources:
             rows.append(("sources", ", ".join(f"{name} {count:,} rows" for name, count in facts.sources.items())))

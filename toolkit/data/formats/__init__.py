@@ -42,7 +42,7 @@ def read_row(row: Row, shape: Shape, learn: str = "all") -> Found | str:
     else:
         return _example(row, shape, learn)
     own = _system(row.values, shape)
-    return found if isinstance(found, str) or not own else replace(found, system=own)  # type: ignore[type-var]
+    return replace(found, system=own) if own and isinstance(found, Preference | Unpaired) else found
 
 
 def _example(row: Row, shape: Shape, learn: str) -> Example | str:
@@ -56,15 +56,13 @@ def _example(row: Row, shape: Shape, learn: str) -> Example | str:
         if isinstance(pair, str):
             return pair
         made, topic = pair
-    tools = tools_of(row.values.get(shape.roles.get("tools", "")))
+    tools = tools_of(row.values.get(shape.roles["tools"]) if "tools" in shape.roles else None)
     own = _system(row.values, shape)
     if tools is None or own is None:
         return NO_TOOLS if tools is None else NOT_TEXT
     system = "\n\n".join(filter(None, (own, made.system)))
-    return Example(
-        row.file, row.line, made.prompt, made.completion, topic, system, tools, row.source, made.notes
-    )
+    return Example(row.file, row.line, made.prompt, made.completion, topic, system, tools, row.source, made.notes)
 
 
 def _system(values: dict[str, Any], shape: Shape) -> str | None:
-    return text_of(values.get(shape.roles.get("system", "")))
+    return text_of(values.get(shape.roles["system"]) if "system" in shape.roles else None)

@@ -73,4 +73,3 @@ def _spoken(text: str) -> Any:
     pieces = _SPOKEN.split(text)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
     return [{"role": roles[who], "content": what} for who, what in zip(pieces[::2], pieces[1::2])] or text
-

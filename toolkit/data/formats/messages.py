@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from toolkit.data.formats.cells import CONTENTS, SPEAKERS, parsed, text_of
 from toolkit.data.formats.tools import calls_in_text, calls_of
-from toolkit.data.formats.turns import Turn
+from toolkit.data.formats.turns import Call, Turn
 from toolkit.models.thinking import FIELDS
 
 _ROLES = {
@@ -107,9 +108,24 @@ def _parted(said: list[_Said], system: str, notes: list[str], learn: str) -> Con
     start = learnt[-1] if learn == "last" else learnt[0]
     if any(start < i < learnt[-1] and not said[i].learnt for i in answers):
         return WEIGHT_BETWEEN
-    turns = tuple(one.turn for one in said)
+    turns = _results_named([one.turn for one in said])
     unique = tuple(dict.fromkeys(notes))
     return Conversation(system, turns[:start], turns[start : learnt[-1] + 1], unique)
+
+
+def _results_named(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The turns, with each result's function named: by its id, or else by its place among the calls before it."""
+    made: list[Turn] = []
+    calls: list[Call] = []
+    for turn in turns:
+        if turn.calls:
+            calls = list(turn.calls)
+        if turn.role == "tool" and calls:
+            call = next((c for c in calls if c.id and c.id == turn.call_id), calls[0])
+            calls.remove(call)
+            turn = replace(turn, name=turn.name or call.name)
+        made.append(turn)
+    return tuple(made)
 
 
 def _with(said: list[_Said], found: _Said) -> list[_Said]:
@@ -123,7 +139,7 @@ def _with(said: list[_Said], found: _Said) -> list[_Said]:
 
 def _disorder(turns: Sequence[Turn]) -> str:
     """Why turns do not follow each other as a conversation's do; empty: they do."""
-    for before, turn in zip(turns, turns[1:]):
+    for before, turn in pairwise(turns):
         if before.role == turn.role and turn.role != "tool":
             return f"two {turn.role} turns in a row: a turn between them is missing"
         if turn.role == "tool" and not (before.calls or before.role == "tool"):

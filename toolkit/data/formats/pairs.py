@@ -1,4 +1,4 @@
-"""A question and its answer in two columns, and Alpaca's three: instruction, input, output; with a history, where there is one."""
+"""A question and its answer in two columns, and Alpaca's three (instruction, input, output); with a history, if there is one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def paired(values: dict[str, Any], shape: Shape, learn: str) -> Paired | str:
     """A row of columns as a conversation, or why it is none."""
 
     def cell(role: str) -> Any:
-        return values.get(shape.roles.get(role, ""))
+        return values.get(shape.roles[role]) if role in shape.roles else None
 
     if are_turns(cell("prompt")) or are_turns(cell("completion")):
         return _of_turns(cell("prompt"), cell("completion"), learn)
@@ -34,7 +34,9 @@ def paired(values: dict[str, Any], shape: Shape, learn: str) -> Paired | str:
     answer = {"role": "assistant", "content": completion, FIELDS[0]: thinking}
     if not before:  # as it is, empty cells too: cleaning says what is wrong with them
         found = Conversation("", (Turn("user", whole),), (Turn("assistant", completion, thinking),), ())
-        made = conversation([{"role": "user", "content": whole}, answer], learn) if "<tool_call>" in completion else found
+        made = (
+            conversation([{"role": "user", "content": whole}, answer], learn) if "<tool_call>" in completion else found
+        )
     else:
         made = conversation([*before, {"role": "user", "content": whole}, answer], learn)
     if isinstance(made, str):
@@ -46,7 +48,7 @@ def paired(values: dict[str, Any], shape: Shape, learn: str) -> Paired | str:
 
 def _of_turns(prompt: Any, completion: Any, learn: str) -> Paired | str:
     """TRL's conversational prompt and completion: both may be lists of turns."""
-    turns = []
+    turns: list[Any] = []
     for value, role in ((prompt, "user"), (completion, "assistant")):
         value = parsed(value)
         turns += value if isinstance(value, list) else [{"role": role, "content": value}]

@@ -44,7 +44,7 @@ def calls_in_text(content: str) -> tuple[str, tuple[Call, ...]] | None:
 def tools_of(value: Any) -> str | None:
     """A row's functions as a JSON list; empty: none; None: they are no functions."""
     value = parsed(value)
-    if value is None or value == "" or value == []:
+    if value is None or value in ("", []):
         return ""
     made = []
     for item in value if isinstance(value, list) else [value]:

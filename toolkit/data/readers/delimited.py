@@ -35,7 +35,7 @@ def delimited(text: str, name: str, header: bool | int | None = None, tabs: bool
     """
     csv.field_size_limit(LONGEST_CELL)
     said, text, skipped = _said_delimiter(text)
-    delimiter = "\t" if tabs else said or _delimiter(text, header)
+    delimiter = "\t" if tabs else said or _delimiter(text)
     names: list[str] | None = None
     wrong: list[Dropped] = []
     right = 0
@@ -58,7 +58,7 @@ def delimited(text: str, name: str, header: bool | int | None = None, tabs: bool
             wrong.append(Dropped(name, line, WRONG_FIELDS, f"{reason}: {delimiter.join(cells)}"))
             if len(wrong) < _TOO_MANY or right:  # else nothing of the file fits, and it is read on for the counts only
                 yield wrong[-1]
-    if len(wrong) > right:
+    if wrong and (right == 0 or len(wrong) > max(right, 10)):
         first = wrong[0]
         raise DataError(
             f"{name}:{first.line}: {len(wrong):,} of {len(wrong) + right:,} rows have another number of fields than the "
@@ -80,7 +80,7 @@ def _said_delimiter(text: str) -> tuple[str, str, int]:
     return (said[4], rest, 1) if said.lower().startswith("sep=") and len(said) == 5 else ("", text, 0)
 
 
-def _delimiter(text: str, header: bool | int | None) -> str:
+def _delimiter(text: str) -> str:
     """The one that parts the first lines into the same number of cells, most often; then into the most."""
     head = "".join(line + "\n" for line in text.lstrip("\r\n").split("\n", _LOOKED_AT)[:_LOOKED_AT])
 

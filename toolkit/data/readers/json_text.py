@@ -143,13 +143,20 @@ def _lists_in(value: dict[str, Any], path: tuple[str, ...]) -> list[tuple[tuple[
     for key, inner in value.items():
         if isinstance(inner, dict) and len(path) < _DEEPEST:
             found += _lists_in(inner, (*path, key))
-        elif isinstance(inner, list) and inner and all(isinstance(item, dict) for item in inner):
-            if not any({"role", "from"} & set(item) or item.get("type") == "function" for item in inner):
-                found.append(((*path, key), inner))
-        elif isinstance(inner, list) and inner and all(isinstance(i, list) and i for i in inner):
-            if all(isinstance(item, dict) for row in inner for item in row):  # conversations
-                found.append(((*path, key), inner))
+        elif isinstance(inner, list) and inner and (_are_rows(inner) or _are_conversations(inner)):
+            found.append(((*path, key), inner))
     return found
+
+
+def _are_rows(held: list[Any]) -> bool:
+    if not all(isinstance(item, dict) for item in held):
+        return False
+    return not any({"role", "from"} & set(item) or item.get("type") == "function" for item in held)
+
+
+def _are_conversations(held: list[Any]) -> bool:
+    lists = [item for item in held if isinstance(item, list) and item]
+    return len(lists) == len(held) and all(isinstance(turn, dict) for turns in lists for turn in turns)
 
 
 def _place(text: str, key: str, rows: list[Any]) -> int | None:
@@ -176,7 +183,11 @@ def _by_key(value: dict[str, Any], name: str, line: int) -> Records:
         return
     if inner and all(isinstance(column, list) for column in inner):
         lengths = {len(column) for column in inner}
-        if len(inner) > 1 and len(lengths) == 1 and not any(isinstance(cell, dict) for column in inner for cell in column):
+        if (
+            len(inner) > 1
+            and len(lengths) == 1
+            and not any(isinstance(cell, dict) for column in inner for cell in column)
+        ):
             for number, cells in enumerate(zip(*inner), 1):
                 yield Row(name, number, dict(zip(value, cells)))
             return
@@ -189,8 +200,8 @@ def _by_key(value: dict[str, Any], name: str, line: int) -> Records:
         return
     tables = {key: held for key, held in value.items() if isinstance(held, dict)}
     found = [list(_by_key(held, name, line)) for held in tables.values()]
-    if rows := max(found, key=len, default=[]):
-        if len(rows) > 1:
-            yield from rows
-            return
-    yield Row(name, line, value)
+    rows = max(found, key=len, default=[])
+    if len(rows) > 1:
+        yield from rows
+    else:
+        yield Row(name, line, value)

@@ -164,7 +164,7 @@ def _sheet(sheet: Any, formulas: Any) -> Sheet:
 
 
 def _merged(sheet: Any) -> dict[tuple[int, int], Any]:
-    """(row, column) → the value of the cells that are merged with it from above. A cell merged sideways is a heading: it stays one."""
+    """(row, column) → the value of the cell above that it is merged with. What is merged sideways is a heading, and stays one."""
     fill = {}
     for merged in sheet.merged_cells.ranges:
         value = sheet.cell(merged.min_row, merged.min_col).value
