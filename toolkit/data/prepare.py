@@ -185,7 +185,7 @@ def _language(examples: list[Example], said: str) -> str:
 
 
 def check_data(recipe: Recipe) -> list[ToolkitError]:
-    """The faults that the files' names and first rows show: nothing there, not readable, columns missing, another method's rows."""
+    """The faults that the files' names and first rows show: nothing there, not readable, columns missing, of another method."""
     if recipe.data is None:
         return [_no_data()]
     loaded, faults = first_look(recipe.data)
