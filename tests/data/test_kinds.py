@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import gzip
 import json
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -123,7 +125,8 @@ READ: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "lists of turns": ("x.json", dumped(TURNS), "messages"),
     "objects on several lines": ("x.jsonl", text("\n".join(json.dumps(row, indent=2) for row in NAMED)), "columns"),
     "objects with commas between": ("x.jsonl", text(",\n".join(json.dumps(row) for row in NAMED)), "columns"),
-    "a byte-order mark and empty lines": ("x.jsonl", text("\n\n".join(json.dumps(row) for row in NAMED), "utf-8-sig"), "columns"),
+    "a byte-order mark and empty lines": (
+        "x.jsonl", text("\n\n".join(json.dumps(row) for row in NAMED), "utf-8-sig"), "columns"),
     "gzip": ("x.jsonl.gz", packed, "columns"),
     "Zstandard": ("x.csv.zst", zstandard, "columns"),
     "a saved data set": ("saved", saved, "columns"),
@@ -134,7 +137,8 @@ READ: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "a delimiter after every row": ("x.csv", csv("question;answer", "{1};{2};"), "columns"),
     "dolly": ("x.jsonl", jsonl(DOLLY), "alpaca"),
     "dialogue": ("x.jsonl", jsonl([{"dialogue": t} for t in TURNS]), "messages"),
-    "conversational prompt and completion": ("x.jsonl", jsonl([{"prompt": t[:1], "completion": t[1:]} for t in TURNS]), "columns"),
+    "conversational prompt and completion": (
+        "x.jsonl", jsonl([{"prompt": t[:1], "completion": t[1:]} for t in TURNS]), "columns"),
     "turns as a JSON text in a CSV": (
         "x.csv",
         text("id,messages\n" + "".join(f'{i},"{json.dumps(t).replace(chr(34), chr(34) * 2)}"\n' for i, t in enumerate(TURNS))),
@@ -147,13 +151,15 @@ READ: dict[str, tuple[str, Callable[[Path], None], str]] = {
     ),
     "a list of contacts beside": (
         "x.xlsx",
-        book(("Q&A", [["Updated", datetime.date(2026, 1, 1)], ["No", "Question", "Answer"], *([i, *p] for i, p in enumerate(PAIRS))]),
+        book(("Q&A", [["Updated", datetime.date(2026, 1, 1)], ["No", "Question", "Answer"],
+                      *([i, *pair] for i, pair in enumerate(PAIRS))]),
              ("Contacts", [["Name", "Phone"], ["Li", "1"]])),
         "columns",
     ),
     "a sheet a month": (
         "x.xlsx",
-        book(("May", [["question", "answer"], *map(list, PAIRS[:20])]), ("June", [["Question", "Answer"], *map(list, PAIRS[20:])])),
+        book(("May", [["question", "answer"], *map(list, PAIRS[:20])]),
+             ("June", [["Question", "Answer"], *map(list, PAIRS[20:])])),
         "columns",
     ),
 }  # fmt: skip
@@ -235,6 +241,29 @@ def test_what_is_served_must_have_been_trained_with(tmp_path: Path) -> None:
     assert [row["prompt"][0]["content"] for row in found[2:5]] == ["You are a desk.", "Be brief.", "You are a desk."]
 
 
+CASES = Path(__file__).parents[2] / "../shared/cases/rows.py"
+"""The files that once were tried, where they are."""
+
+
+def test_the_files_that_were_tried(tmp_path: Path) -> None:
+    if not CASES.is_file():
+        pytest.skip(f"they are not here: {CASES}")
+    subprocess.run([sys.executable, str(CASES), str(tmp_path / "cases")], check=True)
+    said = {
+        "no_header.csv": "first line looks like a row", "unquoted_commas.csv": "40 of 40 rows have another number of fields",
+        "dpo.jsonl": "DPO", "text.txt": "continued pre-training",
+    }  # fmt: skip
+    for file in sorted((tmp_path / "cases").iterdir()):
+        (own := tmp_path / f"of {file.name}").mkdir()
+        if file.name in said:
+            with pytest.raises(AssertionError, match=said[file.name]):
+                prepared(file, own)
+            continue
+        facts, rows = prepared(file, own)
+        assert (facts.kept, facts.dropped) == (40, {}), file.name
+        assert all(turn["content"] or turn.get("tool_calls") for row in rows for turn in row["completion"]), file.name
+
+
 def test_rows_without_a_header(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("\n".join(f'"{q}","{a}"' for q, a in PAIRS))
@@ -277,7 +306,8 @@ OTHERS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "labelled": ("x.jsonl", jsonl([{"prompt": q, "completion": a, "label": len(a) % 2 == 0} for q, a in PAIRS]), "KTO"),
     "text": ("x.txt", text("\n\n".join(a for _, a in PAIRS)), "continued pre-training"),
     "Markdown": ("x.md", text("# Parts\n\n" + "\n\n".join(a for _, a in PAIRS)), "continued pre-training"),
-    "a column of texts": ("x.jsonl", jsonl([{"text": a, "id": i} for i, (_, a) in enumerate(PAIRS)]), "continued pre-training"),
+    "a column of texts": (
+        "x.jsonl", jsonl([{"text": a, "id": i} for i, (_, a) in enumerate(PAIRS)]), "continued pre-training"),
 }  # fmt: skip
 
 
@@ -318,7 +348,8 @@ def bomb(path: Path) -> None:
 REFUSED: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
     "commas that nobody quoted": (
         "x.csv", csv("question,answer", "{1},{2}"),
-        "x.csv:2: 40 of 40 rows have another number of fields than the header, as here: 3 fields where the header has 2", "quotes"),
+        "x.csv:2: 40 of 40 rows have another number of fields than the header, as here: 3 fields where the header has 2",
+        "quotes"),
     "the same in a long file": (
         "x.csv", csv("question,answer", "{1},{2}", 10),
         "x.csv:2: 400 of 400 rows have another number of fields", "quotes"),
@@ -327,8 +358,11 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
     "an old workbook under a new name": ("x.xlsx", ole(False), "old kind (XLS)", "save it as XLSX"),
     "a table that calls itself a workbook": ("x.xlsx", text("a,b\n1,2\n"), "no XLSX workbook", "rename it to .csv"),
     "a zip bomb": ("x.xlsx", bomb, "x.xlsx unpacks to 1.1 GiB", "save its sheet as CSV"),
-    "a line of 50 MB": ("x.csv", text("question,answer\na,b\n" + "y" * 50_000_000), "x.csv:3: a line of 50,000,000 characters", "part it"),
-    "no names that fit": ("x.csv", text("x1,x2,x3\n1,2,3\n"), "has the columns x1, x2, x3", "--set data.columns.prompt=… --set data.columns.completion=…"),
+    "a line of 50 MB": (
+        "x.csv", text("question,answer\na,b\n" + "y" * 50_000_000), "x.csv:3: a line of 50,000,000 characters", "part it"),
+    "no names that fit": (
+        "x.csv", text("x1,x2,x3\n1,2,3\n"), "has the columns x1, x2, x3",
+        "--set data.columns.prompt=… --set data.columns.completion=…"),
     "a broken gzip": ("x.csv.gz", text("no gzip"), "x.csv.gz cannot be unpacked", "Pack it again"),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a look at a file tells `init`."""
+"""What a look at a file tells `init` and `inspect`."""
 
 from __future__ import annotations
 
@@ -7,45 +7,36 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.data.inspect import language_of, peek
+from toolkit.data.languages import language_of
+from toolkit.data.peek import NO_HEADER, peek
 from toolkit.errors import DataError
+from toolkit.recipe.schema import Data
 
 REAL = Path(__file__).parents[2] / "../shared/data/medical/internal_medicine_5000-6000.gbk.csv"
-
-
-@pytest.mark.parametrize(
-    ("header", "prompt", "completion"),
-    [
-        ("department,title,ask,answer", "ask", "answer"),
-        ("科室,标题,问题,回答", "问题", "回答"),
-        ("Input,Output", "Input", "Output"),
-        ("id,user_question,doctor_reply", "user_question", "doctor_reply"),
-        ("title,Answer", "title", "Answer"),
-        ("提问,答案", "提问", "答案"),
-        ("Q,A", "Q", "A"),
-        ("left,right", None, None),
-        ("data,answer", None, "answer"),
-    ],
-)
-def test_guesses_columns(tmp_path: Path, header: str, prompt: str | None, completion: str | None) -> None:
-    (tmp_path / "x.csv").write_text(
-        f"{header}\n" + ",".join(["cell"] * (header.count(",") + 1)) + "\n", encoding="utf-8"
-    )
-    found = peek(tmp_path / "x.csv")
-    assert (found.format, found.prompt, found.completion, found.rows) == ("columns", prompt, completion, 1)
-    assert found.columns == header.split(",")
-    assert found.sample == ([("cell", "cell")] if prompt and completion else [])
 
 
 def test_guesses_formats(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "发烧怎么办？"}, {"role": "assistant", "content": "多喝水。"}]
     (tmp_path / "m.jsonl").write_text(json.dumps({"messages": turns}), encoding="utf-8")
-    found = peek(tmp_path / "m.jsonl")
-    assert (found.format, found.language, found.sample) == ("messages", "zh", [("发烧怎么办？", "多喝水。")])
+    found = peek(Data(path=str(tmp_path / "m.jsonl")))
+    assert (found.shape.kind, found.language, found.examples[0].prompt_text) == ("messages", "zh", "发烧怎么办？")
     (tmp_path / "a.json").write_text(json.dumps([{"instruction": "Add.", "input": "1, 2", "output": "3"}]))
-    found = peek(tmp_path / "a.json")
-    assert (found.format, found.language, found.sample) == ("alpaca", "en", [("Add.\n\n1, 2", "3")])
+    found = peek(Data(path=str(tmp_path / "a.json")))
+    assert (found.shape.kind, found.language, found.examples[0].prompt_text) == ("alpaca", "en", "Add.\n\n1, 2")
     assert found.median_characters == 11
+
+
+def test_a_missing_header_is_said(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text('"What is tea made of?","Leaves."\n"What is jam made of?","Fruit."\n')
+    found = peek(Data(path=str(tmp_path / "x.csv")))
+    assert found.notes[0] == NO_HEADER and found.shape.roles == {"prompt": "1", "completion": "2"}
+    assert len(found.examples) == 2
+
+
+def test_system_texts_are_counted(tmp_path: Path) -> None:
+    rows = [{"question": f"q{i}", "answer": "a", "system": "s" if i else ""} for i in range(3)]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    assert peek(Data(path=str(tmp_path / "x.json"))).systems == {"s": 2, "": 1}
 
 
 def test_language_by_its_letters() -> None:
@@ -57,14 +48,14 @@ def test_language_by_its_letters() -> None:
 def test_faults_pass_through(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("ask,answer\n")
     with pytest.raises(DataError, match="no rows"):
-        peek(tmp_path / "x.csv")
+        peek(Data(path=str(tmp_path / "x.csv")))
 
 
 def test_the_real_file() -> None:
     if not REAL.is_file():
         pytest.skip(f"the real rows are not here: {REAL}")
-    found = peek(REAL)
-    assert (found.prompt, found.completion, found.language, found.rows) == ("ask", "answer", "zh", 7644)
-    assert found.columns == ["department", "title", "ask", "answer"]
-    assert found.encodings == {REAL.name: "GBK"}
-    assert found.sample[0][0] == "我有高血压这两天女婿来的时候给我拿了些党参泡水喝，您好高血压可以吃党参吗？"
+    found = peek(Data(path=str(REAL)))
+    assert (found.shape.roles, found.language) == ({"prompt": "ask", "completion": "answer"}, "zh")
+    assert (found.loaded.read, found.shape.unused) == (7644, ("department", "title"))
+    assert found.loaded.table.encodings == {REAL.name: "GBK"}
+    assert found.examples[0].prompt_text == "我有高血压这两天女婿来的时候给我拿了些党参泡水喝，您好高血压可以吃党参吗？"
