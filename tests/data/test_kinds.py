@@ -136,6 +136,9 @@ READ: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "pipes": ("x.csv", csv("question|answer", "{1}|{2}"), "columns"),
     "a delimiter after every row": ("x.csv", csv("question;answer", "{1};{2};"), "columns"),
     "dolly": ("x.jsonl", jsonl(DOLLY), "alpaca"),
+    "questions and answers in one item": (
+        "x.jsonl", jsonl([{"id": q, "conversation": [{"human": q, "assistant": a}]} for q, a in PAIRS]), "messages"),
+    "firefly": ("x.jsonl", jsonl([{"kind": "QA", "input": q, "target": a} for q, a in PAIRS]), "columns"),
     "dialogue": ("x.jsonl", jsonl([{"dialogue": t} for t in TURNS]), "messages"),
     "conversational prompt and completion": (
         "x.jsonl", jsonl([{"prompt": t[:1], "completion": t[1:]} for t in TURNS]), "columns"),

@@ -219,7 +219,10 @@ def _dropped_told(dropped: list[Dropped]) -> str:
 
 def _check_dropped(data: Data, examples: list[Example], dropped: list[Dropped]) -> None:
     read = len(examples) + len(dropped)
-    hint = "Mend the rows, or loosen the limit that drops most: data.max_characters, data.max_dropped."
+    hint = (
+        f"Look at them: tune2ollama inspect {data.place}. Mend the rows, or loosen the limit that drops most: "
+        "data.max_characters, data.max_dropped."
+    )
     if not examples:
         raise DataError(f"{data.place}: none of the {read:,} rows is left:\n{_dropped_told(dropped)}", hint)
     if len(dropped) > data.max_dropped * read:

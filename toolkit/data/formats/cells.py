@@ -29,12 +29,21 @@ def parsed(value: Any) -> Any:
         return value
 
 
+TOGETHER = (("human", "assistant"), ("user", "assistant"), ("question", "answer"))
+"""Keys of an object that holds a question and its answer, as some write the items of a conversation."""
+
+
 def are_turns(value: Any) -> bool:
-    """Whether a value is a list of messages: objects that say who speaks."""
+    """Whether a value is a list of messages: objects that say who speaks, or that hold a question and its answer."""
     value = parsed(value)
     if not isinstance(value, list) or not value:
         return False
-    return all(isinstance(item, dict) and any(name in item for name in SPEAKERS) for item in value)
+    return all(isinstance(item, dict) and (any(n in item for n in SPEAKERS) or together(item)) for item in value)
+
+
+def together(item: dict[str, Any]) -> tuple[str, str] | None:
+    """The keys of a question and its answer in one item; None: it holds no such two."""
+    return next((keys for keys in TOGETHER if item.keys() >= set(keys)), None)
 
 
 def is_true(value: Any) -> bool | None:

@@ -6,10 +6,10 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
-from toolkit.data.formats.cells import CONTENTS, SPEAKERS, parsed, text_of
+from toolkit.data.formats.cells import CONTENTS, SPEAKERS, parsed, text_of, together
 from toolkit.data.formats.tools import calls_in_text, calls_of
 from toolkit.data.formats.turns import Call, Turn
 from toolkit.models.thinking import FIELDS
@@ -68,6 +68,7 @@ def conversation(value: Any, learn: str = "all") -> Conversation | str:
         return "messages are not a JSON list"
     if not isinstance(value, list) or not value:
         return NOT_A_LIST
+    value = list(chain.from_iterable(map(_apart, value)))
     said: list[_Said] = []
     systems: list[str] = []
     notes: list[str] = []
@@ -98,6 +99,14 @@ def conversation(value: Any, learn: str = "all") -> Conversation | str:
     if fault := _disorder([one.turn for one in said]):
         return fault
     return _parted(said, "\n\n".join(filter(None, systems)), notes, learn)
+
+
+def _apart(item: Any) -> list[Any]:
+    """The turns of an item; some hold a question and its answer together."""
+    keys = together(item) if isinstance(item, dict) else None
+    if keys is None:
+        return [item]
+    return [{"role": role, "content": item[key]} for role, key in zip(("user", "assistant"), keys)]
 
 
 def _parted(said: list[_Said], system: str, notes: list[str], learn: str) -> Conversation | str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from toolkit.data.formats.cells import are_turns, is_true, parsed, text_of
+from toolkit.data.formats.cells import are_turns, is_true, parsed, text_of, together
 from toolkit.data.formats.messages import KNOWN_KEYS
 from toolkit.errors import UsageError
 from toolkit.models.thinking import FIELDS
@@ -262,7 +262,7 @@ def _unused_keys(seen: _Columns) -> list[str]:
     """Keys of turns that nothing is made of."""
     column = seen.roles.get("messages")
     turns = [turn for value in (seen.values(column) if column else []) if isinstance(value, list) for turn in value]
-    keys = dict.fromkeys(key for turn in turns if isinstance(turn, dict) for key in turn)
+    keys = dict.fromkeys(key for turn in turns if isinstance(turn, dict) and not together(turn) for key in turn)
     return [f"{column}[].{key}" for key in keys if key not in KNOWN_KEYS]
 
 
