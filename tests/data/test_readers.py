@@ -12,14 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.data.readers import Row, Table, find_files
-from toolkit.data.readers import read_table as read_as
+from toolkit.data.readers import Row, Table, find_files, places, read_file
 from toolkit.errors import DataError, ToolkitError, UsageError
 from toolkit.recipe.schema import Reading
 
 
 def read_table(path: Path, **how: Any) -> Table:
-    return read_as(Reading(path=str(path), **how))
+    table, reading = Table(), Reading(path=str(path), **how)
+    for name, file in places(reading):
+        read_file(file, name, table, reading)
+    return table
 
 
 def read(folder: Path, name: str, content: str | bytes) -> list[Row]:

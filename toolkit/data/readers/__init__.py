@@ -21,7 +21,7 @@ from toolkit.data.readers.workbook import workbook
 from toolkit.errors import DataError
 from toolkit.recipe.schema import Reading
 
-__all__ = ["Dropped", "Row", "Table", "find_files", "left_out", "places", "read_file", "read_table"]
+__all__ = ["Dropped", "Row", "Table", "find_files", "left_out", "places", "read_file"]
 
 
 def places(reading: Reading) -> list[tuple[str, Path | None]]:
@@ -31,21 +31,13 @@ def places(reading: Reading) -> list[tuple[str, Path | None]]:
     return [(name, file) for name, file in find_files(Path(reading.path))]
 
 
-def read_table(reading: Reading) -> Table:
-    """Read every row.
+def read_file(file: Path | None, name: str, table: Table, reading: Reading, at_most: int | None = None) -> None:
+    """Add one file's rows to `table`, all or the first `at_most`.
 
     Raises:
-        UsageError: the path does not exist.
+        UsageError: the path does not exist, or a library is missing.
         DataError: naming file and line: empty, header only, bytes that do not decode, NUL, an unclosed quote, …
     """
-    table = Table()
-    for name, file in places(reading):
-        read_file(file, name, table, reading)
-    return table
-
-
-def read_file(file: Path | None, name: str, table: Table, reading: Reading, at_most: int | None = None) -> None:
-    """Add one file's rows to `table`, all or the first `at_most`. Raises as `read_table`."""
     before = len(table.rows) + len(table.dropped)
     columns: dict[str, dict[str, None]] = {}
     for records in _records(file, name, table, reading):
