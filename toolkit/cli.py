@@ -33,7 +33,8 @@ def cli(context: click.Context, debug: bool) -> None:
 
 
 for _command in (
-    chain.run, *chain.STAGE_COMMANDS, chain.modelfile, exports.verify, exports.export, around.init, around.list_recipes,
+    chain.run, *chain.STAGE_COMMANDS, chain.modelfile, exports.verify, exports.export, around.inspect_rows, around.init,
+    around.list_recipes,
     around.doctor, around.plan, around.chat, around.clean,
 ):  # fmt: skip
     cli.add_command(_command)

@@ -17,7 +17,7 @@ from toolkit.commands.exports import ADOPTED
 from toolkit.run.stages import STAGE_NAMES
 
 VERBS = [
-    "chat", "clean", "convert", "create", "doctor", "export", "golden", "init", "list", "merge", "modelfile", "plan",
+    "chat", "clean", "convert", "create", "doctor", "export", "golden", "init", "inspect", "list", "merge", "modelfile", "plan",
     "prepare", "quantize", "report", "run", "train", "verify",
 ]  # fmt: skip
 
@@ -106,7 +106,8 @@ def test_the_exit_code_is_the_verdict_where_nobody_reads_to_the_end(verdict: str
 def test_init_names_the_recipe_for_machines(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("question,answer\nWhy?,Because.\n", encoding="utf-8")
     done = tune2ollama("init", "rows.csv", "--json", cwd=tmp_path)
-    assert json.loads(done.stdout) == {"recipe": "recipes/rows.yaml"}
+    found = json.loads(done.stdout)
+    assert (found["recipe"], found["told"][-1]) == ("recipes/rows.yaml", "1 of 1 rows can be learnt from")
     assert (tmp_path / "recipes" / "rows.yaml").is_file()
 
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.data import cleaning
-from toolkit.data.cleaning import SPECIAL_TOKEN, clean, clean_text
-from toolkit.data.readers import Row
+from toolkit.data.cleaning import SPECIAL_TOKEN, clean_text
+from toolkit.data.cleaning import clean as clean_rows
+from toolkit.data.formats import Example, shape_of
+from toolkit.data.readers import Dropped, Row
 from toolkit.recipe.schema import Columns, Data
+
+
+def clean(given: list[Row], data: Data, system: str = "") -> tuple[list[Example], list[Dropped], Counter[str]]:
+    columns = list(dict.fromkeys(column for row in given for column in row.values))
+    shapes = {given[0].file: shape_of(given[0].file, columns, [row.values for row in given], data)}
+    return clean_rows(given, shapes, data, system)
 
 
 def rows(*pairs: tuple[str, str]) -> list[Row]:
@@ -31,7 +41,7 @@ def test_each_reason_is_counted_and_listed() -> None:
         ("x" * 20, "y" * 11),
     )
     kept, dropped, repaired = clean(given_rows, Data(path="x", max_characters=30))
-    assert [(e.line, e.prompt_text, e.completion) for e in kept] == [
+    assert [(e.line, e.prompt_text, e.answer) for e in kept] == [
         (2, "Is tea good?", "Yes."),
         (9, "Is rice good?", "Yes.\nTry."),
         (10, "x" * 20, "y" * 10),
@@ -99,9 +109,23 @@ def test_cleaning_twice_is_cleaning_once(text: str) -> None:
 
 def test_a_rows_own_system_text_gives_way() -> None:
     turns = [{"role": r, "content": c} for r, c in (("system", "s"), ("user", "u"), ("assistant", "a"))]
-    kept, _, repaired = clean([Row("x.jsonl", 1, {"messages": turns})], Data(path="x", format="messages"))
-    assert kept[0].record("mine")["prompt"][0] == {"role": "system", "content": "mine"}
-    assert repaired == {cleaning.OWN_SYSTEM: 1}
+    for rule, text in (("recipe", "mine"), ("row", "s"), ("both", "mine\n\ns")):
+        data = Data.model_validate({"path": "x", "format": "messages", "system": rule})
+        kept, _, repaired = clean([Row("x.jsonl", 1, {"messages": turns})], data, "mine")
+        assert kept[0].record()["prompt"][0] == {"role": "system", "content": text}
+        assert repaired == ({cleaning.OWN_SYSTEM: 1} if rule == "recipe" else {})
+        kept, _, repaired = clean([Row("x.jsonl", 1, {"messages": turns[1:]})], data, "mine")
+        assert kept[0].system == "mine" and not repaired
+    # The same question under two system texts is two rows where the texts are kept, and one where they are not.
+    others = [{"role": "system", "content": "t"}, *turns[1:]]
+    both = [Row("x.jsonl", line, {"messages": given}) for line, given in enumerate((turns, others), 1)]
+    for rule, count in (("recipe", 1), ("row", 2)):
+        assert len(clean(both, Data.model_validate({"path": "x", "system": rule}))[0]) == count
+
+
+def test_a_row_of_a_million_characters_is_named() -> None:
+    kept, dropped, _ = clean(rows(("Is tea good?", "y" * 1_000_001)), Data(path="x"))
+    assert (kept, dropped[0].line, dropped[0].reason) == ([], 2, cleaning.ENDLESS)
 
 
 def test_thoughts_are_taken_once_and_none_is_lost_in_silence() -> None:
@@ -124,7 +148,7 @@ def test_thoughts_are_taken_once_and_none_is_lost_in_silence() -> None:
         )
     ]
     kept, dropped, repaired = clean(given_rows, Data(path="x", columns=beside))
-    assert [(e.completion, e.thinking) for e in kept] == [
+    assert [(e.completion[0].content, e.completion[0].thinking) for e in kept] == [
         ("<think>\nHm.\n</think>\n\nYes.", ""), ("Yes.", "Hm."), ("Yes.", "Hm."), ("Yes.", "Hm."),
     ]  # fmt: skip
     assert [(d.line, d.reason) for d in dropped] == [

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from toolkit.data.encodings import decode
+from toolkit.data.encodings import Decoded, decode
 from toolkit.errors import DataError
 
 SIMPLIFIED = (
@@ -99,7 +99,6 @@ def test_gbk_takes_utf16_without_an_error() -> None:
         ("질문,답\n머리가 아프면 어떻게 합니까,물을 마시고 쉬세요\n" * 30, "euc_kr"),
         ("質問,答え\n頭が痛いときはどうすればいいですか,水を飲んで休んでください。\n", "euc_jp"),
         ("質問,答え\n頭が痛いときはどうすればいいですか,水を飲んで休んでください。\n" * 30, "shift_jis"),
-        ("q,a\nWas heißt Fieber?,Über 38 °C spricht man von Fieber. Ärzte prüfen dann.\n", "latin-1"),
         ("q,a\nУ меня болит голова,Пейте воду\n", "cp1251"),
     ],
 )
@@ -109,6 +108,53 @@ def test_other_encodings_are_refused_unless_named(text: str, codec: str) -> None
         decode(raw, "x.csv")
     assert "data.encoding" in caught.value.hint
     assert decode(raw, "x.csv", codec).text == text
+
+
+@pytest.mark.parametrize(
+    ("text", "codec", "title"),
+    [
+        ("q,a\nWas heißt Fieber?,Über 38 °C spricht man von Fieber. Ärzte prüfen dann.\n", "latin-1", "Windows-1252"),
+        ("Frage;Antwort\nWie setze ich Gerät 7 zurück?;Drücken Sie „Reset“ für 5 s – größer heißt schöner, 5 €.\n",
+         "cp1252", "Windows-1252"),
+        ("q;r\nÇa marche où ?;Réinitialisez l’appareil près de la fenêtre, puis vérifiez l’état du cœur.\n",
+         "cp1252", "Windows-1252"),
+        ("p;r\n¿Cómo reinicio el teléfono?;Mantenga pulsado el botón durante diez segundos; así se encenderá la señal.\n",
+         "cp1252", "Windows-1252"),
+        ("q;a\nWhat is a café?;It’s a place – “nice” – for coffee.\n", "cp1252", "Windows-1252"),
+        ("f;s\nHur återställer jag enheten?;Håll knappen intryckt tills lampan lyser grönt och vänta några sekunder.\n",
+         "mac_roman", "Mac Roman"),
+        ("p;o\nJak zresetować urządzenie?;Przytrzymaj przycisk, aż zaświeci się zielona lampka, i poczekaj chwilę.\n",
+         "cp1250", "Windows-1250"),
+        ("p;o\nJak mohu resetovat zařízení?;Podržte tlačítko, dokud se nerozsvítí zelené světlo, a chvíli počkejte.\n",
+         "cp1250", "Windows-1250"),
+        ("s;c\nCihazı nasıl sıfırlarım?;Yeşil ışık yanana kadar düğmeyi basılı tutun ve birkaç saniye bekleyin.\n",
+         "cp1254", "Windows-1254"),
+    ],
+)  # fmt: skip
+def test_western_tables_are_told_by_their_letters(text: str, codec: str, title: str) -> None:
+    assert decode(text.encode(codec), "x.csv") == Decoded(text, title)
+
+
+_ENGLISH = st.sampled_from(["", "Fever", "CT ", "vitamin B", "iPhone", "ask", ","])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(["gb18030", "big5"]),
+    st.lists(
+        st.tuples(_ENGLISH, st.sampled_from(["我", "在", "是", "好", "不", "吃", "高", "了"]), _ENGLISH),
+        min_size=1,
+        max_size=6,
+    ),
+)
+def test_single_chinese_characters_between_english_are_never_western(
+    codec: str, lines: list[tuple[str, str, str]]
+) -> None:
+    text = "ask\n" + "".join("".join(line) + "\n" for line in lines)
+    try:
+        assert decode(text.encode(codec), "x.csv").text == text
+    except DataError as error:
+        assert "data.encoding" in error.hint
 
 
 def test_two_characters_are_too_few_and_both_readings_are_shown() -> None:

@@ -1,70 +1,88 @@
-"""What a look at a file tells `init`."""
+"""`inspect` shows rows as they are trained, within 80 columns, and writes the same as a page that runs nothing."""
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from toolkit.data.inspect import language_of, peek
-from toolkit.errors import DataError
+from toolkit.data.inspect import Inspection, inspect
+from toolkit.recipe.init import recipe_to_look
+from toolkit.report.inspected import as_json, screen, write_page
 
-REAL = Path(__file__).parents[2] / "../shared/data/medical/internal_medicine_5000-6000.gbk.csv"
-
-
-@pytest.mark.parametrize(
-    ("header", "prompt", "completion"),
-    [
-        ("department,title,ask,answer", "ask", "answer"),
-        ("科室,标题,问题,回答", "问题", "回答"),
-        ("Input,Output", "Input", "Output"),
-        ("id,user_question,doctor_reply", "user_question", "doctor_reply"),
-        ("title,Answer", "title", "Answer"),
-        ("提问,答案", "提问", "答案"),
-        ("Q,A", "Q", "A"),
-        ("left,right", None, None),
-        ("data,answer", None, "answer"),
-    ],
-)
-def test_guesses_columns(tmp_path: Path, header: str, prompt: str | None, completion: str | None) -> None:
-    (tmp_path / "x.csv").write_text(
-        f"{header}\n" + ",".join(["cell"] * (header.count(",") + 1)) + "\n", encoding="utf-8"
-    )
-    found = peek(tmp_path / "x.csv")
-    assert (found.format, found.prompt, found.completion, found.rows) == ("columns", prompt, completion, 1)
-    assert found.columns == header.split(",")
-    assert found.sample == ([("cell", "cell")] if prompt and completion else [])
+BASE = "embedded:smollm2-135m-instruct"
 
 
-def test_guesses_formats(tmp_path: Path) -> None:
-    turns = [{"role": "user", "content": "发烧怎么办？"}, {"role": "assistant", "content": "多喝水。"}]
-    (tmp_path / "m.jsonl").write_text(json.dumps({"messages": turns}), encoding="utf-8")
-    found = peek(tmp_path / "m.jsonl")
-    assert (found.format, found.language, found.sample) == ("messages", "zh", [("发烧怎么办？", "多喝水。")])
-    (tmp_path / "a.json").write_text(json.dumps([{"instruction": "Add.", "input": "1, 2", "output": "3"}]))
-    found = peek(tmp_path / "a.json")
-    assert (found.format, found.language, found.sample) == ("alpaca", "en", [("Add.\n\n1, 2", "3")])
-    assert found.median_characters == 11
+def look(path: Path, *settings: str) -> Inspection:
+    return inspect(recipe_to_look(str(path), BASE, settings))
 
 
-def test_language_by_its_letters() -> None:
-    assert language_of(["What is 高血压, high blood pressure?"]) == "en"
-    assert language_of(["患者血压 140/90 mmHg，应该怎么办？"]) == "zh"
-    assert language_of([]) == "en"
+def shown(found: Inspection) -> str:
+    target = io.StringIO()
+    Console(file=target, width=80, color_system=None, highlight=False).print(screen(found))
+    return target.getvalue()
 
 
-def test_faults_pass_through(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("ask,answer\n")
-    with pytest.raises(DataError, match="no rows"):
-        peek(tmp_path / "x.csv")
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    said = [f"{i + 1}." + " And more." * (300 if i == 7 else 0) for i in range(30)]
+    made = [
+        {
+            "id": i,
+            "messages": [
+                {"role": "user", "content": f"What is {i} <b>plus</b> one?"},
+                {"role": "assistant", "content": a},
+            ],
+        }
+        for i, a in enumerate(said)
+    ]
+    made += [made[0], {"id": 31, "messages": [{"role": "narrator", "content": "x"}]}]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, made)))
+    return tmp_path / "x.jsonl"
 
 
-def test_the_real_file() -> None:
-    if not REAL.is_file():
-        pytest.skip(f"the real rows are not here: {REAL}")
-    found = peek(REAL)
-    assert (found.prompt, found.completion, found.language, found.rows) == ("ask", "answer", "zh", 7644)
-    assert found.columns == ["department", "title", "ask", "answer"]
-    assert found.encodings == {REAL.name: "GBK"}
-    assert found.sample[0][0] == "我有高血压这两天女婿来的时候给我拿了些党参泡水喝，您好高血压可以吃党参吗？"
+def test_rows_are_shown_as_they_are_trained(rows: Path) -> None:
+    found = look(rows)
+    assert (found.loaded.read, found.kept, len(found.rows)) == (32, 30, 5)
+    assert sorted((d.line, d.reason) for d in found.dropped) == [
+        (31, "exact duplicate"),
+        (32, "unknown role 'narrator'"),
+    ]
+    context, answer = found.rows[0].pieces
+    assert context[0].endswith("<|im_start|>user\nWhat is 0 <b>plus</b> one?<|im_end|>\n<|im_start|>assistant\n")
+    assert (context[1], answer) == (False, ("1.<|im_end|>\n", True))
+    assert found.lengths is not None
+    assert found.lengths.where == "x.jsonl:8" and found.lengths.longest > 900 and found.lengths.too_long == 1
+    assert sum(count for *_, count in found.lengths.bars) == 30
+    assert found.near > 9 and set(found.resembling) == {"validation", "test"}
+
+
+def test_the_screen_fits_and_says_it_all(rows: Path) -> None:
+    text = shown(look(rows))
+    assert max(map(len, text.splitlines())) <= 80
+    for part in ("messages, since messages holds lists of turns", "not used  id", "1 exact duplicate, first at x.jsonl:31",
+                 "▐1.<|im_end|>▌", "1 rows at train.max_length = 512", "HTML left over"):  # fmt: skip
+        assert part in text, part
+
+
+def test_the_page_escapes_what_rows_hold(rows: Path, tmp_path: Path) -> None:
+    page = write_page(look(rows), tmp_path / "rows.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;plus&lt;/b&gt;" in page and "<b>plus</b>" not in page
+    assert "<mark>1.&lt;|im_end|&gt;" in page
+    assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
+
+
+def test_for_machines(rows: Path) -> None:
+    found = as_json(look(rows, "train.max_length=64"))
+    assert json.loads(json.dumps(found)) and found["lengths"]["max_length"] == 64
+    assert found["files"]["x.jsonl"]["format"] == "messages" and found["dropped"]["exact duplicate"] == 1
+
+
+def test_rows_of_other_methods_are_looked_at_too(tmp_path: Path) -> None:
+    pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejected": "b"}]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    text = shown(look(tmp_path / "x.jsonl"))
+    assert "DPO and its kin" in text and "1 chosen and rejected are equal, first at x.jsonl:2" in text

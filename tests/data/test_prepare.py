@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from toolkit.data import inspect
+from toolkit.data.languages import language_of
 from toolkit.data.prepare import check_data, prepare_dataset
 from toolkit.errors import DataError, UsageError
 from toolkit.recipe.schema import Recipe
@@ -154,12 +154,12 @@ def test_fewer_test_rows_than_golden_prompts(tmp_path: Path) -> None:
 def test_faults_of_the_first_second(tmp_path: Path) -> None:
     assert check_data(recipe(table(tmp_path / "x.csv", 3))) == []
     (tmp_path / "empty.csv").write_text("")
-    (tmp_path / "other.csv").write_text("question,answer\na,b\n")
+    (tmp_path / "other.csv").write_text("x1,x2,x3\na,b,c\n")
     (tmp_path / "bad.csv").write_bytes(b"ask,answer\n\xff\xff,\n")
     found = [fault.message for fault in check_data(recipe(tmp_path))]
     assert found[1:] == [
         "empty.csv is empty (0 bytes)",
-        "other.csv:1: no column 'ask'; it has: question, answer",
+        "other.csv:1: it has the columns x1, x2, x3, and none of them looks like the questions",
     ]
     assert found[0].startswith("bad.csv:2: byte 0xFF at offset 11")
     assert [type(fault) for fault in check_data(recipe(tmp_path / "gone"))] == [UsageError]
@@ -168,11 +168,11 @@ def test_faults_of_the_first_second(tmp_path: Path) -> None:
 def test_missing_column_stops(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("asks,answer\na,b\n")
     with pytest.raises(UsageError, match=r"x\.csv:1: no column 'ask' \(did you mean asks\?\)"):
-        prepare(recipe(tmp_path / "x.csv"), tmp_path / "out")
+        prepare(recipe(tmp_path / "x.csv", columns={"prompt": "ask", "completion": "answer"}), tmp_path / "out")
 
 
 def test_no_torch() -> None:
-    code = "import sys, toolkit.data.prepare, toolkit.data.inspect; print('torch' in sys.modules, 'datasketch' in sys.modules)"
+    code = "import sys, toolkit.data.prepare, toolkit.data.peek; print('torch' in sys.modules, 'datasketch' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "False False\n"
@@ -235,6 +235,6 @@ def test_the_shipped_rows(language: str, tmp_path: Path) -> None:
     assert ("GB18030" in facts.encodings.values()) == (language == "zh")
     assert len(set(facts.encodings.values())) >= 3
     rows = [row for name in facts.rows for row in lines(tmp_path / "out", f"{name}.jsonl")]
-    assert {inspect.language_of([row["completion"][0]["content"]]) for row in rows} == {language}
+    assert {language_of([row["completion"][0]["content"]]) for row in rows} == {language}
     # A wrong reading shows rare or private-use characters somewhere in so many rows.
     assert not [row for row in rows if re.search("[\ue000-\uf8ff\u3040-\u30ff\u3100-\u312f]", str(row))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations
 
 import pytest
@@ -11,18 +12,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.data.formats import Example, Turn
-from toolkit.data.splitting import choose, is_near, normalize, own_side, shingles, signature, split
+from toolkit.data.splitting import (
+    TEMPLATE,
+    Side,
+    choose,
+    deal,
+    is_near,
+    normalize,
+    own_side,
+    resembling,
+    shingles,
+    signature,
+)
+from toolkit.data.splitting import split as split_with_counts
 from toolkit.recipe.schema import Data
 
 DATA = Data(path="x", validation=0.2, test=0.2)
 
 
 def example(prompt: str, completion: str = "See a doctor.", line: int = 1) -> Example:
-    return Example("x.csv", line, (Turn("user", prompt),), completion, prompt)
+    return Example("x.csv", line, (Turn("user", prompt),), (Turn("assistant", completion),), prompt)
+
+
+def split(rows: list[Example], data: Data, golden: Sequence[str] = ()) -> list[Side | None]:
+    return split_with_counts(rows, data, golden).sides
 
 
 def near(one: Example, other: Example) -> bool:
-    pairs = [(one.topic, other.topic), (f"{one.topic}\n{one.completion}", f"{other.topic}\n{other.completion}")]
+    pairs = [(one.topic, other.topic), (f"{one.topic}\n{one.answer}", f"{other.topic}\n{other.answer}")]
     return any(is_near(a, b) for a, b in pairs)
 
 
@@ -67,9 +84,43 @@ def test_a_share_moves_its_own_rows_only() -> None:
 
 def test_near_duplicates_go_together() -> None:
     first = "My father is 68 and has had high blood pressure for ten years; which foods should he avoid at dinner?"
-    variants = [first.replace("68", str(age)) for age in range(40, 90)]
+    variants = [first.replace("68", str(age)) for age in range(40, 40 + TEMPLATE - 1)]
     assert len({own_side(text, DATA) for text in variants}) == 3
     assert set(split([example(text, f"{i}") for i, text in enumerate(variants)], DATA)) == {own_side(variants[0], DATA)}
+
+
+def test_rows_of_a_template_are_told_apart_by_what_differs() -> None:
+    rows = [
+        example(f"How do I reset device {100 + i}?", f"Hold button {100 + i} for {3 + i % 7} s.") for i in range(80)
+    ]
+    others = [example(text, text[::-1]) for text in ("What is a fever?", "Who wrote this book?", "Is salt bad for me?")]
+    found = split_with_counts(rows + others, DATA)
+    assert found.templated == 80
+    assert found.sides[80:] == [own_side(row.topic, DATA) for row in others]
+    counts = Counter(found.sides)
+    assert counts["train"] > 30 and counts["test"] > 6 and counts["validation"] > 6
+    by_side = {side: [row for row, its in zip(rows, found.sides) if its == side] for side in ("train", "test")}
+    assert resembling(by_side["train"], by_side["test"]) == len(by_side["test"])
+    # The same device stays on one side, however it is asked for.
+    again = split([*rows, example("how do I RESET device 117", "Hold it.")], DATA)
+    assert again[80] in (again[17], None)
+
+
+def test_a_golden_prompt_of_a_template_does_not_take_all_rows_with_it() -> None:
+    rows = [example(f"How do I reset device {100 + i}?", f"{i}") for i in range(80)]
+    sides = split(rows, DATA, ["How do I reset device 130?"])
+    assert sides[30] == "test"
+    assert Counter(sides)["train"] > 30
+
+
+def test_dealt_sides_are_never_empty_and_part_no_prompt() -> None:
+    rows = [example(f"question {i // 2}", f"{i}") for i in range(20)]
+    sides = deal(rows, Data(path="x"), {"train": 1, "validation": 1, "test": 3}, ["question 7"])
+    assert [sides[i] == sides[i + 1] for i in range(0, 20, 2)] == [True] * 10
+    assert sides[14] == "test"
+    assert Counter(sides) == {"train": 14, "test": 4, "validation": 2}
+    assert deal(rows[::-1], Data(path="x"), {"train": 1, "validation": 1, "test": 3}, ["question 7"]) == sides[::-1]
+    assert deal(rows[:2], DATA, {"train": 1, "validation": 1, "test": 1}) == ["train", "train"]
 
 
 def test_the_same_question_goes_together_whatever_the_answer() -> None:
@@ -90,15 +141,16 @@ def test_the_same_long_answer_goes_together() -> None:
 def test_no_near_pair_is_parted_among_many() -> None:
     words = [f"{a}{b}" for a in ("fe", "co", "sle", "sa", "su") for b in ("ver", "ugh", "ep", "lt", "gar", "ron")]
     chosen = random.Random(1)
-    rows = [example("Doctor, what about " + " ".join(chosen.choices(words, k=5)), f"{i}") for i in range(400)]
-    sides = split(rows, DATA)
-    values = [[signature(text) for text in (row.topic, f"{row.topic}\n{row.completion}")] for row in rows]
+    rows = [example(" ".join(chosen.choices(words, k=4)), f"{i}") for i in range(400)]
+    sides, templated, _ = split_with_counts(rows, DATA)
+    assert templated == 0
+    values = [[signature(text) for text in (row.topic, f"{row.topic}\n{row.answer}")] for row in rows]
     pairs = [
         (i, j)
         for i, j in combinations(range(400), 2)
         if any((a == b).sum() >= 88 for a, b in zip(values[i], values[j]))
     ]
-    assert len(pairs) > 50
+    assert len(pairs) > 10
     assert [p for p in pairs if None not in (sides[p[0]], sides[p[1]]) and sides[p[0]] != sides[p[1]]] == []
     lonely = set(range(400)) - {i for pair in pairs for i in pair}
     assert len(lonely) > 50

@@ -10,12 +10,16 @@ import pytest
 import yaml
 
 from toolkit.data.prepare import prepare_dataset
-from toolkit.errors import DataError, UsageError
-from toolkit.recipe.init import write_recipe
+from toolkit.errors import UsageError
+from toolkit.recipe.init import write_recipe as write
 from toolkit.recipe.reading import load_recipe
 from toolkit.recipe.schema import Recipe
 
 PROFILES = ("cpu", "gpu-4gb", "gpu-6gb", "gpu-8gb", "gpu-16gb", "gpu-24gb")
+
+
+def write_recipe(data: Path, name: str | None = None, out: Path | None = None, settings: tuple[str, ...] = ()) -> Path:
+    return write(str(data), name, out, settings).path
 
 
 @pytest.fixture
@@ -85,8 +89,12 @@ def test_rows_in_the_alpaca_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_columns_that_nobody_can_guess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("t.csv").write_text("x1,x2,x3\n1,2,3\n", encoding="utf-8")
-    with pytest.raises(DataError, match="has the columns x1, x2, x3"):
+    with pytest.raises(UsageError, match="has the columns x1, x2, x3"):
         write_recipe(Path("t.csv"))
+    recipe = load_recipe(
+        write_recipe(Path("t.csv"), settings=("data.columns.prompt=x1", "data.columns.completion=x3")), "cpu"
+    )
+    assert recipe.data is not None and recipe.data.columns.completion == "x3"
     Path("two.csv").write_text("left side,right: side\n1,2\n", encoding="utf-8")
     recipe = load_recipe(write_recipe(Path("two.csv")), "cpu")
     assert recipe.data is not None
@@ -126,5 +134,22 @@ def test_the_comments_say_how_to_run_it(questions: Path) -> None:
     text = write_recipe(questions).read_text(encoding="utf-8")
     assert text.startswith("# Our Questions.csv → `ollama run our-questions`.\n")
     assert "tune2ollama run recipes/our-questions.yaml" in text
-    assert "200 rows: columns Question, Answer; half of the pairs" in text
+    assert "200 rows: columns, since its columns are called Question and Answer; half of the rows" in text
     assert set(yaml.safe_load(text)) <= {*Recipe.model_fields, "profiles"}
+
+
+def test_one_screen_says_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.csv").write_text('"What is tea made of?","Leaves.",7\n"What is jam made of?","Fruit and sugar.",8\n')
+    path, told = write("x.csv", None, None, ["data.columns.prompt=1", "data.columns.completion=2"])
+    assert "header: false" in path.read_text(encoding="utf-8")
+    assert told[-1] == "2 of 2 rows can be learnt from" and "x.csv: not used: 3" in told
+    rows = [{"system": f"You are desk {i % 2}.", "conversations": [{"from": "human", "value": f"q{i}"},
+             {"from": "gpt", "value": "a"}]} for i in range(4)]  # fmt: skip
+    Path("y.json").write_text(json.dumps(rows))
+    path, told = write("y.json")
+    recipe = load_recipe(path, "cpu")
+    assert recipe.data is not None and (recipe.data.system, recipe.system) == ("row", "")
+    assert "2 system texts of their own" in told[-1]
+    with pytest.raises(UsageError, match="only keys of data"):
+        write("y.json", "z", None, ["train.max_steps=3"])

@@ -348,7 +348,7 @@ def test_a_wheel_holds_the_templates() -> None:
     patterns = re.findall(r'"(report/[^"]+)"', (root / "pyproject.toml").read_text(encoding="utf-8"))
     held = {path for pattern in patterns for path in (root / "toolkit").glob(pattern)}
     others = {p for p in (root / "toolkit" / "report").iterdir() if p.is_file() and p.suffix != ".py"}
-    assert {p.name for p in held} == {"certificate.html.jinja", "certificate.css"}
+    assert {p.name for p in held} == {"certificate.html.jinja", "certificate.css", "inspected.html.jinja"}
     assert held == others
 
 

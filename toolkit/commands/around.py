@@ -7,29 +7,60 @@ from pathlib import Path
 
 import click
 
-from toolkit.commands.options import PATH, RECIPE, as_json_option, load, print_json, recipe_options
+from toolkit.commands.options import PATH, RECIPE, as_json_option, load, print_json, recipe_options, settings_option
 
 
 @click.command()
-@click.argument("data", type=PATH)
+@click.argument("data")
 @click.option("--name", help="Name of the recipe and of the Ollama model; by default the file's.")
 @click.option("--out", type=PATH, help="Where to write it; by default recipes/<name>.yaml.")
+@settings_option
 @as_json_option
-def init(data: Path, name: str | None, out: Path | None, as_json: bool) -> None:
-    """Write a recipe for your own file by looking at its columns.
+def init(data: str, name: str | None, out: Path | None, settings: tuple[str, ...], as_json: bool) -> None:
+    """Write a recipe for your own file by looking at its rows.
 
     \b
     Example:  tune2ollama init questions.csv --name helpdesk
+    Example:  tune2ollama init table.csv --set data.header=false --set data.encoding=cp1252
     """
     from toolkit.recipe.init import write_recipe
     from toolkit.run.places import own_command
 
-    path = write_recipe(data, name, out)
+    path, told = write_recipe(data, name, out, settings)
     if as_json:
-        print_json({"recipe": str(path)})
+        print_json({"recipe": str(path), "told": told})
         return
+    for line in told:
+        click.echo(line, err=True)
     click.echo(path)
     click.echo(f"Look through it, then: {own_command()} run {path}", err=True)
+
+
+@click.command(name="inspect")
+@click.argument("rows", metavar="FILE")
+@click.option("--base", default="embedded:smollm2-135m-instruct", help="The base whose template shows the rows.")
+@click.option("--html", type=PATH, help="Also write a page with a histogram.")
+@settings_option
+@as_json_option
+def inspect_rows(rows: str, base: str, html: Path | None, settings: tuple[str, ...], as_json: bool) -> None:
+    """See rows as the model will: FILE is a file, a folder, hub:OWNER/NAME@COMMIT, or a recipe.
+
+    \b
+    Example:  tune2ollama inspect questions.csv
+    Example:  tune2ollama inspect recipes/helpdesk.yaml --html rows.html
+    """
+    from toolkit.data.inspect import inspect
+    from toolkit.recipe.init import recipe_to_look
+    from toolkit.report.inspected import as_json as json_of
+    from toolkit.report.inspected import print_screen, write_page
+
+    found = inspect(recipe_to_look(rows, base, settings))
+    if html is not None:
+        click.echo(write_page(found, html), err=True)
+    if as_json:
+        print_json(json_of(found))
+    else:
+        print_screen(found)
 
 
 @click.command(name="list")

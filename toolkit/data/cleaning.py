@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from toolkit.data.formats import Example, Turn, to_example
+from toolkit.data.formats import Example, Shape, Turn, read_row
 from toolkit.data.readers import Dropped, Row
 from toolkit.models.thinking import in_text, never_ends
 from toolkit.recipe.schema import Data
@@ -25,7 +25,7 @@ SPECIAL_TOKEN = re.compile(
 """Texts that tokenizers read as markers, not letters: with them a row could end a turn or open another role's."""
 
 CONTROL_CHARACTERS = "control characters removed"
-OWN_SYSTEM = "a row's own system text replaced by the recipe's"
+OWN_SYSTEM = "a row's own system text replaced by the recipe's (data.system: row keeps it)"
 EMPTY_PROMPT = "empty prompt"
 EMPTY_COMPLETION = "empty completion"
 ONLY_THOUGHT = "an answer that is only a thought"
@@ -35,6 +35,10 @@ SAME_THOUGHT = "a thought given twice taken once"
 DAMAGED = "damaged characters (U+FFFD)"
 SPECIAL = "special token in the text"
 TOO_LONG = "longer than max_characters"
+LONGEST = 1_000_000
+"""Characters of a row: no model here holds as many, and a line that long is a file that lost its line ends."""
+ENDLESS = f"longer than {LONGEST:,} characters"
+NOT_FOR_ANSWERS = "not a question with an answer"
 DUPLICATE = "exact duplicate"
 
 
@@ -45,8 +49,14 @@ def clean_text(text: str) -> tuple[str, bool]:
     return cleaned.strip(), cleaned != text
 
 
-def clean(rows: Iterable[Row], data: Data) -> tuple[list[Example], list[Dropped], Counter[str]]:
+def clean(
+    rows: Iterable[Row], shapes: Mapping[str, Shape], data: Data, system: str = ""
+) -> tuple[list[Example], list[Dropped], Counter[str]]:
     """Turn rows into examples.
+
+    Args:
+        shapes: file → what its columns are.
+        system: the recipe's system text; `Data.system` says where it goes.
 
     Returns:
         The examples that are kept, in order; the dropped rows with their reasons; repair → rows repaired.
@@ -54,23 +64,27 @@ def clean(rows: Iterable[Row], data: Data) -> tuple[list[Example], list[Dropped]
     kept: list[Example] = []
     dropped: list[Dropped] = []
     repaired: Counter[str] = Counter()
-    seen: set[tuple[tuple[Turn, ...], str, str]] = set()
+    seen: set[tuple[tuple[Turn, ...], tuple[Turn, ...], str, str]] = set()
     for row in rows:
-        found = to_example(row, data)
-        if isinstance(found, str):
-            dropped.append(Dropped(row.file, row.line, found, _shown(row)))
+        found = read_row(row, shapes[row.file], data.learn)
+        if not isinstance(found, Example):
+            why = found if isinstance(found, str) else NOT_FOR_ANSWERS
+            dropped.append(Dropped(row.file, row.line, why, _shown(row)))
             continue
         example, had_controls = _clean_example(found)
-        example, twice = _thought_once(example)
-        content = (example.prompt, example.completion, example.thinking)
+        example, twice = _thoughts_once(example)
+        replaced = data.system == "recipe" and example.system not in ("", system)
+        example = example.under(system, data.system)
+        content = (example.prompt, example.completion, example.system, example.tools)
         reason = _reason(example, data) or (DUPLICATE if content in seen else None)
         if reason is not None:
             dropped.append(Dropped(row.file, row.line, reason, example.prompt_text or _shown(row)))
             continue
         seen.add(content)
         kept.append(example)
+        repaired.update(example.notes)
         repaired[CONTROL_CHARACTERS] += had_controls
-        repaired[OWN_SYSTEM] += example.own_system
+        repaired[OWN_SYSTEM] += replaced
         repaired[SAME_THOUGHT] += twice
     return kept, dropped, +repaired
 
@@ -84,42 +98,56 @@ def _clean_example(example: Example) -> tuple[Example, bool]:
         changed |= was_changed
         return found
 
+    def turns(given: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        return tuple(replace(turn, content=cleaned(turn.content), thinking=cleaned(turn.thinking)) for turn in given)
+
     made = replace(
-        example,
-        prompt=tuple(Turn(turn.role, cleaned(turn.content), cleaned(turn.thinking)) for turn in example.prompt),
-        completion=cleaned(example.completion),
-        thinking=cleaned(example.thinking),
+        example, prompt=turns(example.prompt), completion=turns(example.completion), system=cleaned(example.system),
         topic=clean_text(example.topic)[0],
-    )
+    )  # fmt: skip
     return made, changed
 
 
-def _thought_once(example: Example) -> tuple[Example, bool]:
-    """The answer with its thought in one place, where it brought the same one in two."""
-    found = in_text(example.completion)
-    if not example.thinking or found is None or found.thought not in {"", example.thinking}:
-        return example, False
-    return replace(example, completion=found.content), True
+def _thoughts_once(example: Example) -> tuple[Example, bool]:
+    """The answers with their thoughts in one place, where one brought the same in two."""
+    made = [_thought_once(turn) if turn.role == "assistant" else turn for turn in example.completion]
+    return replace(example, completion=tuple(made)), tuple(made) != example.completion
+
+
+def _thought_once(turn: Turn) -> Turn:
+    found = in_text(turn.content)
+    if not turn.thinking or found is None or found.thought not in {"", turn.thinking}:
+        return turn
+    return replace(turn, content=found.content)
 
 
 def _reason(example: Example, data: Data) -> str | None:
-    texts = [*(turn.content for turn in example.prompt), example.completion]
-    if not all(texts[:-1]) or not example.topic:
+    asked = [turn for turn in example.turns if turn.role == "user"]
+    if not all(turn.content for turn in asked) or not example.topic:
         return EMPTY_PROMPT
-    if never_ends(example.completion):
-        return ENDLESS_THOUGHT
-    inside = in_text(example.completion)
-    if inside and inside.thought and example.thinking:
-        return TWO_THOUGHTS
-    if not (inside.content if inside else example.completion):
-        return ONLY_THOUGHT if example.thinking or (inside and inside.thought) else EMPTY_COMPLETION
-    texts += [example.thinking, *(turn.thinking for turn in example.prompt)]
+    for turn in example.turns:
+        if turn.role == "assistant" and (reason := _of_answer(turn)):
+            return reason
+    texts = [example.system, example.tools, *(turn.text for turn in example.turns)]
     if any("\ufffd" in text for text in texts):
         return DAMAGED
     if any(SPECIAL_TOKEN.search(text) for text in texts):
         return SPECIAL
+    if example.characters > LONGEST:
+        return ENDLESS
     if data.max_characters is not None and example.characters > data.max_characters:
         return TOO_LONG
+    return None
+
+
+def _of_answer(turn: Turn) -> str | None:
+    if never_ends(turn.content):
+        return ENDLESS_THOUGHT
+    inside = in_text(turn.content)
+    if inside and inside.thought and turn.thinking:
+        return TWO_THOUGHTS
+    if not (inside.content if inside else turn.content) and not turn.calls:
+        return ONLY_THOUGHT if turn.thinking or (inside and inside.thought) else EMPTY_COMPLETION
     return None
 
 

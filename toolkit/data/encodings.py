@@ -1,9 +1,13 @@
-"""From bytes to text: UTF-8, UTF-16, GBK and GB18030, Big5, told apart; never a guess that is not said.
+"""From bytes to text: UTF-8, UTF-16, GBK and GB18030, Big5, Western code pages, told apart; never a guess that is not said.
 
 Taking the first encoding that decodes is wrong: GB18030 decodes most Big5 files, and GBK most UTF-16 ones, to other
 characters without an error. Byte-order marks and UTF-8's own structure decide where they can. Between GB18030 and Big5,
 charset-normalizer chooses, from the lines that are not ASCII alone; a count of common characters must agree with it.
 Where the two differ, the user is asked.
+
+A table in a Western code page is valid GB18030 as well, but its Chinese characters would stand alone between Latin letters
+("Ger鋞"). Then the code pages are tried, the most common first; the one whose accented letters are those of one language, with no
+capitals inside words, is taken. Which letters a language has, charset-normalizer knows.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import re
 from dataclasses import dataclass
 
 from charset_normalizer import from_bytes
+from charset_normalizer.constant import FREQUENCIES
 
 from toolkit.errors import DataError
 
@@ -25,6 +30,16 @@ _NAMES = {"utf-8": "UTF-8", "utf-16-le": "UTF-16 LE", "utf-16-be": "UTF-16 BE", 
 # (cp950) and Hong Kong (HKSCS) have extended Big5.
 _FAMILIES = {"gb18030": ("gb18030",), "big5": ("big5", "cp950", "big5hkscs")}
 _CHINESE = {"gb18030", "gbk", "gb2312", "hz", "big5", "cp950", "big5hkscs"}
+_WESTERN = {"cp1252": "Windows-1252", "mac_roman": "Mac Roman", "cp850": "DOS 850", "cp1250": "Windows-1250",
+            "cp1254": "Windows-1254"}  # fmt: skip
+_WESTERN_SIGNS = set("“”‘’„‚«»‹›–—…•·°§€£©®™±×²³½¼¾¡¿º ª´`")
+_RARE = {"German": "ß", "French": "çêâîôûùïëœæ", "Spanish": "úñüáé", "Portuguese": "âêôúóõà", "Italian": "ìùé", "Danish": "éü",
+         "Norwegian": "éòô", "Swedish": "éü", "Dutch": "éèïöüá", "Finnish": "åö", "Polish": "śćńźżę",
+         "Czech": "ťďňúůýšžč", "Slovak": "ťďňľĺŕôäúóšž", "Hungarian": "úűüőí", "Turkish": "öâ"}  # fmt: skip
+"""Letters that charset-normalizer leaves out, since it keeps a language's 26 most frequent."""
+_CAPITAL_WITHIN = re.compile(r"(?<=[^\W\d_A-Z])[À-ÖØ-ÞŠŒŽŸ]|(?<=[A-Z])[À-ÖØ-ÞŠŒŽŸ](?=[^\W\d_A-Z])")
+_HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
+_RUN = re.compile(r"([A-Za-z]?)([^\x00-\x7f]+)([A-Za-z]?)")
 _SAMPLE_BYTES = 1 << 16
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 _ENOUGH_FOR_TWO_READINGS = 6
@@ -74,7 +89,7 @@ def _decode(raw: bytes, name: str, encoding: str | None) -> Decoded:
         return Decoded(_strictly(raw, codec, name), _NAMES.get(codec, encoding))
     if (utf16 := _utf16_without_mark(raw)) is not None:
         return utf16
-    return _chinese(raw, name)
+    return _other(raw, name)
 
 
 def _utf8(raw: bytes) -> str | None:
@@ -121,9 +136,51 @@ def _utf16_without_mark(raw: bytes) -> Decoded | None:
     return good[0] if len(good) == 1 else None
 
 
-def _chinese(raw: bytes, name: str) -> Decoded:
+def _other(raw: bytes, name: str) -> Decoded:
+    """What is neither UTF-8 nor UTF-16: Western where a Chinese reading makes no words, else Chinese."""
     if _nearly_utf8(raw):
         _strictly(raw, "utf-8", name)
+    reading = _not_ascii(raw).decode("gb18030", errors="replace")
+    if _makes_no_words(reading) and (western := _western(raw)) is not None:
+        return western
+    return _chinese(raw, name)
+
+
+def _makes_no_words(reading: str) -> bool:
+    """Whether most characters outside ASCII stand alone beside a Latin letter, as misread accented letters do."""
+    runs = _RUN.findall(reading)
+    alone = sum(len(run) == 1 and bool(before or after) for before, run, after in runs)
+    return len(runs) > 0 and alone > 0.6 * len(runs)
+
+
+def _western(raw: bytes) -> Decoded | None:
+    """The text by the first code page that makes a language's letters of it; None: none does."""
+    sample = _not_ascii(raw)
+    runs = _HIGH_BYTES.findall(sample)
+    if sum(len(run) == 1 for run in runs) < 0.7 * len(runs):  # Chinese characters are two bytes
+        return None
+    few = len(runs) < _ENOUGH_FOR_TWO_READINGS
+    codecs_ = ["cp1252"] if few else list(_WESTERN)
+    codec = next((codec for codec in codecs_ if _is_western(_try(sample, codec) or "")), "")
+    whole = _try(raw, codec) if codec else None
+    return None if whole is None else Decoded(whole, _WESTERN[codec])
+
+
+def _is_western(text: str) -> bool:
+    """Whether nearly all letters outside ASCII are those of one language, and nearly all signs are those of texts."""
+    found = _NOT_ASCII.findall(text)
+    letters = [character.lower() for character in found if character.isalpha()]
+    signs = [character for character in found if not character.isalpha()]
+    if sum(map(len, _CAPITAL_WITHIN.findall(text))) > 0.05 * len(letters):
+        return False
+    if not letters or sum(sign not in _WESTERN_SIGNS for sign in signs) > 0.02 * len(found):
+        return False
+    languages = ({*known, *_RARE.get(language, "")} for language, known in FREQUENCIES.items())
+    best = max(sum(letter in known for letter in letters) for known in languages)
+    return best >= 0.95 * len(letters)
+
+
+def _chinese(raw: bytes, name: str) -> Decoded:
     texts = {family: text for family, codecs_ in _FAMILIES.items() if (text := _first(raw, codecs_)) is not None}
     if not texts:
         _strictly(raw, max(_FAMILIES, key=lambda codec: _share_common(raw.decode(codec, errors="replace"))), name)

@@ -1,103 +1,203 @@
-"""A look at a user's file, for `tune2ollama init`: which format, which columns, which language."""
+"""`tune2ollama inspect`: rows as the model will see them, and all that is to be known of them before training."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from toolkit.data.cleaning import clean_text
-from toolkit.data.formats import Example, to_example
-from toolkit.data.readers import Row, read_table
-from toolkit.recipe.schema import Columns, Data
+from toolkit.data.findings import Finding, find
+from toolkit.data.formats import Example, read_row
+from toolkit.data.languages import language_of
+from toolkit.data.loading import Loaded, for_other_methods
+from toolkit.data.peek import Peek, peek
+from toolkit.data.prepare import divide
+from toolkit.data.readers import Dropped
+from toolkit.errors import DataError
+from toolkit.models.bases import EMBEDDED, resolve_base, settings_folder
+from toolkit.models.light_tokenizer import LightTokenizer
+from toolkit.recipe.schema import Recipe
+from toolkit.train.rows import tokenize
 
-_PROMPT_NAMES = ("prompt", "question", "ask", "query", "instruction", "input", "user", "q", "问题", "提问", "问", "咨询",
-                 "問題", "提問", "問", "title", "标题")  # fmt: skip
-_COMPLETION_NAMES = ("completion", "answer", "response", "output", "reply", "assistant", "a", "回答", "答案", "回复",
-                     "答复", "答", "回覆", "答覆")  # fmt: skip
+SHOWN = 5
+MEASURED = 2000
+"""Rows whose tokens are counted, spread over the file, with the longest by their letters among them: it is to take seconds."""
+_LONGEST_BY_LETTERS = 100
+_BARS = 24
+_LANGUAGE_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
-class Peek:
-    """What a file or folder seems to hold."""
+class Shown:
+    """A row as it is trained."""
 
-    format: Literal["columns", "alpaca", "messages"]
-    encodings: dict[str, str]
-    columns: list[str]
-    """Those of the first file."""
-    prompt: str | None
-    """Guessed column; None where the format needs none or no name is known."""
-    completion: str | None
-    language: Literal["zh", "en"]
-    """By the share of Han characters among letters."""
-    rows: int
-    median_characters: int
-    """Of prompt and completion; 0 where the columns are not known."""
-    sample: list[tuple[str, str]]
-    """The first three pairs of prompt and completion."""
+    file: str
+    line: int
+    pieces: list[tuple[str, bool]]
+    """(text, whether it is learnt), in order; special tokens are written out."""
+    tokens: int
+    learnt: int
 
 
-def peek(path: Path, encoding: str | None = None) -> Peek:
-    """Read a file or folder and guess. Raises as `toolkit.data.readers.read_table`."""
-    table = read_table(path, encoding)
-    columns = next(iter(table.columns.values()))
-    names = [c.casefold() for c in columns]
-    form: Literal["columns", "alpaca", "messages"] = "columns"
-    if "messages" in names or "conversations" in names:
-        form = "messages"
-    elif "instruction" in names and "output" in names:
-        form = "alpaca"
-    prompt = completion = None
-    if form == "columns":
-        prompt, completion = _guess(columns, _PROMPT_NAMES), _guess(columns, _COMPLETION_NAMES)
-    examples: list[Example] = []
-    if form != "columns" or (prompt and completion):
-        data = Data(
-            path=str(path), format=form, columns=Columns(prompt=prompt or "ask", completion=completion or "answer")
-        )
-        examples = [found for row in table.rows if isinstance(found := to_example(row, data), Example)]
-    lengths = sorted(example.characters for example in examples)
-    return Peek(
-        format=form,
-        encodings=table.encodings,
-        columns=columns,
-        prompt=prompt,
-        completion=completion,
-        language=language_of(_texts(table.rows, examples)),
-        rows=len(table.rows),
-        median_characters=lengths[len(lengths) // 2] if lengths else 0,
-        sample=[(clean_text(e.prompt_text)[0], clean_text(e.completion)[0]) for e in examples[:3]],
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the rows, as the base's template writes them."""
+
+    median: int
+    p95: int
+    longest: int
+    where: str
+    """File and line of the longest."""
+    max_length: int
+    too_long: int
+    """Rows of which `train.max_length` leaves something out, by the share of those that were measured."""
+    measured: int
+    bars: list[tuple[int, int, int]]
+    """(from, up to, rows) of a histogram."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that is known."""
+
+    recipe: Recipe
+    loaded: Loaded
+    notes: list[str]
+    kept: int
+    dropped: list[Dropped]
+    repaired: Counter[str]
+    found: list[Finding]
+    languages: Counter[str]
+    other_method: list[str] = field(default_factory=list)
+    """Who learns from these rows, where that is not fine-tuning on answers."""
+    rows: list[Shown] = field(default_factory=list)
+    lengths: Lengths | None = None
+    near: int = 0
+    """Rows that nearly duplicate an earlier one."""
+    sides: dict[str, int] = field(default_factory=dict)
+    resembling: dict[str, int] = field(default_factory=dict)
+    """Held-out rows that resemble one that would be trained on."""
+    refused: str = ""
+    """Why the base's template refuses rows."""
+
+
+def inspect(recipe: Recipe) -> Inspection:
+    """Look at the rows of a recipe.
+
+    Raises:
+        UsageError, DataError: what cannot be read, with file and line.
+    """
+    if recipe.data is None:
+        raise DataError("the recipe has no data", "Name a file: tune2ollama inspect FILE")
+    seen = peek(recipe.data)
+    if others := for_other_methods(seen.loaded):
+        return _of_others(recipe, seen, [f"{fault.message}. {fault.hint}" for fault in others])
+    # Of a file alone nobody has said a rule yet: rows are shown with their own system texts, as `init` keeps them.
+    rule = recipe.data.system if recipe.system else "row"
+    examples = [example.under(recipe.system, rule) for example in seen.examples]
+    records = [example.record() for example in examples]
+    tokenizer = LightTokenizer(_folder(recipe.base))
+    counting = _Counting(tokenizer, records, recipe)
+    found = [finding for of_row in find(examples) for finding in of_row]
+    parts, _, alike, near = divide(examples, recipe, [])
+    rows, refused = _shown(tokenizer, records, recipe)
+    return Inspection(
+        recipe, seen.loaded, seen.notes, len(examples), seen.dropped, seen.repaired, found,
+        Counter(language_of([(e.prompt_text + e.answer)[:_LANGUAGE_CHARACTERS]]) for e in examples),
+        rows=rows, lengths=counting.lengths(examples), near=near, refused=refused,
+        sides={side: len(held) for side, held in parts.items()}, resembling=alike,
+    )  # fmt: skip
+
+
+def _folder(base: str) -> Path:
+    return Path(resolve_base(base).folder) if base.startswith(EMBEDDED) else settings_folder(base)
+
+
+def _of_others(recipe: Recipe, seen: Peek, told: list[str]) -> Inspection:
+    reasons = []
+    data = seen.data
+    for row in seen.loaded.table.rows:
+        found = read_row(row, seen.loaded.shapes[row.file], data.learn)
+        if isinstance(found, str):
+            reasons.append(Dropped(row.file, row.line, found, ""))
+    dropped = [*seen.loaded.table.dropped, *reasons]
+    return Inspection(
+        recipe, seen.loaded, seen.notes, seen.loaded.read - len(dropped), dropped, Counter(), [], Counter(), told
     )
 
 
-def language_of(texts: list[str]) -> Literal["zh", "en"]:
-    """zh where Han characters are more than three in ten letters: a Han character says about what a short word does."""
-    han = letters = 0
-    for text in texts:
-        han += len(re.findall(r"[\u3400-\u9fff]", text))
-        letters += len(re.findall(r"[^\W\d_]", text))
-    return "zh" if han > 0.3 * letters else "en"
+class _Counting:
+    """Tokens of all rows, counted beside everything else: the tokenizer leaves Python alone meanwhile."""
+
+    def __init__(self, tokenizer: LightTokenizer, records: Sequence[dict[str, Any]], recipe: Recipe) -> None:
+        self._found: list[int] = []
+        self._max_length, self._rows = recipe.train.max_length, len(records)
+        self._spread = list(range(0, len(records), -(-len(records) // MEASURED) or 1))
+        letters = sorted(range(len(records)), key=lambda i: -len(str(records[i])))
+        self._numbers = [*self._spread, *letters[: _LONGEST_BY_LETTERS if len(self._spread) < len(records) else 0]]
+        texts = [_whole(tokenizer, records[i], recipe) for i in self._numbers]
+        self._thread = threading.Thread(target=lambda: self._found.extend(tokenizer.lengths(texts)))
+        self._thread.start()
+
+    def lengths(self, examples: Sequence[Example]) -> Lengths | None:
+        """What was counted."""
+        self._thread.join()
+        if not self._found:
+            return None
+        ordered = sorted(self._found[: len(self._spread)])
+        most = max(self._found)
+        longest = examples[self._numbers[self._found.index(most)]]
+        share = sum(length > self._max_length for length in ordered) / len(ordered)
+        return Lengths(
+            median=ordered[len(ordered) // 2], p95=ordered[len(ordered) * 95 // 100], longest=most,
+            where=f"{longest.file}:{longest.line}", max_length=self._max_length,
+            too_long=round(share * self._rows), measured=len(ordered), bars=_bars(ordered),
+        )  # fmt: skip
 
 
-def _guess(columns: list[str], known: tuple[str, ...]) -> str | None:
-    """The column whose name is a known one, or else holds one of at least two letters; the list's order decides."""
-    for name in known:
-        for column in columns:
-            if column.casefold() == name:
-                return column
-    for name in known:
-        for column in columns:
-            if (len(name) > 1 or not name.isascii()) and name in column.casefold():
-                return column
-    return None
+def _bars(ordered: list[int]) -> list[tuple[int, int, int]]:
+    """A histogram up to the 99th percentile; its last bar holds all that is longer."""
+    end = ordered[len(ordered) * 99 // 100] + 1
+    width = max(1, -(-end // _BARS))
+    counts = Counter(min(length // width, _BARS - 1) for length in ordered)
+    return [(i * width, (i + 1) * width if i < _BARS - 1 else ordered[-1] + 1, counts[i]) for i in range(_BARS)]
 
 
-def _texts(rows: list[Row], examples: list[Example]) -> list[str]:
-    if examples:
-        return [f"{e.prompt_text} {e.completion}" for e in examples[:500]]
-    return [_joined(row.values) for row in rows[:500]]
+def _whole(tokenizer: LightTokenizer, record: dict[str, Any], recipe: Recipe) -> str:
+    """A row as the template writes it; where it refuses, the texts alone, so that a length is known."""
+    turns = [*record["prompt"], *record["completion"]]
+    try:
+        return tokenizer.apply_chat_template(turns, tools=record.get("tools"), **recipe.train.chat_template_kwargs)
+    except Exception:  # whatever a template raises; the rows that are shown say why
+        return "\n".join(str(turn["content"]) for turn in turns)
 
 
-def _joined(values: dict[str, Any]) -> str:
-    return " ".join(str(value) for value in values.values())
+def _shown(tokenizer: LightTokenizer, records: Sequence[dict[str, Any]], recipe: Recipe) -> tuple[list[Shown], str]:
+    """A few rows from all over the file, and why others could not be shown."""
+    step = max(1, len(records) // SHOWN)
+    rows, refused = [], ""
+    for record in records[::step][:SHOWN]:
+        try:
+            sequences = tokenize(tokenizer, record, recipe.train.chat_template_kwargs)
+        except DataError as error:
+            refused = refused or f"{error.message}. {error.hint}"
+            continue
+        for one in sequences if isinstance(sequences, list) else [sequences]:
+            labels = one.example()["labels"]
+            learnt = [label >= 0 for label in labels]
+            pieces = _pieces(tokenizer, one.input_ids, learnt)
+            rows.append(Shown(record["source"]["file"], record["source"]["line"], pieces, len(labels), sum(learnt)))
+    return rows[:SHOWN], refused
+
+
+def _pieces(tokenizer: LightTokenizer, ids: list[int], learnt: list[bool]) -> list[tuple[str, bool]]:
+    pieces: list[tuple[str, bool]] = []
+    start = 0
+    for i in range(1, len(ids) + 1):
+        if i == len(ids) or learnt[i] != learnt[start]:
+            pieces.append((tokenizer.decode(ids[start:i]), learnt[start]))
+            start = i
+    return pieces

@@ -1,20 +1,23 @@
-"""The first stage: the user's files → train.jsonl, validation.jsonl, test.jsonl, dropped.jsonl."""
+"""The first stage: the user's files → train.jsonl, validation.jsonl, test.jsonl, dropped.jsonl, found.jsonl."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import Progress
 
 from toolkit.data.cleaning import clean
-from toolkit.data.formats import Example, check_columns, missing_columns, unused_thoughts
-from toolkit.data.inspect import language_of
-from toolkit.data.readers import Dropped, Table, find_files, read_file
-from toolkit.data.splitting import SIDES, Side, choose, split
+from toolkit.data.findings import Finding, find
+from toolkit.data.formats import Example
+from toolkit.data.languages import language_of
+from toolkit.data.loading import Loaded, first_look, for_other_methods, load, told
+from toolkit.data.mixing import LEFT_OUT, mix
+from toolkit.data.readers import Dropped
+from toolkit.data.splitting import SIDES, Side, choose, deal, resembling, split
 from toolkit.errors import DataError, ToolkitError, UsageError
 from toolkit.models.thinking import of_message
 from toolkit.recipe.prompts_file import asked, golden_turns
@@ -26,7 +29,11 @@ TWO_SIDES = "near duplicate of rows on two sides of the split"
 GOLDEN = "resembles a golden prompt"
 _WRITTEN_IN_HAN = {"zh", "yue", "ja"}
 OVER_MAX_ROWS = "over max_rows"
-_FIRST_ROWS = 100
+_REMOVED = "removed by data.remove: "
+_LARGEST_HELD_OUT = 1 / 3
+"""Of the rows: more than that is not dealt out for tests."""
+
+Parts = dict[Side, list[Example]]
 
 
 def prepare_dataset(recipe: Recipe, out: Path) -> DatasetFacts:
@@ -42,89 +49,164 @@ def prepare_dataset(recipe: Recipe, out: Path) -> DatasetFacts:
     """
     data = _data(recipe)
     console = Console(stderr=True)
+    golden = [asked(turns) for turns in golden_turns(recipe)]
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        table = _read(data, progress)
-        check_columns(data, table)
-        for name, columns in table.columns.items():
-            for column in unused_thoughts(data, columns):
-                hint = (
-                    f"--set data.columns.thinking={column}" if data.format == "columns" else "use data.format: messages"
-                )
-                console.print(f"{name}: the column {column} is not used; to train its thoughts: {hint}", markup=False)
-        task = progress.add_task("cleaning", total=None)
-        examples, dropped, repaired = clean(table.rows, data)
+        task = progress.add_task("reading", total=None)
+        loaded = load(data, lambda: progress.advance(task))
+        _refuse_others(loaded)
+        progress.update(task, description="cleaning")
+        rows = kept_rows(loaded, data, recipe.system)
         progress.remove_task(task)
-        dropped = [*table.dropped, *dropped]
-        _check_dropped(data, examples, dropped)
-        task = progress.add_task("splitting", total=len(examples))
-        sides = split(examples, data, [asked(turns) for turns in golden_turns(recipe)], lambda: progress.advance(task))
-    parts, left_out = _divide(examples, sides, data)
-    dropped = sorted([*dropped, *left_out], key=lambda d: (d.file, d.line))
+        _check_dropped(data, rows.examples, rows.dropped)
+        progress.add_task("splitting", total=None)
+        parts, left_out, alike, _ = divide(rows.examples, recipe, golden)
+    dropped = sorted([*rows.dropped, *left_out], key=lambda d: (d.file, d.line))
     _check_parts(recipe, parts, dropped)
-    for side, rows in parts.items():
-        write_jsonl(out / f"{side}.jsonl", (example.record(recipe.system) for example in rows))
+    _check_system(recipe, parts)
+    for side, examples in parts.items():
+        write_jsonl(out / f"{side}.jsonl", (example.record() for example in examples))
     write_jsonl(out / "dropped.jsonl", (_dropped_record(d) for d in dropped))
+    write_jsonl(out / "found.jsonl", (finding._asdict() for finding in rows.found))
+    for line in [*told(loaded), *_found_told(rows.found), *_alike_told(alike)]:
+        console.print(line, markup=False, highlight=False)
+    everything = [e for examples in parts.values() for e in examples]
     return DatasetFacts(
-        rows={side: len(rows) for side, rows in parts.items()},
-        read=len(table.rows) + len(table.dropped),
-        kept=sum(len(rows) for rows in parts.values()),
+        rows={side: len(examples) for side, examples in parts.items()},
+        read=loaded.read,
+        kept=len(everything),
         dropped=_counts(dropped),
-        repaired=dict(repaired),
-        encodings=table.encodings,
-        thoughts=sum(bool(_thought(example)) for rows in parts.values() for example in rows),
-        language=_language([e for rows in parts.values() for e in rows], data.language),
+        repaired=dict(rows.repaired),
+        encodings=loaded.table.encodings,
+        formats={file: shape.kind for file, shape in loaded.shapes.items()},
+        found=dict(Counter(finding.what for finding in rows.found).most_common()),
+        resembling=alike,
+        sources=dict(Counter(e.source for e in parts["train"])) if data.sources else {},
+        thoughts=sum(map(_has_thought, everything)),
+        language=_language(everything, data.language),
     )
 
 
-def _thought(example: Example) -> str:
-    return of_message(example.record("")["completion"][0]).thought
+class Rows(NamedTuple):
+    """What reading and cleaning left."""
+
+    examples: list[Example]
+    dropped: list[Dropped]
+    repaired: Counter[str]
+    found: list[Finding]
+    """Of the rows that are kept."""
+
+
+def kept_rows(loaded: Loaded, data: Data, system: str) -> Rows:
+    """Clean rows, drop what `data.remove` says, and mix the sources.
+
+    Args:
+        system: the recipe's system text.
+    """
+    examples, dropped, repaired = clean(loaded.table.rows, loaded.shapes, data, system)
+    dropped = [*loaded.table.dropped, *dropped]
+    found = find(examples)
+    unwanted = {i: f.what for i, all_of_it in enumerate(found) for f in all_of_it[::-1] if f.kind in data.remove}
+    kept = set(range(len(examples))) - unwanted.keys()
+    dropped += [_left_out(examples[i], _REMOVED + what) for i, what in unwanted.items()]
+    if data.sources:
+        numbers = sorted(kept)
+        taken = mix([examples[i] for i in numbers], data.sources)
+        kept = {numbers[place] for place in taken}
+        dropped += [_left_out(examples[i], LEFT_OUT) for i in numbers if i not in kept]
+    numbers = sorted(kept)
+    return Rows([examples[i] for i in numbers], dropped, repaired, [f for i in numbers for f in found[i]])
+
+
+class Divided(NamedTuple):
+    """Rows on their sides."""
+
+    parts: Parts
+    left_out: list[Dropped]
+    resembling: dict[str, int]
+    """Where rows that resemble each other had to be parted: side → how many of its rows resemble one that is trained on."""
+    near: int
+    """Rows that nearly duplicate an earlier one."""
+
+
+def divide(examples: list[Example], recipe: Recipe, golden: Sequence[str]) -> Divided:
+    """Part the rows into train, validation and test.
+
+    Args:
+        golden: prompts that nothing that is trained on may resemble.
+    """
+    data = _data(recipe)
+    found = split(examples, data, golden)
+    parts, left_out = _divide(examples, found.sides, data)
+    wanted = _wanted(recipe)
+    alike = found.templated > 0
+    held_out = wanted["validation"] + wanted["test"]
+    if any(len(parts[side]) < wanted[side] for side in SIDES) and held_out < _LARGEST_HELD_OUT * len(examples):
+        parts, left_out = _divide(examples, deal(examples, data, wanted, golden), data)
+        alike = True
+    sides: tuple[Side, ...] = ("validation", "test")
+    counts: dict[str, int] = {side: resembling(parts["train"], parts[side]) for side in sides} if alike else {}
+    return Divided(parts, left_out, counts, found.near)
+
+
+def _refuse_others(loaded: Loaded) -> None:
+    if faults := for_other_methods(loaded):
+        raise UsageError("\n".join(f.message for f in faults), "\n".join(dict.fromkeys(f.hint for f in faults)))
+
+
+def _found_told(found: list[Finding]) -> list[str]:
+    if not found:
+        return []
+    first: dict[str, Finding] = {}
+    for finding in found:
+        first.setdefault(finding.what, finding)
+    counts = Counter(finding.what for finding in found)
+    places = "; ".join(f"{n:,} {what} (first at {first[what].file}:{first[what].line})" for what, n in counts.items())
+    kinds = ", ".join(dict.fromkeys(finding.kind for finding in found))
+    return [f"Found in rows that are kept: {places}. found.jsonl lists all; to drop such rows: data.remove: [{kinds}]"]
+
+
+def _alike_told(alike: dict[str, int]) -> list[str]:
+    if not any(alike.values()):
+        return []
+    counts = " and ".join(f"{count:,} {side} rows" for side, count in alike.items())
+    return [
+        f"{counts} resemble rows that are trained on: rows share templates, or are few. Held-out figures are too good."
+    ]
+
+
+def _has_thought(example: Example) -> bool:
+    return any(of_message(turn.record()).thought for turn in example.completion if turn.role == "assistant")
 
 
 def _language(examples: list[Example], said: str) -> str:
     """The recipe's word for it, unless the script of the rows says otherwise (a recipe is used for other data, too)."""
-    found = language_of([f"{example.prompt_text} {example.completion}" for example in examples])
+    found = language_of([f"{example.prompt_text} {example.answer}" for example in examples])
     return said if (found == "zh") == (said in _WRITTEN_IN_HAN) else found
 
 
 def check_data(recipe: Recipe) -> list[ToolkitError]:
-    """The faults that the files' names and first rows show: nothing there, not readable, columns missing."""
-    faults: list[ToolkitError] = []
-    try:
-        data = _data(recipe)
-        files = find_files(Path(data.path))
-    except ToolkitError as error:
-        return [error]
-    for name, file in files:
-        table = Table()
-        try:
-            read_file(file, name, table, data.encoding, at_most=_FIRST_ROWS)
-            faults += missing_columns(data, name, table.columns[name])
-        except ToolkitError as error:
-            faults.append(error)
-    return faults
+    """The faults that the files' names and first rows show: nothing there, not readable, columns missing, of another method."""
+    if recipe.data is None:
+        return [_no_data()]
+    loaded, faults = first_look(recipe.data)
+    return [*faults, *for_other_methods(loaded)]
 
 
 def _data(recipe: Recipe) -> Data:
     if recipe.data is None:
-        raise UsageError("the recipe has no data", "Add data.path: a file or a folder with your rows.")
+        raise _no_data()
     return recipe.data
 
 
-def _read(data: Data, progress: Progress) -> Table:
-    table = Table()
-    files = find_files(Path(data.path))
-    task = progress.add_task("reading", total=len(files))
-    for name, file in files:
-        read_file(file, name, table, data.encoding)
-        progress.advance(task)
-    return table
+def _no_data() -> UsageError:
+    return UsageError("the recipe has no data", "Add data.path: a file or a folder with your rows.")
 
 
 def _counts(dropped: Iterable[Dropped]) -> dict[str, int]:
     return dict(Counter(d.reason for d in dropped).most_common())
 
 
-def _told(dropped: list[Dropped]) -> str:
+def _dropped_told(dropped: list[Dropped]) -> str:
     first: dict[str, Dropped] = {}
     for d in dropped:
         first.setdefault(d.reason, d)
@@ -137,18 +219,19 @@ def _told(dropped: list[Dropped]) -> str:
 
 def _check_dropped(data: Data, examples: list[Example], dropped: list[Dropped]) -> None:
     read = len(examples) + len(dropped)
-    hint = "Mend the rows, or loosen the limit that drops most: data.max_characters, data.max_dropped."
+    hint = (
+        f"Look at them: tune2ollama inspect {data.place}. Mend the rows, or loosen the limit that drops most: "
+        "data.max_characters, data.max_dropped."
+    )
     if not examples:
-        raise DataError(f"{data.path}: none of the {read:,} rows is left:\n{_told(dropped)}", hint)
+        raise DataError(f"{data.place}: none of the {read:,} rows is left:\n{_dropped_told(dropped)}", hint)
     if len(dropped) > data.max_dropped * read:
         share = f"{len(dropped):,} of {read:,} rows dropped, more than data.max_dropped = {data.max_dropped:g} of them"
-        raise DataError(f"{data.path}: {share}:\n{_told(dropped)}", hint)
+        raise DataError(f"{data.place}: {share}:\n{_dropped_told(dropped)}", hint)
 
 
-def _divide(
-    examples: list[Example], sides: list[Side | None], data: Data
-) -> tuple[dict[Side, list[Example]], list[Dropped]]:
-    parts: dict[Side, list[Example]] = {side: [] for side in SIDES}
+def _divide(examples: list[Example], sides: Sequence[Side | None], data: Data) -> tuple[Parts, list[Dropped]]:
+    parts: Parts = {side: [] for side in SIDES}
     left_out = []
     for example, side in zip(examples, sides):
         if side == "test" and data.test == 0:
@@ -167,22 +250,38 @@ def _left_out(example: Example, reason: str) -> Dropped:
     return Dropped(example.file, example.line, reason, example.prompt_text)
 
 
-def _check_parts(recipe: Recipe, parts: dict[Side, list[Example]], dropped: list[Dropped]) -> None:
+def _wanted(recipe: Recipe) -> dict[Side, int]:
     data = _data(recipe)
+    test = max(recipe.golden.from_test, int(data.test > 0))
+    return {"train": 1, "validation": int(data.validation > 0), "test": test}
+
+
+def _check_parts(recipe: Recipe, parts: Parts, dropped: list[Dropped]) -> None:
+    data, wanted = _data(recipe), _wanted(recipe)
     counts = ", ".join(f"{side} {len(rows):,}" for side, rows in parts.items())
-    wanted = {
-        "train": 1,
-        "validation": int(data.validation > 0),
-        "test": max(recipe.golden.from_test, int(data.test > 0)),
-    }
     for side in SIDES:
         if len(parts[side]) < wanted[side]:
+            fewer = f"--set golden.from_test={len(parts['test'])}" if parts["test"] else "golden.prompts of your own"
             raise DataError(
-                f"{data.path}: too few rows on the {side} side: {counts}; {wanted[side]} needed"
-                + (f"; dropped:\n{_told(dropped)}" if dropped else ""),
-                "Add rows (near duplicates stay together, so they count as one), "
-                + ("lower data.test." if side == "train" else f"or raise its share: --set data.{side}=0.2"),
+                f"{data.place}: too few rows on the {side} side: {counts}; {wanted[side]} needed"
+                + (f"; dropped:\n{_dropped_told(dropped)}" if dropped else ""),
+                "Add rows, or "
+                + ("lower data.test." if side == "train" else f"raise its share: --set data.{side}=0.2")
+                + (f"; or ask fewer of them: {fewer}" if side == "test" and wanted["test"] > 1 else ""),
             )
+
+
+def _check_system(recipe: Recipe, parts: Parts) -> None:
+    """What is served by default must have been trained with."""
+    systems = Counter(example.system for rows in parts.values() for example in rows)
+    if _data(recipe).system != "row" or not recipe.system or recipe.system in systems:
+        return
+    commonest, count = systems.most_common(1)[0]
+    raise DataError(
+        f"every row brings a system text of its own, so the recipe's would be served and was never trained with: "
+        f"{recipe.system[:60]!r}",
+        f"Say that none is served: system: ''; or the one that {count:,} rows have: system: {commonest[:60]!r}",
+    )
 
 
 def _dropped_record(d: Dropped) -> dict[str, Any]:

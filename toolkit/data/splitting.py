@@ -13,8 +13,16 @@ that is near both, put first, must differ from one of them.
 
 Near: at least 88 of 126 MinHash values agree (Broder 1997), of the prompts or of prompt and answer together: a Jaccard
 index of about 0.7 over character trigrams, with a standard error of 0.04. Looked up in 42 bands of three values (Indyk and
-Motwani 1998): 38 values that differ cannot spoil 42 bands, so no near pair is missed, and nearness depends on the two
-texts alone.
+Motwani 1998): 38 values that differ spoil 38 bands at most, so near texts share four, and nearness depends on the two texts
+alone.
+
+Templates: twenty rows or more that are near each other, directly or through others, and that consist for the most part of what
+more than half of them hold, were made from a template ("How do I reset device 12?"). As near duplicates they would all be on one
+side, and nothing could be tested. Among themselves they are compared without what most of them hold: by what differs. Appended
+rows then move others only where they are a template's twentieth, or change which trigrams most rows hold.
+
+Small files: where the sides that follow from the rows' own texts leave one without rows, whole prompts are dealt out by the
+order of their hashes (`deal`). Both ways may part rows that resemble each other: `resembling` counts them.
 """
 
 from __future__ import annotations
@@ -24,8 +32,10 @@ import hashlib
 import re
 import unicodedata
 import zlib
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from toolkit.data.formats import Example
 from toolkit.errors import UsageError
@@ -43,6 +53,15 @@ NEAR = 88
 """Of `VALUES` MinHash values."""
 VALUES = 126
 _BAND = 3
+_BANDS_SHARED = VALUES // _BAND - (VALUES - NEAR)
+"""Bands that near texts have in common at least."""
+TEMPLATE = 20
+"""So many rows near each other may have been made from a template."""
+_MOST_KEPT = 200
+"""Near rows that are remembered of a row: those with more are a template's, and are compared again by what differs."""
+_AT_ONCE = 512
+_COMPARED_AT_ONCE = 1 << 15
+_INSTALL = "Install it: pip install 'tune2ollama[train]'"
 
 
 def normalize(text: str) -> str:
@@ -63,34 +82,131 @@ def own_side(prompt: str, data: Data) -> Side:
     return "validation" if place >= 1 - data.validation else "train"
 
 
-def split(
-    examples: Sequence[Example], data: Data, golden: Sequence[str] = (), step: Callable[[], None] = lambda: None
-) -> list[Side | None]:
-    """Choose a side for each example; None: it is near rows of two sides.
+def split(examples: Sequence[Example], data: Data, golden: Sequence[str] = ()) -> Split:
+    """Choose a side for each example.
 
     Args:
         examples: cleaned, in reading order.
         golden: prompts that stand before all rows on the test side, so that what resembles them is not trained on.
-        step: called after each example.
 
     Raises:
         UsageError: datasketch is not installed.
     """
-    topics, pairs = _Placed(), _Placed()
+    rows = [_Compared(prompt, prompt, "test") for prompt in golden]
+    rows += [_compared(example) for example in examples]
+    groups, near = _groups(rows)
+    near_others = sum(bool(near[i]) for i in range(len(golden), len(rows)))
+    templated = 0
+    for members in groups:
+        found = [rows[i] for i in members]
+        shared = _shared([row.topic for row in found]) if len(members) >= TEMPLATE else frozenset()
+        if shared and median(_share(row.topic, shared) for row in found) > 0.5:
+            by_difference = _near(found, shared, _shared([row.pair for row in found]))
+            near.update({members[i]: [members[j] for j in earlier] for i, earlier in by_difference.items()})
+            templated += len(members)
     sides: list[Side | None] = []
-    for prompt in golden:
-        topics.add(signature(prompt), "test")
-    for example in examples:
-        topic, pair = signature(example.topic), signature(f"{example.topic}\n{example.completion}")
-        found = topics.near(topic) | pairs.near(pair)
-        side: Side | None = None
-        if len(found) <= 1:
-            side = found.pop() if found else own_side(example.topic, data)
-            topics.add(topic, side)
-            pairs.add(pair, side)
-        sides.append(side)
-        step()
+    for i, row in enumerate(rows):
+        beside = {side for j in near[i] if (side := sides[j]) is not None}
+        if row.side is not None:
+            sides.append(row.side)
+        else:
+            sides.append(None if len(beside) > 1 else beside.pop() if beside else own_side(row.topic, data))
+    return Split(sides[len(golden) :], templated, near_others)
+
+
+class Split(NamedTuple):
+    """Where the rows go."""
+
+    sides: list[Side | None]
+    """None: it is near rows of two sides."""
+    templated: int
+    """Rows that were made from templates, golden prompts among them."""
+    near: int
+    """Rows that are near an earlier one."""
+
+
+class _Compared(NamedTuple):
+    topic: str
+    pair: str
+    side: Side | None = None
+    """Where it stands whatever is near it."""
+
+
+def _groups(rows: Sequence[_Compared]) -> tuple[list[list[int]], dict[int, list[int]]]:
+    """Rows that are near each other, directly or through others; and for each row the earlier ones that are near it."""
+    leader = list(range(len(rows)))
+
+    def lead(i: int) -> int:
+        while leader[i] != i:
+            leader[i] = i = leader[leader[i]]
+        return i
+
+    near = _near(rows)
+    for i, earlier in near.items():
+        for j in earlier:
+            leader[lead(j)] = lead(i)
+    members: dict[int, list[int]] = {}
+    for i in range(len(rows)):
+        members.setdefault(lead(i), []).append(i)
+    return list(members.values()), near
+
+
+def _near(
+    rows: Sequence[_Compared], of_topics: frozenset[int] = frozenset(), of_pairs: frozenset[int] = frozenset()
+) -> dict[int, list[int]]:
+    """For each row the earlier ones that are near it, without what does not count."""
+    topics = earlier_near([signature(row.topic, of_topics) for row in rows])
+    pairs = earlier_near([signature(row.pair, of_pairs) for row in rows])
+    return {i: sorted({*one, *other}) for i, (one, other) in enumerate(zip(topics, pairs))}
+
+
+def _shared(texts: Sequence[str]) -> frozenset[int]:
+    """Trigrams that more than half of the texts hold."""
+    counts = Counter(trigram for text in texts for trigram in shingles(text))
+    return frozenset(trigram for trigram, count in counts.items() if 2 * count > len(texts))
+
+
+def _share(text: str, shared: frozenset[int]) -> float:
+    found = shingles(text)
+    return len(found & shared) / len(found)
+
+
+def deal(examples: Sequence[Example], data: Data, wanted: Mapping[Side, int], golden: Sequence[str] = ()) -> list[Side]:
+    """Sides by the order of the prompts' hashes, the same prompt on one side: none is empty, as far as there are prompts.
+
+    Args:
+        wanted: rows that a side needs at least; more where its share gives more.
+        golden: prompts that are on the test side, whatever their place.
+    """
+    rows: dict[int, list[int]] = {}
+    for i, example in enumerate(examples):
+        rows.setdefault(content_hash(example.topic), []).append(i)
+    left = sorted(rows)
+    sides: list[Side] = ["train"] * len(examples)
+
+    def take(side: Side, prompt: int) -> None:
+        left.remove(prompt)
+        for i in rows[prompt]:
+            sides[i] = side
+
+    for prompt in {content_hash(text) for text in golden} & rows.keys():
+        take("test", prompt)
+    shares: tuple[tuple[Side, float, int], ...] = (("test", data.test, 0), ("validation", data.validation, -1))
+    for side, share, end in shares:
+        target = max(wanted[side], round(share * len(examples)))
+        while len(left) > 1 and sides.count(side) < target:
+            take(side, left[end])
     return sides
+
+
+def resembling(train: Sequence[Example], held_out: Sequence[Example]) -> int:
+    """How many held-out rows are near a row that is trained on."""
+    near = _near([_compared(example) for example in (*train, *held_out)])
+    return sum(any(j < len(train) for j in near[len(train) + i]) for i in range(len(held_out)))
+
+
+def _compared(example: Example) -> _Compared:
+    return _Compared(example.topic, f"{example.topic}\n{example.answer}")
 
 
 def choose(examples: Sequence[Example], at_most: int | None) -> set[int]:
@@ -100,7 +216,7 @@ def choose(examples: Sequence[Example], at_most: int | None) -> set[int]:
 
 
 def _whole_hash(example: Example) -> bytes:
-    return hashlib.sha256(f"{example.prompt_text}\0{example.completion}".encode()).digest()
+    return hashlib.sha256(f"{example.prompt_text}\0{example.answer}".encode()).digest()
 
 
 def shingles(text: str) -> frozenset[int]:
@@ -109,14 +225,18 @@ def shingles(text: str) -> frozenset[int]:
     return frozenset(zlib.crc32(normal[i : i + 3].encode()) for i in range(max(1, len(normal) - 2)))
 
 
-def signature(text: str) -> Signature:
+def signature(text: str, without: frozenset[int] = frozenset()) -> Signature:
     """MinHash values of a text's shingles, [126].
+
+    Args:
+        without: shingles that do not count, as long as others are left.
 
     Raises:
         UsageError: datasketch is not installed.
     """
     found = _empty_signature().copy()
-    found.update_batch(list(shingles(text)))
+    whole = shingles(text)
+    found.update_batch(list(whole - without or whole))
     values: Signature = found.hashvalues
     return values
 
@@ -126,8 +246,7 @@ def _empty_signature() -> Any:
     try:
         from datasketch import MinHash
     except ImportError as error:
-        hint = "Install it: pip install 'tune2ollama[train]'"
-        raise UsageError("splitting needs datasketch, which is not installed", hint) from error
+        raise UsageError("splitting needs datasketch, which is not installed", _INSTALL) from error
     return MinHash(num_perm=VALUES, seed=1, hashfunc=int)
 
 
@@ -136,37 +255,48 @@ def is_near(one: str, other: str) -> bool:
     return bool((signature(one) == signature(other)).sum() >= NEAR)
 
 
-class _Placed:
-    """Signatures with their sides, and which sides hold one near a new signature."""
+def earlier_near(signatures: Sequence[Signature]) -> list[list[int]]:
+    """For each signature the numbers of the earlier ones that are near it, the first 200 of them.
 
-    def __init__(self) -> None:
-        self._count = 0
-        self._values: Any = None
-        """[capacity, 126]; the first `_count` rows are filled."""
-        self._sides: list[Side] = []
-        self._bands: dict[tuple[int, bytes], list[int]] = {}
+    Raises:
+        UsageError: scipy is not installed.
+    """
+    import numpy
 
-    def _keys(self, values: Signature) -> list[tuple[int, bytes]]:
-        return [(start, values[start : start + _BAND].tobytes()) for start in range(0, VALUES, _BAND)]
+    found: list[list[int]] = [[] for _ in signatures]
+    if len(signatures) < 2:
+        return found
+    values = numpy.stack(signatures).astype(numpy.uint32)
+    bands = _bands(values)
+    for start in range(0, len(values), _AT_ONCE):
+        end = min(start + _AT_ONCE, len(values))
+        shared = (bands[start:end] @ bands[:end].T).tocoo()
+        later, earlier = shared.row + start, shared.col
+        likely = ((shared.data >= _BANDS_SHARED) & (earlier < later)).nonzero()[0]
+        for piece in numpy.array_split(likely, max(1, len(likely) // _COMPARED_AT_ONCE)):
+            i, j = later[piece], earlier[piece]
+            close = (values[i] == values[j]).sum(axis=1) >= NEAR
+            for one, other in zip(i[close].tolist(), j[close].tolist()):
+                if len(found[one]) < _MOST_KEPT:
+                    found[one].append(other)
+    return found
 
-    def near(self, values: Signature) -> set[Side]:
-        members = [found for key in self._keys(values) if (found := self._bands.get(key))]
-        if not members:
-            return set()
-        # Where rows share a template, the bands name each of them many times: then looking at all is quicker.
-        everything = sum(map(len, members)) > self._count
-        numbers = range(self._count) if everything else sorted(set().union(*members))
-        rows = self._values[: self._count] if everything else self._values[numbers]
-        close = ((rows == values).sum(axis=1) >= NEAR).nonzero()[0]
-        return {self._sides[numbers[i]] for i in close}
 
-    def add(self, values: Signature, side: Side) -> None:
-        if self._values is None:
-            self._values = values[None].copy()
-        elif self._count == len(self._values):
-            self._values = self._values[[*range(self._count)] * 2]  # doubled: room for as many again
-        self._values[self._count] = values
-        for key in self._keys(values):
-            self._bands.setdefault(key, []).append(self._count)
-        self._sides.append(side)
-        self._count += 1
+def _bands(values: Signature) -> Any:
+    """A sparse matrix [texts, band keys] of ones: three values of a text make a key; those of one text alone are left out."""
+    import numpy
+
+    try:
+        from scipy.sparse import csr_matrix
+    except ImportError as error:
+        raise UsageError("splitting needs scipy, which is not installed", _INSTALL) from error
+    rows, columns, count = [], [], 0
+    for start in range(0, VALUES, _BAND):
+        keys = numpy.ascontiguousarray(values[:, start : start + _BAND]).view(f"V{4 * _BAND}").ravel()
+        _, key, times = numpy.unique(keys, return_inverse=True, return_counts=True)
+        several = (times[key] > 1).nonzero()[0]
+        rows.append(several)
+        columns.append(key[several] + count)
+        count += len(times)
+    where = (numpy.concatenate(rows), numpy.concatenate(columns))
+    return csr_matrix((numpy.ones(len(where[0]), numpy.int32), where), shape=(len(values), count))

@@ -147,7 +147,7 @@ def metadata(
     if dataset is not None:
         found["general.languages"] = [dataset.facts.language]
     if recipe.data is not None:
-        found["general.datasets"] = [{"name": Path(recipe.data.path).name}]
+        found["general.datasets"] = [{"name": Path(source.path).name} for source in recipe.data.readings]
     return found
 
 

@@ -1,14 +1,19 @@
-"""`tune2ollama init`: a first recipe for a user's own file, from a look at its columns."""
+"""`tune2ollama init`: a first recipe for a user's own file, from a look at its rows."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from toolkit.data.inspect import Peek, peek
+from toolkit.data.loading import for_other_methods
+from toolkit.data.peek import Peek, peek
 from toolkit.errors import DataError, UsageError
+from toolkit.recipe.reading import assembled, load_recipe
+from toolkit.recipe.schema import Data, Recipe
 from toolkit.run.artifacts import write_text
 
 _SYSTEM = {"en": "You are a helpful assistant. Answer briefly.", "zh": "你是一位乐于助人的助手，请简短回答。"}
@@ -32,7 +37,7 @@ license: other                # of your data; it is written into the model
 
 data:
   path: {path}
-  format: {format}{columns}
+  format: {format}{read_with}
   language: {language}
   max_characters: {characters:<11} # longer pairs are dropped, and listed: they would not fit train.max_length
   validation: {validation}
@@ -101,22 +106,29 @@ profiles:
 """
 
 
-def write_recipe(data: Path, name: str | None = None, out: Path | None = None) -> Path:
-    """Write a commented recipe for `data` (a file, or a folder of files); it runs as it is.
+class Written(NamedTuple):
+    """A recipe that was written."""
+
+    path: Path
+    told: list[str]
+    """What was found, what was chosen and what else there was, a line each."""
+
+
+def write_recipe(data: str, name: str | None = None, out: Path | None = None, settings: Sequence[str] = ()) -> Written:
+    """Write a commented recipe for `data` (a file, a folder of files, or hub:OWNER/NAME@COMMIT); it runs as it is.
 
     Args:
         name: of the recipe and of the Ollama model; None: the file's, as far as it can be one.
         out: None: recipes/<name>.yaml.
-
-    Returns:
-        The recipe's path.
+        settings: `data.key=value` texts: how the file is to be read.
 
     Raises:
         UsageError: the name cannot be one, or the recipe exists already: it is never overwritten.
         DataError: the file cannot be read, or no column looks like the answers.
     """
     if name is None:
-        name = re.sub(r"[^a-z0-9._-]+", "-", data.stem.lower()).strip("-._") or "mymodel"
+        stem = Path(data.partition("@")[0]).name.partition(".")[0]
+        name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("-._") or "mymodel"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
         raise UsageError(
             f"{name!r} cannot name a recipe: use letters, digits, '.', '_' and '-'",
@@ -127,38 +139,107 @@ def write_recipe(data: Path, name: str | None = None, out: Path | None = None) -
         raise UsageError(
             f"{path} is there already and is not overwritten", f"Choose another: tune2ollama init {data} --name …"
         )
-    write_text(path, recipe_text(data, name, path, peek(data)))
-    return path
+    seen = peek(data_of(data, settings, "tune2ollama init"))
+    if faults := for_other_methods(seen.loaded):
+        raise UsageError(
+            "\n".join(fault.message for fault in faults), "\n".join(dict.fromkeys(fault.hint for fault in faults))
+        )
+    if not seen.examples:
+        first = seen.dropped[0]
+        raise DataError(
+            f"{data}: none of its {seen.loaded.read:,} rows can be learnt from; the first: {first.file}:{first.line}: "
+            f"{first.reason}",
+            f"Look at it: tune2ollama inspect {data}",
+        )
+    write_text(path, recipe_text(data, name, path, seen))
+    return Written(path, _told(seen))
 
 
-def recipe_text(data: Path, name: str, path: Path, seen: Peek) -> str:
-    """The recipe's YAML. Raises as `write_recipe`."""
-    columns, looked = "", f"format {seen.format}"
-    if seen.format == "columns":
-        prompt, completion = _columns(data, seen)
-        columns = f"\n  columns:\n    prompt: {_quoted(prompt)}\n    completion: {_quoted(completion)}"
-        looked = f"columns {', '.join(seen.columns)}"
+def data_of(path: str, settings: Sequence[str], command: str) -> Data:
+    """The `data` section for a path, with the keys that `--set data.…` changes.
+
+    Raises:
+        UsageError: a setting that is none of `data`.
+    """
+    if others := [setting for setting in settings if not setting.startswith("data.")]:
+        raise UsageError(
+            f"--set {others[0]}: here only keys of data can be set", "For example: --set data.header=false"
+        )
+    tree = {"name": "look", "base": "none", "data": {"path": path}, "ollama": {"model": "look"}}
+    return assembled(tree, settings, command).data or Data(path=path)
+
+
+def recipe_to_look(path: str, base: str, settings: Sequence[str]) -> Recipe:
+    """The recipe that `inspect` reads rows by: a recipe's file, or what `init` would make of a file of rows.
+
+    Raises:
+        UsageError: a setting that cannot be.
+    """
+    if path.endswith((".yaml", ".yml")):
+        return load_recipe(Path(path), None, settings)
+    tree = {
+        "name": "look",
+        "base": base,
+        "data": {"path": path},
+        "golden": {"from_test": 1},
+        "ollama": {"model": "look"},
+    }
+    return assembled(tree, settings, "tune2ollama inspect")
+
+
+def _told(seen: Peek) -> list[str]:
+    lines = [*seen.notes, f"{len(seen.examples):,} of {seen.loaded.read:,} rows can be learnt from"]
+    counts: dict[str, int] = {}
+    for dropped in seen.dropped:
+        counts[dropped.reason] = counts.get(dropped.reason, 0) + 1
+    lines += [f"  {count:,} dropped: {reason}" for reason, count in sorted(counts.items(), key=lambda c: -c[1])[:5]]
+    lines += [f"  {count:,} times: {what}" for what, count in seen.repaired.most_common(5)]
+    own = [text for text in seen.systems if text]
+    if len(own) == 1 and "" not in seen.systems:
+        lines.append(f"all rows share a system text, which became the recipe's: {own[0][:60]!r}")
+    elif own:
+        lines.append(
+            f"rows bring {len(own):,} system texts of their own, which are trained with (data.system: row); none is served"
+        )
+    return lines
+
+
+def _system(seen: Peek) -> tuple[str, bool]:
+    """The recipe's system text, and whether rows keep their own."""
+    own = [text for text in seen.systems if text]
+    if not own:
+        return _SYSTEM[seen.language], False
+    return (own[0], False) if len(own) == 1 and "" not in seen.systems else ("", True)
+
+
+def recipe_text(data: str, name: str, path: Path, seen: Peek) -> str:
+    """The recipe's YAML."""
+    shapes = {shape.kind for shape in seen.loaded.shapes.values()}
+    kind = shapes.pop() if len(shapes) == 1 else "auto"
+    system, rows_own = _system(seen)
+    looked = f"{kind}, since {seen.shape.reason}"
     if seen.median_characters:
-        looked += f"; half of the pairs have up to {seen.median_characters} characters"
+        looked += f"; half of the rows have up to {seen.median_characters} characters"
     # Rows are split by a hash of their content, so the test split's size varies: 2.5 standard deviations are allowed for.
-    test = min(0.2, max(0.05, math.ceil(100 * 30 / max(seen.rows, 1)) / 100))
-    expected = test * seen.rows
+    rows = len(seen.examples)
+    test = min(0.2, max(0.05, math.ceil(100 * 30 / max(rows, 1)) / 100))
+    expected = test * rows
     golden = max(1, min(_GOLDEN, int(expected - 2.5 * math.sqrt(expected))))
     return _TEMPLATE.format(
-        title=" ".join(data.name.split()),
+        title=" ".join(Path(data).name.split()),
         model=name.lower(),
         recipe=path,
-        rows=f"{seen.rows:,}",
+        rows=f"{seen.loaded.read:,}",
         looked=" ".join(looked.split()),
         name=_quoted(name),
-        path=_quoted(data.as_posix()),
-        format=seen.format,
-        columns=columns,
+        path=_quoted(Path(data).as_posix() if not data.startswith("hub:") else data),
+        format=kind,
+        read_with=_read_with(seen, kind, rows_own),
         language=seen.language,
         characters=_characters(seen, embedded=False),
         validation=min(0.1, test),
         test=test,
-        system=_SYSTEM[seen.language],
+        system=_quoted(system) if rows_own or system not in _SYSTEM.values() else system,
         max_length=_MAX_LENGTH,
         golden=golden,
         cpu_characters=_characters(seen, embedded=True),
@@ -166,16 +247,21 @@ def recipe_text(data: Path, name: str, path: Path, seen: Peek) -> str:
     )
 
 
-def _columns(data: Path, seen: Peek) -> tuple[str, str]:
-    if seen.prompt and seen.completion and seen.prompt != seen.completion:
-        return seen.prompt, seen.completion
-    if len(seen.columns) == 2:
-        return seen.columns[0], seen.columns[1]
-    raise DataError(
-        f"{data} has the columns {', '.join(seen.columns)}, and none of them looks like "
-        f"{'the questions' if not seen.prompt else 'the answers'}",
-        "Rename them in the file's first line: prompt for what is asked, completion for what is answered.",
+def _read_with(seen: Peek, kind: str, rows_own: bool) -> str:
+    """Further keys of `data`, a line each."""
+    lines = []
+    roles = seen.shape.roles
+    if kind == "columns" and all(shape.roles == roles for shape in seen.loaded.shapes.values()):
+        lines += ["columns:", f"  prompt: {_quoted(roles['prompt'])}", f"  completion: {_quoted(roles['completion'])}"]
+        lines += [f"  thinking: {_quoted(roles['thinking'])}"] if "thinking" in roles else []
+    for key in ("header", "sheet", "encoding"):
+        value = getattr(seen.data, key)
+        if value is not None:
+            lines.append(f"{key}: {json.dumps(value, ensure_ascii=False)}")
+    lines += (
+        ["system: row                 # rows keep their own system texts; `system` below is served"] if rows_own else []
     )
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def _characters(seen: Peek, embedded: bool) -> int:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from toolkit.errors import MAKE_ROOM, ExternalToolError, ResourceError, ToolkitError
 from toolkit.models.bases import EMBEDDED as EMBEDDED_NAMES
@@ -29,6 +29,9 @@ from toolkit.recipe.estimates import (
 from toolkit.recipe.schema import Recipe
 from toolkit.recipe.sizes import BITS_PER_WEIGHT, EMBEDDED, Shape, shape_of_base
 from toolkit.run.hardware import Hardware, free_disk_bytes
+
+if TYPE_CHECKING:
+    from toolkit.data.loading import Loaded
 
 LARGEST_READ = 64 * 2**20
 
@@ -172,17 +175,19 @@ def _rows(recipe: Recipe, notes: list[str]) -> _Rows:
     """Count rows and guess their tokens: 4 letters a token, a Chinese character 0.7 (2.5 for the embedded base)."""
     if recipe.data is None:
         return _Rows(0, 0, 64, 128, 0)
-    from toolkit.data.readers import find_files, read_table
+    from toolkit.data.loading import load
+    from toolkit.data.readers import places
 
-    data, path = recipe.data, Path(recipe.data.path)
+    data = recipe.data
     try:
-        size = sum(file.stat().st_size for _, file in find_files(path))
-        texts = [_text(row.values, recipe) for row in read_table(path).rows] if size <= LARGEST_READ else []
+        files = [file for source in data.readings for _, file in places(source) if file is not None]
+        size = sum(inside.stat().st_size for file in files for inside in _files(file))
+        texts = _texts(load(data)) if size <= LARGEST_READ else []
     except (ToolkitError, OSError) as error:
         notes.append(f"The data cannot be read yet, so it counts as no rows: {error}")
         return _Rows(0, 0, 64, 128, 0)
     if size > LARGEST_READ:
-        notes.append(f"{path} is large: rows are guessed at 400 bytes each.")
+        notes.append(f"{data.place} is large: rows are guessed at 400 bytes each.")
         texts, count = ["x" * 400], size // 400
     else:
         texts = [t for t in texts if data.max_characters is None or len(t) <= data.max_characters]
@@ -196,11 +201,14 @@ def _rows(recipe: Recipe, notes: list[str]) -> _Rows:
     return _Rows(train, held_out, sum(lengths) / len(lengths), math.ceil(max(lengths)), size)
 
 
-def _text(values: dict[str, Any], recipe: Recipe) -> str:
-    data = recipe.data
-    if data is not None and data.format == "columns":
-        return "".join(str(values.get(column) or "") for column in (data.columns.prompt, data.columns.completion))
-    return "".join(str(value or "") for value in values.values())
+def _files(file: Path) -> list[Path]:
+    return [inside for inside in file.rglob("*") if inside.is_file()] if file.is_dir() else [file]
+
+
+def _texts(loaded: Loaded) -> list[str]:
+    """What is in the columns that are used, row by row."""
+    used = {file: list(shape.roles.values()) for file, shape in loaded.shapes.items()}
+    return ["".join(str(row.values.get(column) or "") for column in used[row.file]) for row in loaded.table.rows]
 
 
 def _tokens(text: str, recipe: Recipe) -> float:

@@ -97,8 +97,17 @@ def _trained(recipe: Recipe, adapter: AdapterFacts, prepared: Artifact[DatasetFa
         dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(facts.dropped.items())) or "none"
         counts = ", ".join(f"{count:,} {split}" for split, count in facts.rows.items())
         rows.append(
-            ("data", f"{recipe.data.path}: {facts.kept:,} of {facts.read:,} rows kept ({counts}); dropped: {dropped}")
+            ("data", f"{recipe.data.place}: {facts.kept:,} of {facts.read:,} rows kept ({counts}); dropped: {dropped}")
         )
+        if any(facts.resembling.values()):
+            alike = " and ".join(
+                f"{count:,} of {facts.rows[side]:,} {side} rows" for side, count in facts.resembling.items()
+            )
+            rows.append(("leakage", f"{alike} resemble a row that was trained on, so held-out figures are too good"))
+        if facts.sources:
+            rows.append(("sources", ", ".join(f"{name} {count:,} rows" for name, count in facts.sources.items())))
+        if facts.found:
+            rows.append(("found in rows", ", ".join(f"{count:,} {what}" for what, count in facts.found.items())))
     if adapter.chat_template_kwargs:
         rows.append(("template told", json.dumps(dict(adapter.chat_template_kwargs), sort_keys=True)))
     if not adapter.trained_here:

@@ -15,7 +15,8 @@ class Facts(BaseModel):
 
 
 class DatasetFacts(Facts):
-    """Files: train.jsonl, validation.jsonl, test.jsonl (a row each: prompt, completion, source), dropped.jsonl."""
+    """Files: train.jsonl, validation.jsonl, test.jsonl (a row each: prompt, completion, source; tools, where it has some),
+    dropped.jsonl, and found.jsonl: what people should know of rows that are kept."""
 
     rows: dict[str, int]
     """Rows per split: train, validation, test."""
@@ -28,6 +29,14 @@ class DatasetFacts(Facts):
     """Rows whose answer holds a thought."""
     encodings: dict[str, str]
     """File (relative to the data path) → encoding it was read with."""
+    formats: dict[str, str] = {}
+    """File → the shape of its rows; see `toolkit.data.formats`."""
+    found: dict[str, int] = {}
+    """What was found in rows that are kept → how often; see `toolkit.data.findings`."""
+    resembling: dict[str, int] = {}
+    """validation, test → rows that resemble one that is trained on; empty where the split let none through."""
+    sources: dict[str, int] = {}
+    """Source → its rows in the training split, where there are several."""
     language: str
     """Two-letter code, as the rows are; see `toolkit.data.prepare`."""
 

@@ -35,7 +35,8 @@ def _outside_files(stage: Stage, recipe: Recipe, have: dict[str, Artifact[Any]])
     golden = recipe.golden
     match stage.name:
         case "prepare":
-            return _hashes(recipe.data.path if recipe.data else None, golden.prompts)
+            sources = recipe.data.readings if recipe.data else []
+            return _hashes(*(source.path for source in sources), golden.prompts)
         case "train":
             return {**_hashes(recipe.adapter, *recipe.then), "base": resolve_base(recipe.base).digest}
         case "golden":

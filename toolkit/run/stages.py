@@ -46,7 +46,7 @@ STAGES = (
         (),
         ("data", "system", "golden.prompts", "golden.from_test"),  # golden prompts are kept from the training split
         ("charset-normalizer",),
-        version=3,
+        version=4,
     ),
     Stage(
         "train",

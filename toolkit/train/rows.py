@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from jinja2.exceptions import TemplateError
 
 from toolkit.errors import DataError
@@ -163,19 +162,21 @@ def leave_out_long(
     return fitting, long
 
 
-@torch.no_grad()
 def answer_loss(
     model: Any, tokenizer: Any, rows: list[dict[str, Any]], fields: Mapping[str, Any] = NOTHING_TOLD
 ) -> float:
     """Mean negative log-likelihood in nats per answer token (the end token included), over the first `LOSS_ROWS` rows."""
+    import torch  # here, so that rows can be looked at without it
+
     was_training = model.training
     model.eval()
     total, tokens = 0.0, 0
-    for row in rows[:LOSS_ROWS]:
-        ids, prompt_length = tokenize(tokenizer, row, fields)
-        batch = torch.tensor([ids], device=next(model.parameters()).device)
-        logits = model(batch, use_cache=False).logits[0, prompt_length - 1 : -1].float()
-        total += torch.nn.functional.cross_entropy(logits, batch[0, prompt_length:], reduction="sum").item()
-        tokens += len(ids) - prompt_length
+    with torch.no_grad():
+        for row in rows[:LOSS_ROWS]:
+            ids, prompt_length = tokenize(tokenizer, row, fields)
+            batch = torch.tensor([ids], device=next(model.parameters()).device)
+            logits = model(batch, use_cache=False).logits[0, prompt_length - 1 : -1].float()
+            total += torch.nn.functional.cross_entropy(logits, batch[0, prompt_length:], reduction="sum").item()
+            tokens += len(ids) - prompt_length
     model.train(was_training)
     return total / max(tokens, 1)

@@ -1,0 +1,68 @@
+"""From a row to what can be learnt: one shape a file (pairs, messages, judged), told apart by `shape`.
+
+Shapes: columns (a question and an answer), alpaca (instruction, input, output), messages (lists of turns, ShareGPT's too),
+preference (chosen and rejected), unpaired (an answer and a label), text. The first three are conversations to fine-tune on; the
+others belong to other methods (`METHODS`), and are read so that a message can say so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from toolkit.data.formats.cells import NOT_TEXT, text_of
+from toolkit.data.formats.judged import preference, unpaired
+from toolkit.data.formats.messages import asked_in, conversation
+from toolkit.data.formats.pairs import paired
+from toolkit.data.formats.shape import FIRST_ROWS, METHODS, Kind, Shape, shape_of, thought_columns
+from toolkit.data.formats.tools import NO_TOOLS, tools_of
+from toolkit.data.formats.turns import Call, Example, Found, Preference, Text, Turn, Unpaired
+from toolkit.data.readers import Row
+
+__all__ = [
+    "FIRST_ROWS", "METHODS", "Call", "Example", "Found", "Kind", "Preference", "Shape", "Text", "Turn", "Unpaired", "read_row",
+    "shape_of", "thought_columns",
+]  # fmt: skip
+
+
+def read_row(row: Row, shape: Shape, learn: str = "all") -> Found | str:
+    """What a row is, or why it is nothing.
+
+    Args:
+        shape: of the row's file.
+        learn: `Data.learn`.
+    """
+    if shape.kind == "text":
+        text = text_of(row.values.get(shape.roles["text"]))
+        return NOT_TEXT if text is None else Text(row.file, row.line, text)
+    if shape.kind == "preference":
+        found: Found | str = preference(row.file, row.line, row.values, shape)
+    elif shape.kind == "unpaired":
+        found = unpaired(row.file, row.line, row.values, shape)
+    else:
+        return _example(row, shape, learn)
+    own = _system(row.values, shape)
+    return replace(found, system=own) if own and isinstance(found, Preference | Unpaired) else found
+
+
+def _example(row: Row, shape: Shape, learn: str) -> Example | str:
+    if shape.kind == "messages":
+        made = conversation(row.values.get(shape.roles["messages"]), learn)
+        if isinstance(made, str):
+            return made
+        topic = asked_in(made.prompt + made.completion)
+    else:
+        pair = paired(row.values, shape, learn)
+        if isinstance(pair, str):
+            return pair
+        made, topic = pair
+    tools = tools_of(row.values.get(shape.roles["tools"]) if "tools" in shape.roles else None)
+    own = _system(row.values, shape)
+    if tools is None or own is None:
+        return NO_TOOLS if tools is None else NOT_TEXT
+    system = "\n\n".join(filter(None, (own, made.system)))
+    return Example(row.file, row.line, made.prompt, made.completion, topic, system, tools, row.source, made.notes)
+
+
+def _system(values: dict[str, Any], shape: Shape) -> str | None:
+    return text_of(values.get(shape.roles["system"]) if "system" in shape.roles else None)

@@ -1,0 +1,216 @@
+"""XLSX workbooks: the sheet that holds the rows and its header are found, or asked for by name."""
+
+from __future__ import annotations
+
+import datetime
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from toolkit.data.readers.header import by_position, looks_like_a_row, names_of, no_header
+from toolkit.data.readers.table import SAVE_AS_CSV, Dropped, Records, Row
+from toolkit.errors import DataError, UsageError
+from toolkit.recipe.schema import nearest
+
+_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+"""Begins files of Office before 2007, and the container of a workbook with a password ([MS-CFB], 2.2)."""
+_MOST_BYTES = 1 << 30
+_HEADER_WITHIN = 20
+FORMULA = "a formula whose value was not saved"
+ERROR_VALUE = "an error value in a cell"
+_EMPTY_BOOK = f"{SAVE_AS_CSV[:-1]}, or look into the workbook: is it the right one?"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A sheet's filled rows."""
+
+    title: str
+    rows: list[tuple[int, list[str]]]
+    """Sheet row → its cells, as texts; merged cells filled downwards."""
+    faults: dict[int, tuple[str, str]]
+    """Sheet row → (reason, what is there): cells that show nothing, or an error."""
+
+    def header_at(self, header: bool | int | None) -> int | None:
+        """The index in `rows` of the header; None: there is none.
+
+        Found: the first row that fills as many cells as the rows below it do, with each text once.
+        """
+        if header is False or not self.rows:
+            return None
+        if header is True:
+            return 0
+        if header is not None:
+            return next((i for i, (number, _) in enumerate(self.rows) if number >= header), None)
+        filled = [sum(map(bool, cells)) for _, cells in self.rows]
+        typical = median(filled[:200])
+        for index, (_, cells) in enumerate(self.rows[:_HEADER_WITHIN]):
+            texts = [cell for cell in cells if cell]
+            if len(texts) >= max(typical, min(2, max(filled))) and len(set(texts)) == len(texts):
+                return index
+        return 0
+
+
+def workbook(file: Path, name: str, sheet: str | None, header: bool | int | None, notes: list[str]) -> list[Records]:
+    """The rows of the chosen sheets, one after the other.
+
+    Args:
+        sheet, header: see `Reading`.
+        notes: gets a line about the sheets that are not read.
+
+    Raises:
+        UsageError: no sheet of this name.
+        DataError: a workbook with a password, of an old kind, too large when unpacked, damaged, or empty.
+    """
+    _check(file, name)
+    sheets = _sheets(file, name)
+    if sheet is not None:
+        chosen = [s for s in sheets if s.title == sheet]
+        if not chosen:
+            titles = [s.title for s in sheets]
+            raise UsageError(
+                f"{name}: no sheet {sheet!r}{nearest(sheet, titles)}; it has: {', '.join(titles)}",
+                "Say which it is: --set data.sheet=…",
+            )
+    else:
+        chosen = _with_most_rows(sheets, header)
+    filled = [s for s in chosen if s.rows]
+    if not filled:
+        raise DataError(f"{name} is empty: no sheet has cells", _EMPTY_BOOK)
+    if others := [s for s in sheets if s not in chosen]:
+        told = ", ".join(f"{s.title} ({len(s.rows):,} rows)" for s in others)
+        read = ", ".join(s.title for s in chosen)
+        notes.append(f"{name}: of its sheets {read} is read; not read: {told} (choose with --set data.sheet=…)")
+    return [_records(s, f"{name}[{s.title}]" if len(sheets) > 1 else name, header, notes) for s in filled]
+
+
+def _check(file: Path, name: str) -> None:
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(8)
+        if head == _OLE:
+            if "EncryptedPackage".encode("utf-16-le") in file.read_bytes():
+                raise DataError(
+                    f"{name} is locked with a password",
+                    "Open it in a spreadsheet program and save it without a password.",
+                )
+            raise DataError(
+                f"{name} is a workbook of the old kind (XLS)",
+                "Open it in a spreadsheet program and save it as XLSX, or as CSV in UTF-8.",
+            )
+        if head[:2] != b"PK":
+            raise DataError(
+                f"{name} is no XLSX workbook that can be read: it begins with {head[:4]!r}",
+                "Is it text with another ending? Then rename it to .csv. Else: " + SAVE_AS_CSV,
+            )
+        with zipfile.ZipFile(file) as packed:
+            size = sum(entry.file_size for entry in packed.infolist())
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{name} is no XLSX workbook that can be read: {error}", SAVE_AS_CSV) from error
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror}", f"Look at it: ls -l {file}") from error
+    if size > _MOST_BYTES:
+        raise DataError(
+            f"{name} unpacks to {size / 2**30:.1f} GiB, which no table of texts does: it may be made to fill memory",
+            "If you trust it, save its sheet as CSV in UTF-8.",
+        )
+
+
+def _sheets(file: Path, name: str) -> list[Sheet]:
+    from openpyxl import load_workbook
+
+    try:
+        book = load_workbook(file, data_only=True)
+        asked = None
+        found = []
+        for sheet in book.worksheets:
+            if asked is None and _has_formulas(file):
+                asked = load_workbook(file)  # the formulas themselves: `data_only` gives the values that were saved
+            found.append(_sheet(sheet, asked[sheet.title] if asked is not None else None))
+        return found
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # openpyxl passes on whatever zipfile and the XML parser raise
+        raise DataError(f"{name} is no XLSX workbook that can be read: {error}", SAVE_AS_CSV) from error
+
+
+def _has_formulas(file: Path) -> bool:
+    with zipfile.ZipFile(file) as packed:
+        sheets = [n for n in packed.namelist() if n.startswith("xl/worksheets/") and n.endswith(".xml")]
+        return any(b"<f>" in (xml := packed.read(n)) or b"<f " in xml for n in sheets)
+
+
+def _sheet(sheet: Any, formulas: Any) -> Sheet:
+    fill = _merged(sheet)
+    rows: list[tuple[int, list[str]]] = []
+    faults: dict[int, tuple[str, str]] = {}
+    for number, cells in enumerate(sheet.iter_rows(), 1):
+        texts = []
+        for place, cell in enumerate(cells, 1):
+            value = fill.get((number, place), cell.value)
+            asked = formulas.cell(number, place).value if formulas is not None and value is None else None
+            where = f"sheet {sheet.title}, cell {cell.coordinate}"
+            if isinstance(asked, str) and asked.startswith("="):
+                faults[number] = (FORMULA, f"{where}: {asked}")
+            elif getattr(cell, "data_type", "") == "e":
+                faults[number] = (ERROR_VALUE, f"{where}: {value}")
+            texts.append(_text(value))
+        if any(texts) or number in faults:
+            rows.append((number, texts))
+    return Sheet(sheet.title, rows, faults)
+
+
+def _merged(sheet: Any) -> dict[tuple[int, int], Any]:
+    """(row, column) → the value of the cell above that it is merged with. What is merged sideways is a heading, and stays one."""
+    fill = {}
+    for merged in sheet.merged_cells.ranges:
+        value = sheet.cell(merged.min_row, merged.min_col).value
+        for number in range(merged.min_row + 1, merged.max_row + 1):
+            fill[number, merged.min_col] = value
+    return fill
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, datetime.datetime) and value.time() == datetime.time():
+        return value.date().isoformat()
+    return str(value).strip()
+
+
+def _with_most_rows(sheets: Sequence[Sheet], header: bool | int | None) -> list[Sheet]:
+    """The sheet with the most rows of at least two cells, and those with the same columns."""
+
+    def columns(sheet: Sheet) -> list[str]:
+        at = sheet.header_at(header)
+        return [cell.casefold() for cell in sheet.rows[at][1] if cell] if at is not None else []
+
+    def rows(sheet: Sheet) -> int:
+        return sum(sum(map(bool, cells)) > 1 for _, cells in sheet.rows)
+
+    most = max(sheets, key=lambda s: (rows(s), len(s.rows)))
+    return [s for s in sheets if s is most or (columns(s) and columns(s) == columns(most))]
+
+
+def _records(sheet: Sheet, name: str, header: bool | int | None, notes: list[str]) -> Records:
+    at = sheet.header_at(header)
+    if at is None:
+        names = by_position(max(len(cells) for _, cells in sheet.rows))
+        body = sheet.rows
+    else:
+        number, cells = sheet.rows[at]
+        if header is None and looks_like_a_row([cell for cell in cells if cell]):
+            raise no_header(f"{name}:{number}", [cell for cell in cells if cell])
+        names = names_of(cells, f"{name}:{number}")
+        body = sheet.rows[at + 1 :]
+        if above := [" ".join(filter(None, c))[:40] for _, c in sheet.rows[:at]]:
+            notes.append(f"{name}: its header is row {number}; above it, not read: {'; '.join(above[:3])}")
+    for number, cells in body:
+        if number in sheet.faults:
+            reason, text = sheet.faults[number]
+            yield Dropped(name, number, reason, text)
+        else:
+            yield Row(name, number, {column: cell for column, cell in zip(names, cells) if column and cell})
