@@ -222,7 +222,12 @@ def _whole_hash(example: Example) -> bytes:
 def shingles(text: str) -> frozenset[int]:
     """CRC-32 of each character trigram of the text's normal form."""
     normal = normalize(text) or text
-    return frozenset(zlib.crc32(normal[i : i + 3].encode()) for i in range(max(1, len(normal) - 2)))
+    return frozenset(map(_hashed, {normal[i : i + 3] for i in range(max(1, len(normal) - 2))}))
+
+
+@functools.lru_cache(maxsize=1 << 20)
+def _hashed(trigram: str) -> int:
+    return zlib.crc32(trigram.encode())
 
 
 def signature(text: str, without: frozenset[int] = frozenset()) -> Signature:
