@@ -145,3 +145,20 @@ def render_whole(
     except (TemplateError, ValueError, TypeError, KeyError):
         return None
     return str(rendered[0])
+
+
+def generated_texts(
+    template: str, messages: Messages, tools: list[dict[str, Any]] | None = None, **fields: Any
+) -> list[str]:
+    """What a template itself calls generated (`{% generation %}`, a mark of transformers'); nothing where it says nothing."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    if not _GENERATION.search(template):
+        return []
+    try:
+        (rendered,), (places,) = render_jinja_template(
+            conversations=[messages], tools=tools, chat_template=template, return_assistant_tokens_mask=True, **fields
+        )
+    except (TemplateError, ValueError, TypeError, KeyError):
+        return []
+    return [rendered[begin:end] for begin, end in places]

@@ -111,12 +111,21 @@ def _trained(recipe: Recipe, adapter: AdapterFacts, prepared: Artifact[DatasetFa
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
     rows.append(("method", f"{how}; {adapter.trained_parameters:,} weights trained"))
     if adapter.thoughts:
-        rows.append(("thoughts", f"before {adapter.thoughts:,} of {adapter.train_rows:,} answers"))
+        rows.append(("thoughts", f"before {adapter.thoughts:,} of {adapter.answers or adapter.train_rows:,} answers"))
+    if adapter.answers > adapter.train_rows or adapter.rows_split or adapter.calls:
+        rows.append(("answers", _learnt(adapter)))
     rows.append(
         ("steps", f"{adapter.steps:,} of {batch} rows, learning rate {train.learning_rate:g}, "
          f"{adapter.tokens_per_second:,.0f} tokens/s, profile {recipe.profile}")
     )  # fmt: skip
     return rows
+
+
+def _learnt(adapter: AdapterFacts) -> str:
+    told = f"{adapter.answers:,} learnt, in {adapter.train_rows:,} sequences"
+    told += f"; {adapter.calls:,} of them call functions" if adapter.calls else ""
+    again = "; {:,} rows in several sequences, since the chat template writes earlier turns otherwise"
+    return told + (again.format(adapter.rows_split) if adapter.rows_split else "")
 
 
 def _ends(golden: GoldenFacts) -> list[tuple[str, str]]:
