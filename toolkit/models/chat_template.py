@@ -6,11 +6,14 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import date
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, meta
 from jinja2.exceptions import TemplateError
+
+from toolkit.errors import DataError, UsageError
 
 Messages = list[dict[str, Any]]
 NOTHING_TOLD: Mapping[str, Any] = MappingProxyType({})
@@ -103,6 +106,31 @@ def renamed(template: str, names: tuple[str, ...]) -> str:
     made = _TAG.sub(lambda tag: name.sub(lambda found: found[0] + (AS_TRAINED if found[1] else ""), tag[0]), template)
     left = _variables(made)
     return made if left and not left & set(names) else template
+
+
+def template_file(path: str) -> str:
+    """The text of a recipe's own template, `train.chat_template`.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: it is no Jinja template, or writes no message.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UsageError(f"train.chat_template: there is no file {path}", "Name a Jinja file.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"train.chat_template: {path} cannot be read: {error}", "Name a Jinja file in UTF-8."
+        ) from error
+    try:
+        _ENVIRONMENT.parse(_GENERATION.sub("", text))
+    except TemplateError as error:
+        line = getattr(error, "lineno", None)
+        raise DataError(f"{path}{f':{line}' if line else ''}: {error}", "Mend the template.") from error
+    if (render_trained(text, [{"role": "user", "content": "Qzword"}], "", "") or "").count("Qzword") != 1:
+        raise DataError(f"{path} does not write a user's message once", "Mend the template.")
+    return text
 
 
 def asks_for_the_day(template: str) -> bool:

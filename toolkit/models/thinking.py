@@ -208,7 +208,10 @@ def written(render: Render, marks: Marks | None, turns: Messages, answer: dict[s
     head, said = _apart(render, turns, plain, content, bool(calls))
     if marks is not None and marks.opened_by(prompt):
         return Written(f"{thought}{marks.closes}{said}", False, beside_calls)
-    if not (prompt.startswith(head) or head.startswith(prompt)):
+    # Hermes ends the line of a tool's result before an answer, and not where the prompt ends: both open the answer alike.
+    opening = prompt[_common(bare, prompt) :]
+    opened_alike = bool(opening.strip()) and head.endswith(opening)
+    if not (prompt.startswith(head) or head.startswith(prompt) or opened_alike):
         raise DataError(
             "the chat template renders a prompt alone differently from the same prompt before its answer; "
             "the model would be trained on a context that it never sees",

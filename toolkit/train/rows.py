@@ -35,7 +35,8 @@ def template_of(tokenizer: Any) -> str:
         return str(tokenizer.get_chat_template())
     except ValueError as error:
         raise DataError(
-            "the base's tokenizer has no chat template", "Name one: --set train.chat_template=FILE, or choose an instruct base."
+            "the base's tokenizer has no chat template",
+            "Name one: --set train.chat_template=FILE, or choose an instruct base.",
         ) from error
 
 

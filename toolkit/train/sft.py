@@ -14,6 +14,7 @@ from rich.console import Console
 
 from toolkit.errors import DataError
 from toolkit.models.bases import resolve_base
+from toolkit.models.chat_template import template_file
 from toolkit.models.ends import ends_of
 from toolkit.models.safetensors_file import writing
 from toolkit.recipe.schema import Recipe
@@ -59,6 +60,8 @@ def _train(
     from toolkit.train.progress import TrainingProgress, cut_metrics, last_complete_checkpoint
 
     model, tokenizer = loaded.model, loaded.tokenizer
+    if recipe.train.chat_template is not None:
+        tokenizer.chat_template = template_file(recipe.train.chat_template)
     splits = {"validation": held_out, "train": rows}
     if unlisted := ends_of(Path(base.folder), tokenizer).told():
         stderr.print(unlisted[:1].upper() + unlisted[1:] + ".", style="yellow", markup=False)
