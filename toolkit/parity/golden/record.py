@@ -3,7 +3,8 @@
 Files of the artifact:
     golden.jsonl         a row per prompt: messages, tools (where there are some), prompt_text, prompt_ids, completion_ids (with
                          the end token when the model stopped by itself), completion, base_completion, stopped, end_token,
-                         first_row; thinking and content: parts of the completion (all is content where the template knows no thoughts)
+                         first_row; thinking and content: parts of the completion (all is content where the template knows no
+                         thoughts)
     tuned.npy, base.npy  float32 logits [positions, vocabulary]; rows first_row, first_row + 1, … of a prompt predict
                          completion_ids[0], completion_ids[1], …
     conversations.jsonl  further conversations as the training template renders them: name, messages, text, ids
