@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from toolkit.errors import DataError
@@ -48,14 +48,14 @@ def as_sent(tools: Tools | None) -> Tools | None:
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
     function = tool.get("function", tool)
     given = function.get("parameters") or {}
-    parameters: dict[str, Any] = {"type": given.get("type", "")}
+    # A function without parameters: what Ollama makes of a missing object is refused by llama.cpp's server.
+    parameters: dict[str, Any] = {"type": given.get("type") or "object"}
     for key in ("$defs", "items"):
         if given.get(key) is not None:
             parameters[key] = _any(given[key])
     if given.get("required"):
         parameters["required"] = list(given["required"])
-    properties = given.get("properties")
-    parameters["properties"] = None if properties is None else {n: _property(p) for n, p in properties.items()}
+    parameters["properties"] = {name: _property(one) for name, one in (given.get("properties") or {}).items()}
     made = {"name": function["name"], "description": function.get("description") or "", "parameters": parameters}
     return {"type": "function", "function": made}
 
@@ -182,3 +182,56 @@ def require_tools(template: str, wanted: set[str], fields: Mapping[str, Any] = N
 def shows_call(text: str, name: str, value: str) -> bool:
     """Whether a name and a value of an argument both stand in a text."""
     return name in text and value in text
+
+
+def calls_in(text: str) -> list[dict[str, Any]]:
+    """Calls in a text, written as JSON objects with a name and arguments, as most templates do; whatever is around them."""
+    found, at, decoder = [], text.find("{"), json.JSONDecoder()
+    while at >= 0:
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except ValueError:
+            end = at + 1
+        else:
+            arguments = value.get("arguments", value.get("parameters"))
+            if isinstance(value.get("name"), str) and isinstance(arguments, dict):
+                found.append({"type": "function", "function": {"name": value["name"], "arguments": arguments}})
+        at = text.find("{", end)
+    return found
+
+
+def offered(calls: Iterable[dict[str, Any]], tools: Tools) -> bool:
+    """Whether calls are of these functions, with all arguments that are required, and none of another type or beside an `enum`:
+    a server makes others impossible where it reads calls by a grammar.
+    """
+    known = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
+    return all(
+        call["function"]["name"] in known and _fit(arguments_of(call), known[call["function"]["name"]])
+        for call in calls
+    )
+
+
+def _fit(arguments: dict[str, Any], parameters: dict[str, Any]) -> bool:
+    properties = parameters.get("properties") or {}
+    if set(parameters.get("required", [])) - set(arguments) or set(arguments) - set(properties):
+        return False
+    return all(_is_a(value, properties[name]) for name, value in arguments.items())
+
+
+def _is_a(value: Any, schema: dict[str, Any]) -> bool:
+    kinds = schema.get("type") or []
+    names = [kinds] if isinstance(kinds, str) else kinds
+    if schema.get("enum") and value not in schema["enum"]:
+        return False
+    return not names or any(_IS[kind](value) for kind in names if kind in _IS)
+
+
+_IS: dict[str, Callable[[Any], bool]] = {
+    "string": lambda value: isinstance(value, str),
+    "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "boolean": lambda value: isinstance(value, bool),
+    "array": lambda value: isinstance(value, list),
+    "object": lambda value: isinstance(value, dict),
+    "null": lambda value: value is None,
+}
