@@ -1,4 +1,4 @@
-"""Conversations of several turns, and calls: what is learnt is every answer, after the very tokens that a server shows before it."""
+"""Several turns and calls: what is learnt is every answer, after the very tokens that a server shows before it."""
 
 from __future__ import annotations
 
@@ -99,8 +99,9 @@ def test_before_every_answer_stand_the_tokens_of_the_prompt_that_a_server_render
     try:
         found = tokenize(tokenizer, chosen)
     except DataError as error:
-        refused = "refuses a row" in error.message or "rewrite earlier turns" in error.message
-        assert lacking or refused or "as it is" in error.message, error.message
+        refused = "refuses a row" in error.message
+        other = "as it is" in error.message or "renders a prompt alone differently" in error.message
+        assert lacking or refused or other, error.message
         assert error.message.startswith("talks.jsonl:7: ")
         pytest.skip(error.message)
     assert not lacking
@@ -166,14 +167,17 @@ def test_answers_behind_max_length_are_left_out_and_listed(tokenizer: Any) -> No
         whole.spans[1][1] - 2 : whole.spans[1][1]
     ]
     assert long[0] == {"file": "talks.jsonl", "line": 7, "tokens": len(whole.input_ids), "answers_left_out": 1}
-    with pytest.raises(DataError, match="2 of 2 rows have more than train.max_length = 5 tokens"):
+    with pytest.raises(DataError, match="2 of 2 rows have more than train"):
         tokenized(tokenizer, [SEVERAL, SEVERAL], 5)
 
 
 def test_generation_marks_of_the_template_are_the_same_answers(tokenizer: Any) -> None:
     template = template_text("Qwen-Qwen2.5-7B-Instruct")
     # As TRL patches templates: around the answer and what ends it.
-    plain = "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\n    {%- elif message.role == \"assistant\" %}"
+    plain = (
+        "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\n"
+        '    {%- elif message.role == "assistant" %}'
+    )
     assert plain in template
     marked = template.replace(
         plain,

@@ -31,6 +31,8 @@ EFFORT = "reasoning_effort"
 tells an app that asks for them from one that says nothing, which `think: true` does not (llm/llama_server.go,
 llamaServerChatTemplateKwargs; server/routes.go, ChatHandler)."""
 AS_TRAINED = "_as_trained"
+REFUSALS = (TemplateError, ValueError, TypeError, KeyError, RecursionError)
+"""What a template raises that cannot write a conversation; Hermes 3 never ends in a schema of `anyOf`."""
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 """A mark of transformers' own, which says where the loss is; it writes nothing."""
 _TAG = re.compile(r"\{[{%].*?[%}]\}", re.S)
@@ -170,7 +172,7 @@ def render_whole(
             conversations=[messages], tools=tools, chat_template=template, add_generation_prompt=opens_answer, bos_token=bos,
             eos_token=eos, **fields,
         )  # fmt: skip
-    except (TemplateError, ValueError, TypeError, KeyError):
+    except REFUSALS:
         return None
     return str(rendered[0])
 
@@ -187,6 +189,6 @@ def generated_texts(
         (rendered,), (places,) = render_jinja_template(
             conversations=[messages], tools=tools, chat_template=template, return_assistant_tokens_mask=True, **fields
         )
-    except (TemplateError, ValueError, TypeError, KeyError):
+    except REFUSALS:
         return []
     return [rendered[begin:end] for begin, end in places]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from toolkit.errors import DataError, ExternalToolError, ParityError
 from toolkit.models.chat_template import render_whole
 from toolkit.models.thinking import Marks, marks_of, written
-from toolkit.models.tools import Tools, calls_in, names_and_arguments, offered
+from toolkit.models.tools import CALL_ID, Tools, calls_in, names_and_arguments, offered
 from toolkit.ollama.asked import Conversation, Endpoint, Messages, request_fields
 from toolkit.ollama.client import Client
 from toolkit.ollama.conversations import first_difference, rendered_at
@@ -81,11 +81,13 @@ class Writing:
         """Whether content, thought and calls, written by the template, are the text of the model: but for white space, control
         tokens, and the end of the turn.
         """
+        said, opening = self._bare(self._after_thought(one, raw)), self._opening(one)
+        words, called, _ = said.partition(opening)
         if told.calls and names_and_arguments(calls_in(raw)) == names_and_arguments(told.calls):
             # The same calls, perhaps in other words: a model may write its JSON in another order than the template.
-            return not told.content or self._bare(told.content) in self._bare(raw)
-        if not told.calls and self._bare(told.content) == self._bare(self._after_thought(one, raw)):
-            return True
+            return self._bare(told.content) == words if called else self._bare(told.content) in said
+        if not told.calls:
+            return not called and self._bare(told.content) == said
         turn: dict[str, Any] = {"role": "assistant", "content": told.content}
         turn |= {"reasoning_content": told.thinking} if told.thinking else {}
         turn |= {"tool_calls": told.calls} if told.calls else {}
@@ -95,6 +97,13 @@ class Writing:
             return False
         ending = self._bare(plain.rpartition("stand-in")[2])
         return self._bare(raw) in {self._bare(text), self._bare(text).removesuffix(ending)}
+
+    def _opening(self, one: Asked) -> str:
+        """What the template writes of a call before its function's name."""
+        name = one.tools[0]["function"]["name"]
+        call = {"id": CALL_ID, "type": "function", "function": {"name": name, "arguments": {}}}
+        text = self._written(one, {"role": "assistant", "content": "", "tool_calls": [call]})
+        return self._bare(self._after_thought(one, text).partition(name)[0]) or name
 
     def _written(self, one: Asked, turn: dict[str, Any]) -> str:
         def render(messages: Messages, opens: bool) -> str | None:

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from jinja2.exceptions import TemplateError
 
 from toolkit.errors import DataError
-from toolkit.models.chat_template import NOTHING_TOLD, Messages
+from toolkit.models.chat_template import NOTHING_TOLD, REFUSALS, Messages
 from toolkit.models.ends import turn_end
 from toolkit.models.thinking import Written, as_sent_back, marks_of, written
 from toolkit.models.tools import as_sent, require_tools, wants
@@ -104,7 +103,7 @@ class _Template:
     def __call__(self, messages: Messages, opens_answer: bool) -> str | None:
         try:
             return str(self._render(messages, tokenize=False, add_generation_prompt=opens_answer, **self._told))
-        except (TemplateError, ValueError, TypeError) as error:
+        except REFUSALS as error:
             self.refusal = str(error)
             return None
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
-from toolkit.models.chat_template import NOTHING_TOLD, on_day
+from toolkit.models.chat_template import NOTHING_TOLD, REFUSALS, on_day
 from toolkit.models.tools import Tools
 from toolkit.parity.certificate import Check, lower_is_better
 
@@ -58,7 +56,7 @@ def render(
     told = {**fields, **on_day(day), "tools": tools, "chat_template": tokenizer.get_chat_template()}
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **told))
-    except (TemplateError, ValueError, TypeError):
+    except REFUSALS:
         return None
 
 
