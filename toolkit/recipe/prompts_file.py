@@ -43,8 +43,8 @@ def golden_prompts(recipe: Recipe) -> list[GoldenPrompt]:
 def prompts_of(row: dict[str, Any]) -> list[GoldenPrompt]:
     """The conversation before each answer of a row of the dataset."""
     tools, completion = as_sent(row.get("tools")), row["completion"]
-    places = [place for place, turn in enumerate(completion) if turn["role"] == "assistant"]
-    return [GoldenPrompt([*row["prompt"], *completion[:place]], tools) for place in places]
+    later = [place for place, turn in enumerate(completion) if place and turn["role"] == "assistant"]
+    return [GoldenPrompt([*row["prompt"], *completion[:place]], tools) for place in (0, *later)]
 
 
 def asked(turns: Turns) -> str:
