@@ -38,7 +38,8 @@ def check_template(recipe: Recipe, rows: Iterable[dict[str, Any]]) -> list[Toolk
 
 
 def _wants(row: dict[str, Any]) -> set[str]:
-    text = json.dumps(row, ensure_ascii=False, default=str)
+    # A cell may hold the list of turns as text, whose quotes are escaped.
+    text = json.dumps(row, ensure_ascii=False, default=str).replace('\\"', '"')
     found = {what for what, signs in _SIGNS.items() if any(sign in text for sign in signs)}
     return found | ({NO_TOOLS} if row.get("tools") not in (None, "", "[]", []) else set())
 
