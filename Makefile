@@ -3,7 +3,7 @@ TOOL = .venv/bin/tune2ollama
 RECIPE_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup medical alpaca test lint ollama clean
+.PHONY: help setup medical alpaca tools test lint ollama clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1  /p' $(MAKEFILE_LIST) | awk '{ printf "make %-9s", $$1; $$1 = ""; print }'
@@ -16,6 +16,9 @@ medical: setup ## a medical model, from spreadsheet to `ollama run medical`
 
 alpaca: setup ## the same from instruction / input / output rows
 	@$(TOOL) run recipes/alpaca.yaml $(RECIPE_OPTIONS)
+
+tools: setup ## a service desk that calls functions, certified with its calls: `ollama run desk`
+	@$(TOOL) run recipes/tools.yaml $(RECIPE_OPTIONS)
 
 ollama: setup ## build a real Ollama server from its Go module (needs Go)
 	@.venv/bin/python -m toolkit.setup.ollama_build $(VERSION)

@@ -76,7 +76,7 @@ def teach(
     model: Any, tokenizer: Any, answers: list[str], steps: int, rate: float, seed: int, system: str = SYSTEM
 ) -> float:
     """A plain training loop, loss on the answers only; gives the last loss."""
-    return learn(model, [tokenize(tokenizer, row) for row in rows(answers, system)], steps, rate, seed)
+    return learn(model, [tokenize(tokenizer, row)[0] for row in rows(answers, system)], steps, rate, seed)
 
 
 def learn(model: Any, examples: list[TokenizedRow], steps: int, rate: float, seed: int) -> float:
@@ -94,9 +94,7 @@ def learn(model: Any, examples: list[TokenizedRow], steps: int, rate: float, see
         labels = torch.full_like(ids, -100)
         for row, example in enumerate(chosen):
             ids[row, : len(example.input_ids)] = torch.tensor(example.input_ids)
-            labels[row, example.prompt_length : len(example.input_ids)] = torch.tensor(
-                example.input_ids[example.prompt_length :]
-            )
+            labels[row, : len(example.input_ids)] = torch.tensor(example.labels)
         hidden = causal.get_decoder()(ids).last_hidden_state[:, :-1]
         wanted = labels[:, 1:] >= 0
         # The head on the answers alone: over the whole batch it would take most of the time.

@@ -211,3 +211,14 @@ def _table(raw: bytes, name: str) -> list[Row]:
 
     with tempfile.TemporaryDirectory() as folder:
         return read(Path(folder), name, raw)
+
+
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+def test_a_file_of_one_conversation_is_one_row(key: str, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    row = {key: turns, "tools": [{"type": "function", "function": {"name": f"f{i}"}} for i in range(5)]}
+    for name, indent in (("a.jsonl", None), ("b.json", 1)):
+        (tmp_path / name).write_text(json.dumps(row, indent=indent))
+        table = Table()
+        read_file(tmp_path / name, name, table, Reading(path=str(tmp_path / name)))
+        assert [row.values for row in table.rows] == [row]

@@ -158,7 +158,7 @@ def teach(model: Any, tokenizer: Any, family: Family, answers: list[str], steps:
     examples = [_tokens(tokenizer, row, family.told) for row in rows(answers, family.system)[:_ROWS]]
     longest = max(len(example.input_ids) for example in examples)
     rows_a_step = max(2, min(8, _TOKENS_A_STEP // longest))
-    needed = sorted({token for example in examples for token in example.input_ids[example.prompt_length :]})
+    needed = sorted({token for example in examples for token in example.input_ids[example.first :]})
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
@@ -182,13 +182,13 @@ def teach(model: Any, tokenizer: Any, family: Family, answers: list[str], steps:
 
 def _tokens(tokenizer: Any, row: dict[str, Any], told: dict[str, Any]) -> TokenizedRow:
     try:
-        return tokenize(tokenizer, row, told)
+        return tokenize(tokenizer, row, told)[0]
     except DataError:
         # DeepSeek-R1's template opens `<think>` behind the prompt, and leaves no trace of it before an answer in a conversation.
         prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False, **told)
         answer = f"Let me see.\n</think>\n\n{row['completion'][0]['content']}"
         ids = tokenizer.encode(answer, add_special_tokens=False)
-        return TokenizedRow([*prompt, *ids, tokenizer.eos_token_id], len(prompt))
+        return TokenizedRow.one_answer([*prompt, *ids, tokenizer.eos_token_id], len(prompt))
 
 
 def _loss(model: Any, chosen: list[TokenizedRow], needed: list[int]) -> torch.Tensor:
@@ -198,9 +198,9 @@ def _loss(model: Any, chosen: list[TokenizedRow], needed: list[int]) -> torch.Te
     for row, example in enumerate(chosen):
         text = example.input_ids
         ids[row, : len(text)] = torch.tensor(text)
-        answer = [needed.index(token) for token in text[example.prompt_length :]]
-        labels[row, example.prompt_length : len(text)] = torch.tensor(answer)
-    first = min(e.prompt_length for e in chosen) - 1
+        answer = [needed.index(token) for token in text[example.first :]]
+        labels[row, example.first : len(text)] = torch.tensor(answer)
+    first = min(e.first for e in chosen) - 1
     logits = model(input_ids=ids, logits_to_keep=torch.arange(first, longest - 1), use_cache=False).logits
     wanted = labels[:, first + 1 :]
     return torch.nn.functional.cross_entropy(logits[wanted >= 0].float(), wanted[wanted >= 0])

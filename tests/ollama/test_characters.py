@@ -102,7 +102,9 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Odd:
             )
             for text in asked
         ]  # fmt: skip
-        return [TokenizedRow([*ids, *said[(i + shift) % len(said)]], len(ids)) for i, ids in enumerate(prompts)]
+        return [
+            TokenizedRow.one_answer([*ids, *said[(i + shift) % len(said)]], len(ids)) for i, ids in enumerate(prompts)
+        ]
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).train()
     model.get_input_embeddings().requires_grad_(False)

@@ -21,6 +21,7 @@ from toolkit.parity.checks.ends import tuned_ends_check
 from toolkit.parity.golden import record
 from toolkit.parity.golden.goldens import Goldens
 from toolkit.parity.golden.record import golden_messages, record_golden
+from toolkit.recipe.prompts_file import GoldenPrompt
 from toolkit.recipe.schema import Golden, Recipe
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import DatasetFacts, Quantization
@@ -51,8 +52,8 @@ def dataset(folder: Path) -> Artifact[DatasetFacts]:
     return finished(folder, facts)
 
 
-def asked(messages: list[list[dict[str, str]]]) -> list[str]:
-    return [m[-1]["content"] for m in messages]
+def asked(prompts: list[GoldenPrompt]) -> list[str]:
+    return [prompt.turns[-1]["content"] for prompt in prompts]
 
 
 def test_prompts_come_from_a_list_a_file_and_the_test_split(tmp_path: Path) -> None:
@@ -61,8 +62,49 @@ def test_prompts_come_from_a_list_a_file_and_the_test_split(tmp_path: Path) -> N
     file.write_text("\ufeffFirst?\n\n  Second? \nFirst?\n", encoding="utf-8")
     found = golden_messages(recipe(str(file), from_test=1), data)
     assert asked(found) == ["First?", "Second?", "Is a rash bad?"]
-    assert all(messages[0] == {"role": "system", "content": SYSTEM} for messages in found)
+    assert all(turns[0] == {"role": "system", "content": SYSTEM} and tools is None for turns, tools in found)
     assert asked(golden_messages(recipe(None, from_test=5), data)) == ["Is a rash bad?", "Is a burn bad?"]
+
+
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+QUESTION, RESULT = {"role": "user", "content": "Is it?"}, {"role": "tool", "name": "f", "content": "1"}
+
+
+def test_goldens_may_hold_functions_and_every_answer_of_a_test_row_has_its_own(tmp_path: Path) -> None:
+    file, tools = tmp_path / "prompts.jsonl", [{"type": "function", "function": {"name": "f"}}]
+    lines = [
+        {"messages": [QUESTION], "tools": tools},
+        {"messages": [QUESTION, CALL, RESULT], "tools": tools},
+        {"prompt": "Is it?"},
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    data = dataset(tmp_path / "data")
+    said = {"role": "assistant", "content": "Yes."}
+    row = {"prompt": [QUESTION], "completion": [{**CALL, "content": ""}, RESULT, said], "tools": tools, "source": {}}
+    (data.folder / "test.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    found = golden_messages(recipe(str(file), from_test=3), data)
+    assert [len(turns) for turns, _ in found] == [2, 4, 2, 1, 3, 1]
+    assert [len(tools or ()) for _, tools in found] == [1, 1, 0, 1, 1, 1]
+    parameters = {"type": "object", "properties": {}}
+    assert found[0].tools == [
+        {"type": "function", "function": {"name": "f", "description": "", "parameters": parameters}}
+    ]
+    assert found[1].turns[2]["content"] == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"messages": [QUESTION, {"role": "assistant", "content": "x"}]}, "ends with a turn of the assistant"),
+        ({"messages": [QUESTION], "tools": "f"}, "tools are no list of functions"),
+        ({"messages": [QUESTION], "tools": [{"function": {}}]}, "tools are no list of functions"),
+        ({"messages": [{"role": "user", "content": None}]}, "holds no prompt"),
+    ],
+)
+def test_golden_lines_that_are_no_prompt_are_named(tmp_path: Path, line: dict[str, Any], message: str) -> None:
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=rf"prompts\.jsonl:1.*{message}"):
+        golden_messages(recipe(str(tmp_path / "prompts.jsonl")), None)
 
 
 def test_a_prompt_that_was_trained_on_is_refused_by_name(tmp_path: Path) -> None:

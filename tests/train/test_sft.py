@@ -30,8 +30,9 @@ from toolkit.run.facts import DatasetFacts
 from toolkit.train.memory import memory_advice, settings_to_lower
 from toolkit.train.model import load_for_training
 from toolkit.train.progress import COMPLETE, TrainingProgress, cut_metrics
-from toolkit.train.rows import LOSS_ROWS, answer_loss, leave_out_long, thoughts_in, tokenize, told
+from toolkit.train.rows import LOSS_ROWS, TokenizedRow, answer_loss, tokenize, tokenized
 from toolkit.train.sft import _check_batches, _loss_before, _trainer, train
+from toolkit.train.told import look_at, told
 
 SYSTEM = "You are a careful assistant."
 
@@ -69,6 +70,18 @@ def make_rows(number: int) -> list[dict[str, Any]]:
     ]
 
 
+def alone(tokenizer: Any, row: dict[str, Any], **fields: Any) -> tuple[list[int], int]:
+    """Token ids of a row with one answer, and where the answer begins."""
+    (found,) = tokenize(tokenizer, row, fields)
+    ((begin, end),) = found.spans
+    assert end == len(found.input_ids)
+    return found.input_ids, begin
+
+
+def sequences(tokenizer: Any, rows: list[dict[str, Any]]) -> list[TokenizedRow]:
+    return tokenized(tokenizer, rows, 4096)[0]
+
+
 def make_dataset(folder: Path, rows: list[dict[str, Any]]) -> Artifact[DatasetFacts]:
     """The artifact that training reads."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +106,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _batch(tokenizer: Any) -> torch.Tensor:
-    return torch.tensor([tokenize(tokenizer, make_rows(1)[0]).input_ids])
+    return torch.tensor([tokenize(tokenizer, make_rows(1)[0])[0].input_ids])
 
 
 def _gradients(model: Any, batch: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -113,7 +126,7 @@ def test_nf4_gradients_are_the_same_before_and_after_an_evaluation(base: Path) -
             torch.nn.init.normal_(parameter, std=0.02)
     batch = _batch(tokenizer)
     before = _gradients(model, batch)
-    answer_loss(model, tokenizer, make_rows(2))
+    answer_loss(model, sequences(tokenizer, make_rows(2)))
     with torch.no_grad():
         model(batch)
     after = _gradients(model, batch)
@@ -163,16 +176,16 @@ def test_full_fine_tuning_moves_every_weight(base: Path, tmp_path: Path, out: Pa
 
 def test_loss_is_on_the_answer_and_its_end_token_only(base: Path) -> None:
     _, tokenizer, *_ = load_for_training(make_recipe(base, method="lora"), resolve_base(str(base)))
-    ids, prompt_length = tokenize(tokenizer, make_rows(1)[0])
+    ids, prompt_length = alone(tokenizer, make_rows(1)[0])
     assert tokenizer.decode(ids[:prompt_length]).endswith("<|im_start|>assistant\n")
     assert tokenizer.decode(ids[prompt_length:]) == "It is 0, and that is all.<|im_end|>\n"
 
 
 def test_answer_loss_is_over_the_first_rows_that_the_facts_tell_of(base: Path) -> None:
     model, tokenizer, *_ = load_for_training(make_recipe(base, method="lora"), resolve_base(str(base)))
-    rows = make_rows(LOSS_ROWS + 3)
-    assert answer_loss(model, tokenizer, rows) == answer_loss(model, tokenizer, rows[:LOSS_ROWS])
-    assert answer_loss(model, tokenizer, rows) != answer_loss(model, tokenizer, rows[3:])
+    rows = sequences(tokenizer, make_rows(LOSS_ROWS + 3))
+    assert answer_loss(model, rows) == answer_loss(model, rows[:LOSS_ROWS])
+    assert answer_loss(model, rows) != answer_loss(model, rows[3:])
 
 
 def test_what_the_trainer_learns_from_is_the_answer_and_its_end_token(base: Path, out: Path) -> None:
@@ -185,16 +198,17 @@ def test_what_the_trainer_learns_from_is_the_answer_and_its_end_token(base: Path
     rows[2]["prompt"] += [
         {"role": "assistant", "content": "An earlier answer."}, {"role": "user", "content": "And then?"},
     ]  # fmt: skip
-    trainer = _trainer(recipe, loaded, rows, out / "checkpoints", TrainingProgress(out / "metrics.jsonl"))
+    given = sequences(loaded.tokenizer, rows)
+    trainer = _trainer(recipe, loaded, given, out / "checkpoints", TrainingProgress(out / "metrics.jsonl"))
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
     decode = loaded.tokenizer.decode
     for row, ids, labels, mask in zip(rows, batch["input_ids"], batch["labels"], batch["attention_mask"]):
         learnt = labels != -100
         assert decode(labels[learnt]) == row["completion"][0]["content"] + "<|im_end|>\n"
         assert torch.equal(ids[learnt], labels[learnt])
-        assert ids[mask.bool()].tolist() == tokenize(loaded.tokenizer, row).input_ids
+        assert ids[mask.bool()].tolist() == tokenize(loaded.tokenizer, row)[0].input_ids
 
-    examples = [tokenize(loaded.tokenizer, row).example() for row in rows]
+    examples = [row.example() for row in given]
     _check_batches(trainer, examples)
     # As a trainer would that learns the prompt too, or cuts a row.
     learns_all = [example | {"labels": example["input_ids"]} for example in examples]
@@ -229,7 +243,13 @@ def test_a_trainer_on_a_cpu_computes_as_the_recipe_says(base: Path, out: Path) -
     for given, checkpointing in (({}, False), ({"bf16": True, "gradient_checkpointing": True}, True)):
         recipe = make_recipe(base, method="lora", **given)
         loaded = load_for_training(recipe, resolve_base(str(base)))
-        args = _trainer(recipe, loaded, make_rows(2), out / "x", TrainingProgress(out / "metrics.jsonl")).args
+        args = _trainer(
+            recipe,
+            loaded,
+            sequences(loaded.tokenizer, make_rows(2)),
+            out / "x",
+            TrainingProgress(out / "metrics.jsonl"),
+        ).args
         # On a CPU bf16 is the type of the weights; autocast is for cards.
         assert (args.bf16, args.fp16, args.gradient_checkpointing) == (False, False, checkpointing)
 
@@ -237,10 +257,10 @@ def test_a_trainer_on_a_cpu_computes_as_the_recipe_says(base: Path, out: Path) -
 def test_answer_loss_is_the_models_own_loss_on_the_answer(base: Path) -> None:
     model, tokenizer, *_ = load_for_training(make_recipe(base, method="lora"), resolve_base(str(base)))
     row = make_rows(1)[0]
-    ids, prompt_length = tokenize(tokenizer, row)
+    ids, prompt_length = alone(tokenizer, row)
     labels = torch.tensor([[-100] * prompt_length + ids[prompt_length:]])
     expected = model.eval()(torch.tensor([ids]), labels=labels).loss.item()
-    assert answer_loss(model, tokenizer, [row]) == pytest.approx(expected, rel=1e-5)
+    assert answer_loss(model, tokenize(tokenizer, row)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_row_that_would_be_cut_is_left_out_and_listed(base: Path, tmp_path: Path, out: Path) -> None:
@@ -258,7 +278,7 @@ def test_when_most_rows_would_be_cut_the_training_stops(base: Path) -> None:
     for row in rows[1:]:
         row["completion"][0]["content"] = "word " * 200
     with pytest.raises(DataError, match=r"2 of 3 rows .* 96 tokens.*\n  sums\.csv:3: \d+ tokens") as caught:
-        leave_out_long(tokenizer, rows, 96)
+        tokenized(tokenizer, rows, 96)
     assert "max_characters" in caught.value.hint
 
 
@@ -289,10 +309,10 @@ def test_out_of_memory_lists_settings_cheapest_first(base: Path) -> None:
 def test_what_a_resumed_run_reads_is_written_whole_or_not_at_all(base: Path, out: Path) -> None:
     model, tokenizer, *_ = load_for_training(make_recipe(base, method="lora"), resolve_base(str(base)))
     with pytest.raises(OSError, match="File too large"), largest_file(4):
-        _loss_before(out, model, tokenizer, make_rows(2))
+        _loss_before(out, model, sequences(tokenizer, make_rows(2)))
     assert not (out / "loss_before.json").exists()
-    loss = _loss_before(out, model, tokenizer, make_rows(2))
-    assert _loss_before(out, model, tokenizer, []) == loss
+    loss = _loss_before(out, model, sequences(tokenizer, make_rows(2)))
+    assert _loss_before(out, model, []) == loss
     lines = [f'{{"step": {step}}}\n' for step in range(1, 5)]
     (out / "metrics.jsonl").write_text("".join(lines) + '{"st', encoding="utf-8")
     with pytest.raises(OSError, match="File too large"), largest_file(4):
@@ -355,22 +375,22 @@ def test_what_the_template_is_told_and_thoughts_are_learnt(base: Path) -> None:
         "completion": [{"role": "assistant", "content": "d", "reasoning_content": "想一想"}],
         "source": {"file": "x.jsonl", "line": 3},
     }
-    ids, prompt = tokenize(tokenizer, row)
+    ids, prompt = alone(tokenizer, row)
     assert tokenizer.decode(ids[prompt:]) == "<think>\n想一想\n</think>\n\nd<|im_end|>\n"
     assert "old" not in tokenizer.decode(ids[:prompt])
     plain = {**row, "completion": [{"role": "assistant", "content": "d"}]}
-    ids, prompt = tokenize(tokenizer, plain, {"enable_thinking": False})
+    ids, prompt = alone(tokenizer, plain, enable_thinking=False)
     assert tokenizer.decode(ids[:prompt]).endswith("<think>\n\n</think>\n\n")
     assert tokenizer.decode(ids[prompt:]) == "d<|im_end|>\n"
     with pytest.raises(DataError, match=r"^x\.jsonl:3: an answer holds a thought"):
         tokenize(tokenizer, row, {"enable_thinking": False})
-    found = thoughts_in(tokenizer, [row, plain], {})
-    assert (found.trained, found.put_together, found.earlier, found.known) == (1, 0, 2, True)
+    found = look_at(tokenizer, [row, plain], {})
+    assert (found.thoughts, found.put_together, found.earlier, found.knows_thoughts) == (1, 0, 2, True)
     assert [line.split(" ")[:4] for line in told(found)] == [
         ["1", "of", "2", "answers"], ["1", "answers", "hold", "none;"], ["2", "rows", "hold", "thoughts"],
     ]  # fmt: skip
     # The prompt ends within a token of the whole text: both are cut apart, as a server does.
     tokenizer.chat_template = template_text("Qwen3.5-4B")
-    ids, prompt = tokenize(tokenizer, plain)
+    ids, prompt = alone(tokenizer, plain)
     assert tokenizer.decode(ids[prompt:]) == "\n</think>\n\nd<|im_end|>\n"
     assert ids[:prompt] == tokenizer(tokenizer.decode(ids[:prompt]), add_special_tokens=False)["input_ids"]

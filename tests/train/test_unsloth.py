@@ -81,6 +81,7 @@ from toolkit.models.bases import resolve_base
 from toolkit.recipe.schema import Recipe
 from toolkit.train.model import _through_transformers
 from toolkit.train.progress import TrainingProgress
+from toolkit.train.rows import tokenized
 from toolkit.train.sft import _trainer
 
 out = Path(sys.argv[1])
@@ -97,6 +98,7 @@ rows = [
     }
     for i in range(4)
 ]
+rows, _ = tokenized(loaded.tokenizer, rows, 4096)
 trainer = _trainer(recipe, loaded, rows, out / "checkpoints", TrainingProgress(out / "metrics.jsonl"))
 labels = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])["labels"]
 learned = loaded.tokenizer.decode(labels[labels != -100]).split("<|im_end|>\\n")

@@ -18,6 +18,7 @@ from toolkit.data.prepare import divide
 from toolkit.data.readers import Dropped
 from toolkit.errors import DataError
 from toolkit.models.bases import EMBEDDED, resolve_base, settings_folder
+from toolkit.models.chat_template import template_file
 from toolkit.models.light_tokenizer import LightTokenizer
 from toolkit.recipe.schema import Recipe
 from toolkit.train.rows import tokenize
@@ -99,7 +100,8 @@ def inspect(recipe: Recipe) -> Inspection:
     rule = recipe.data.system if recipe.system else "row"
     examples = [example.under(recipe.system, rule) for example in seen.examples]
     records = [example.record() for example in examples]
-    tokenizer = LightTokenizer(_folder(recipe.base))
+    named = recipe.train.chat_template
+    tokenizer = LightTokenizer(_folder(recipe.base), template_file(named) if named is not None else None)
     counting = _Counting(tokenizer, records, recipe)
     found = [finding for of_row in find(examples) for finding in of_row]
     parts, _, alike, near = divide(examples, recipe, [])
@@ -185,11 +187,10 @@ def _shown(tokenizer: LightTokenizer, records: Sequence[dict[str, Any]], recipe:
         except DataError as error:
             refused = refused or f"{error.message}. {error.hint}"
             continue
-        for one in sequences if isinstance(sequences, list) else [sequences]:
-            labels = one.example()["labels"]
-            learnt = [label >= 0 for label in labels]
+        for one in sequences:
+            learnt = [label >= 0 for label in one.labels]
             pieces = _pieces(tokenizer, one.input_ids, learnt)
-            rows.append(Shown(record["source"]["file"], record["source"]["line"], pieces, len(labels), sum(learnt)))
+            rows.append(Shown(record["source"]["file"], record["source"]["line"], pieces, len(learnt), one.learnt))
     return rows[:SHOWN], refused
 
 

@@ -6,11 +6,14 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import date
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, meta
 from jinja2.exceptions import TemplateError
+
+from toolkit.errors import DataError, UsageError
 
 Messages = list[dict[str, Any]]
 NOTHING_TOLD: Mapping[str, Any] = MappingProxyType({})
@@ -28,6 +31,8 @@ EFFORT = "reasoning_effort"
 tells an app that asks for them from one that says nothing, which `think: true` does not (llm/llama_server.go,
 llamaServerChatTemplateKwargs; server/routes.go, ChatHandler)."""
 AS_TRAINED = "_as_trained"
+REFUSALS = (TemplateError, ValueError, TypeError, KeyError, RecursionError)
+"""What a template raises that cannot write a conversation; Hermes 3 never ends in a schema of `anyOf`."""
 _GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 """A mark of transformers' own, which says where the loss is; it writes nothing."""
 _TAG = re.compile(r"\{[{%].*?[%}]\}", re.S)
@@ -105,6 +110,31 @@ def renamed(template: str, names: tuple[str, ...]) -> str:
     return made if left and not left & set(names) else template
 
 
+def template_file(path: str) -> str:
+    """The text of a recipe's own template, `train.chat_template`.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: it is no Jinja template, or writes no message.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UsageError(f"train.chat_template: there is no file {path}", "Name a Jinja file.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"train.chat_template: {path} cannot be read: {error}", "Name a Jinja file in UTF-8."
+        ) from error
+    try:
+        _ENVIRONMENT.parse(_GENERATION.sub("", text))
+    except TemplateError as error:
+        line = getattr(error, "lineno", None)
+        raise DataError(f"{path}{f':{line}' if line else ''}: {error}", "Mend the template.") from error
+    if (render_trained(text, [{"role": "user", "content": "Qzword"}], "", "") or "").count("Qzword") != 1:
+        raise DataError(f"{path} does not write a user's message once", "Mend the template.")
+    return text
+
+
 def asks_for_the_day(template: str) -> bool:
     """Whether a template may write today's date (`strftime_now`, which transformers and llama.cpp both have)."""
     return "strftime_now" in template
@@ -142,6 +172,23 @@ def render_whole(
             conversations=[messages], tools=tools, chat_template=template, add_generation_prompt=opens_answer, bos_token=bos,
             eos_token=eos, **fields,
         )  # fmt: skip
-    except (TemplateError, ValueError, TypeError, KeyError):
+    except REFUSALS:
         return None
     return str(rendered[0])
+
+
+def generated_texts(
+    template: str, messages: Messages, tools: list[dict[str, Any]] | None = None, **fields: Any
+) -> list[str]:
+    """What a template itself calls generated (`{% generation %}`, a mark of transformers'); nothing where it says nothing."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    if not _GENERATION.search(template):
+        return []
+    try:
+        (rendered,), (places,) = render_jinja_template(
+            conversations=[messages], tools=tools, chat_template=template, return_assistant_tokens_mask=True, **fields
+        )
+    except REFUSALS:
+        return []
+    return [rendered[begin:end] for begin, end in places]

@@ -17,14 +17,18 @@ from toolkit.models.chat_template import Messages
 
 
 class LightTokenizer:
-    """tokenizer.json and the chat template of a base's folder."""
+    """tokenizer.json and the chat template of a base's folder.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        template: taken instead of the base's own.
+    """
+
+    def __init__(self, folder: Path, template: str | None = None) -> None:
         """Raises DataError: the folder has no tokenizer.json, or no chat template."""
         from tokenizers import Tokenizer
 
         file = folder / "tokenizer.json"
-        template = read_chat_template(folder)
+        template = template if template is not None else read_chat_template(folder)
         if not file.is_file():
             raise DataError(f"{folder} has no tokenizer.json", "Look at the rows with another base: --base …")
         if template is None:

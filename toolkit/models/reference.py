@@ -32,7 +32,7 @@ from toolkit.models.safetensors_file import writing
 from toolkit.models.weights import TrainedWeights, attention_of, weights_of
 from toolkit.run.artifacts import Artifact, new_file
 from toolkit.run.facts import AdapterFacts
-from toolkit.train.rows import tokenize
+from toolkit.train.rows import NOT_LEARNED, tokenize
 
 TOKENS_PER_PASS = 8192
 """Padded tokens that go through the layers together."""
@@ -282,21 +282,22 @@ def held_out_loss(
     Args:
         weights: the base as it was trained on, or a merged folder (`TrainedWeights(folder, "float32", None)`).
         adapter: the PEFT folder on top; None: the weights alone.
-        rows: of the dataset (prompt, completion); rows longer than `max_length` tokens are left out.
-        limit: at most so many rows.
+        rows: of the dataset (prompt, completion); answers that end behind `max_length` tokens are left out.
+        limit: at most so many sequences.
         fields: what the chat template is told.
 
     Returns:
         None when no row is left.
     """
-    tokenized = (tokenize(tokenizer, row, fields) for row in rows)
-    sequences = [TeacherForced(ids, prompt) for ids, prompt in tokenized if len(ids) <= max_length][:limit]
-    if not sequences:
+    parts = (part.up_to(max_length) for row in rows for part in tokenize(tokenizer, row, fields))
+    kept = [part for part in parts if part is not None][:limit]
+    if not kept:
         return None
+    sequences = [TeacherForced(row.input_ids, row.first) for row in kept]
     reference = Reference(weights, adapter)
     total = 0.0
     shown = track(reference.logits(sequences), "held-out loss", len(sequences), console=stderr, transient=True)
-    for sequence, logits in zip(sequences, shown):
-        answer = torch.tensor(sequence.ids[sequence.first :])
-        total += torch.nn.functional.cross_entropy(logits, answer, reduction="sum").item()
-    return total / sum(sequence.positions for sequence in sequences)
+    for row, logits in zip(kept, shown):
+        answer = torch.tensor(row.labels[row.first :])
+        total += torch.nn.functional.cross_entropy(logits, answer, ignore_index=NOT_LEARNED, reduction="sum").item()
+    return total / sum(row.learnt for row in kept)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from toolkit.errors import DataError
 from toolkit.models.chat_template import NOTHING_TOLD, Messages, render_whole
+from toolkit.models.tools import arguments_of, call_as_sent, shows_call
 
 FIELDS = ("reasoning_content", "thinking", "reasoning")
 """What a thought beside an answer is called: by data sets, by Ollama, by OpenAI-like servers. Templates read one of them."""
@@ -152,24 +153,33 @@ class Written(NamedTuple):
     text: str
     by_template: bool
     """False: put together here, since the template writes another prompt before an answer than before none."""
+    beside_calls: bool = True
+    """False: the answer has words beside its calls, and the template leaves them out."""
 
 
 def written(render: Render, marks: Marks | None, turns: Messages, answer: dict[str, Any]) -> Written:
     """The text to learn after the prompt of `turns`.
 
-    The template's own way is taken wherever it continues the prompt and keeps thought and content whole. Else the answer is
-    put together here: the prompt is what a server will render, so whatever is learnt must follow that one.
+    The template's own way is taken wherever it continues the prompt and keeps thought, content and calls whole. Else the answer
+    is put together here: the prompt is what a server will render, so whatever is learnt must follow that one.
 
     Args:
         marks: of `marks_of`.
 
     Raises:
-        DataError: the prompt has closed the thought that the answer brings; or the template shows the answer otherwise.
+        DataError: nothing is in the answer; the prompt has closed the thought that the answer brings; or the template shows the
+            answer otherwise.
     """
-    parts = of_message(answer)
-    thought, content = parts
-    prompt, bare = render(turns, True), render(turns, False)
-    plain = render([*turns, {"role": "assistant", "content": content}], False)
+    thought, content = parts = of_message(answer)
+    calls = [call_as_sent(call) for call in answer.get("tool_calls") or []]
+    if not (content.strip() or calls):
+        raise DataError("an answer is empty, so there is nothing to learn", "Take the row out, or write its answer.")
+    called = {"tool_calls": calls} if calls else {}
+
+    def ended_by(**turn: Any) -> str | None:
+        return render([*turns, {"role": "assistant", **turn, **called}], False)
+
+    prompt, bare, plain = render(turns, True), render(turns, False), ended_by(content=content)
     if prompt is None or bare is None or plain is None:
         raise DataError("the chat template refuses a row", "Look at the roles of its turns, and at its system text.")
     if thought and marks is not None and marks.closed_by(prompt[_common(bare, prompt) :]):
@@ -178,28 +188,61 @@ def written(render: Render, marks: Marks | None, turns: Messages, answer: dict[s
             "Train the thoughts: --set train.chat_template_kwargs='{enable_thinking: true}' (or what this template calls it); "
             "or take them out of the rows.",
         )
-    as_text = in_place(answer)
+    if not all(_shows(plain, call) for call in calls):
+        raise DataError(
+            "the chat template does not write an answer's calls", "Choose a base whose template takes tools."
+        )
+    beside_calls = not calls or content in plain
+    if not beside_calls:
+        content, parts = "", Parts(thought, "")
+    as_text = in_place({**answer, "content": content}) if calls else in_place(answer)
     forms: list[dict[str, Any]] = [{"content": content}]
     if thought:
         forms = [{"content": content, **dict.fromkeys(FIELDS, thought)}, {"content": as_text}]
     for form in forms:
-        whole = render([*turns, {"role": "assistant", **form}], False)
-        if whole is not None and whole.startswith(prompt) and _holds(marks, prompt, whole[len(prompt) :], parts):
-            return Written(whole[len(prompt) :], True)
-    head, found, ending = plain.rpartition(content)
-    if not content or not found:
-        raise DataError("the chat template does not show an answer's text as it is", "Choose another base.")
+        whole = ended_by(**form)
+        if whole is not None and whole.startswith(prompt):
+            text = whole[len(prompt) :]
+            if _holds(marks, prompt, text, parts) and all(_shows(text, call) for call in calls):
+                return Written(text, True, beside_calls)
+    head, said = _apart(render, turns, plain, content, bool(calls))
     if marks is not None and marks.opened_by(prompt):
-        return Written(f"{thought}{marks.closes}{content}{ending}", False)
-    if not (prompt.startswith(head) or head.startswith(prompt)):
+        return Written(f"{thought}{marks.closes}{said}", False, beside_calls)
+    # Hermes ends the line of a tool's result before an answer, and not where the prompt ends: both open the answer alike.
+    opening = prompt[_common(bare, prompt) :]
+    opened_alike = bool(opening.strip()) and head.endswith(opening)
+    if not (prompt.startswith(head) or head.startswith(prompt) or opened_alike):
         raise DataError(
             "the chat template renders a prompt alone differently from the same prompt before its answer; "
             "the model would be trained on a context that it never sees",
             "Use a base whose template does not rewrite earlier turns.",
         )
     if thought and marks is not None:
-        return Written(f"{marks.opens}{thought}{marks.closes}{content}{ending}", False)
-    return Written(f"{as_text}{ending}", False)
+        return Written(f"{marks.opens}{thought}{marks.closes}{said}", False, beside_calls)
+    return Written(said if calls else f"{as_text}{said[len(content) :]}", False, beside_calls)
+
+
+def _apart(render: Render, turns: Messages, plain: str, content: str, calls: bool) -> tuple[str, str]:
+    """A conversation that ends with an answer, cut where the answer's content begins, or its calls where there is none.
+
+    Raises:
+        DataError: it is not there.
+    """
+    if content:
+        head, found, ending = plain.rpartition(content)
+        if found:
+            return head, content + ending
+    elif calls:
+        likewise = render([*turns, {"role": "assistant", "content": _CONTENT}], False) or ""
+        head, found, _ = likewise.partition(_CONTENT)
+        if found and plain.startswith(head):
+            return head, plain[len(head) :]
+    raise DataError("the chat template does not show an answer's text as it is", "Choose another base.")
+
+
+def _shows(text: str, call: dict[str, Any]) -> bool:
+    values = [value for value in arguments_of(call).values() if isinstance(value, str) and value.isalnum()]
+    return all(shows_call(text, call["function"]["name"], value) for value in values or [""])
 
 
 def in_place(answer: dict[str, Any]) -> str:
@@ -222,10 +265,17 @@ def _holds(marks: Marks | None, prompt: str, text: str, parts: Parts) -> bool:
 
 
 def as_sent_back(turns: Messages, marks: Marks | None) -> Messages:
-    """Turns as an app sends them with its next question: a thought that the server told apart does not come back."""
-    return [
-        {"role": "assistant", "content": of_message(turn).content if marks else in_place(turn)}
-        if turn["role"] == "assistant"
-        else {"role": turn["role"], "content": turn["content"]}
-        for turn in turns
-    ]
+    """Turns as an app sends them with its next question, and as a server gives them to the template: a thought that the server
+    told apart does not come back (Ollama leaves out even one that an app sends; llm/llama_server.go, llamaServerChatMessage).
+    """
+    return [_sent_back(turn, marks) for turn in turns]
+
+
+def _sent_back(turn: dict[str, Any], marks: Marks | None) -> dict[str, Any]:
+    made = {"role": turn["role"], "content": turn["content"]}
+    made |= {key: turn[key] for key in ("name", "tool_call_id") if turn.get(key)}
+    if turn["role"] != "assistant":
+        return made
+    made["content"] = of_message(turn).content if marks else in_place(turn)
+    calls = [call_as_sent(call) for call in turn.get("tool_calls") or []]
+    return {**made, "tool_calls": calls} if calls else made

@@ -125,7 +125,10 @@ def _ollama(message: dict[str, Any]) -> dict[str, Any]:
         made["content"] = "".join(part.get("text", "") for part in message["content"])
         made["images"] = [PICTURE for part in message["content"] if part["type"] == "image"]
     if "tool_calls" in message:
-        made["tool_calls"] = [{"id": call["id"], "function": call["function"]} for call in message["tool_calls"]]
+        made["tool_calls"] = [
+            {**({"id": call["id"]} if "id" in call else {}), "function": call["function"]}
+            for call in message["tool_calls"]
+        ]
     return made | ({"tool_name": message["name"]} if "name" in message else {})
 
 

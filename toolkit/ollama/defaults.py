@@ -9,7 +9,7 @@ from typing import Any
 from toolkit.ollama.client import Client
 from toolkit.ollama.modelfile import shown_parameters
 from toolkit.ollama.own_model import Vocabulary
-from toolkit.ollama.served import Question
+from toolkit.ollama.served import Question, rendered_for_chat
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import Check
 from toolkit.parity.checks.defaults import Asked, Line, Reader, Said, defaults_check
@@ -49,7 +49,7 @@ def judge_defaults(
         )
         for i in chosen
     ]  # fmt: skip
-    rendered = [client.rendered(name, question.messages) for question in questions]
+    rendered = [rendered_for_chat(client, name, question) for question in questions]
     lines = _lines(shown, parameters, vocabulary, system)
     bos = vocabulary.bos_text if vocabulary.adds_bos else ""
 

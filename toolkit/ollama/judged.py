@@ -16,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from toolkit.errors import DataError, ExternalToolError, ParityError
 from toolkit.models.gguf_file import read_gguf
 from toolkit.models.thinking import Marks, marks_of
+from toolkit.ollama.calls import Asked, Writing, check_calls
+from toolkit.ollama.calls import Shown as Calls
 from toolkit.ollama.client import Client
 from toolkit.ollama.conversations import (
     Outcome,
@@ -310,12 +312,14 @@ def _answers(
     parameters = model.parameters
     served = Served(model.name, tuple(parameters.get("stop", ())), float(parameters["repeat_penalty"]))
     marks = marks_of(trained.template, trained.fields)
-    thinks, thoughts = marks is not None and "thinking" in model.shown.get("capabilities", ()), None
+    thinks = marks is not None and "thinking" in model.shown.get("capabilities", ())
+    thoughts = called = None
     try:
         with _counting(f"answers of {model.name}, compared with llama.cpp", len(wanted) + 2 * ELSEWHERE) as tick:
             agreement, elsewhere = check_everywhere(model.client, served, wanted, own, trained.new_tokens, tick, thinks)
             if thinks and marks is not None:
                 thoughts = _ways(model, wanted, trained, own, marks, tick)
+            called = _calls(model, wanted, trained, own, tick)
     except ParityError as error:
         differ = lower_is_better("answers that differ", 1, 0, 0)  # the first one ends the comparison
         return Check.of("answers", [*measures, differ], error.message), Agreement()
@@ -323,7 +327,8 @@ def _answers(
         own.close()
     file_type = file_type_of(read_gguf(model.file), model.file)
     check = _agreement_check(agreement, elsewhere, file_type, measures, parameters)
-    return with_thoughts(check, thoughts) if thoughts else check, agreement
+    check = with_thoughts(check, thoughts) if thoughts else check
+    return with_calls(check, called) if called else check, agreement
 
 
 def _ways(
@@ -334,7 +339,8 @@ def _ways(
     between = [{"role": turn.role, "content": turn.content} for turn in model.turns]
     system = str(model.shown.get("system", ""))
     asked = []
-    for number, question in enumerate(wanted[:ELSEWHERE], 1):
+    plain = [(number, question) for number, question in enumerate(wanted, 1) if not question.calls]
+    for number, question in plain[:ELSEWHERE]:
         own_system = question.messages[0]["role"] == "system"
         if own_system and between:  # /api/generate puts them the other way round; see `expected_texts`
             continue
@@ -345,6 +351,42 @@ def _ways(
         )  # fmt: skip
     bos = own.bos_text if own.adds_bos else ""
     return check_ways(model.client, model.name, asked, marks, bos, GREEDY, trained.new_tokens, tick)
+
+
+def _calls(model: ServedModel, wanted: list[Question], trained: Trained, own: OwnModel, tick: Any) -> Calls | None:
+    """Every question that brings functions, at the addresses that take them."""
+    between = [{"role": turn.role, "content": turn.content} for turn in model.turns]
+    system = str(model.shown.get("system", ""))
+    asked = []
+    for number, question in enumerate(wanted, 1):
+        if question.tools:
+            own_system = question.messages[0]["role"] == "system"
+            before = [{"role": "system", "content": system}] if system and not own_system else []
+            context = [*before, *between, *question.messages]
+            asked.append(
+                Asked(f"golden question {number}", question.messages, question.tools, context, question.prompt_text)
+            )
+    if not asked:
+        return None
+    silent = [own.piece(token, special=True).decode(errors="replace") for token in own.control]
+    writing = Writing(trained.template, trained.fields, own.bos_text, own.eos_text, silent)
+    bos = own.bos_text if own.adds_bos else ""
+    return check_calls(model.client, model.name, asked, writing, bos, GREEDY, trained.new_tokens, tick)
+
+
+def with_calls(check: Check, shown: Calls) -> Check:
+    """The check, with what apps are given of calls."""
+    measures = [
+        *check.measures,
+        Measure(name="answers asked with functions, at two addresses", value=shown.answers),
+        Measure(name="answers whose calls are told apart", value=shown.with_calls),
+        Measure(name="questions answered with a call that was not offered", value=shown.not_offered),
+        Measure(name="questions with functions whose answer was cut", value=shown.cut),
+    ]
+    told = f"{shown.with_calls} of {shown.answers} answers with functions are calls, with the model's own names and arguments"
+    message = f"{check.message}; {told}" if check.verdict == "pass" else check.message
+    details = {**check.details, "calls": shown.examples}
+    return check.model_copy(update={"measures": measures, "message": message, "details": details})
 
 
 def with_thoughts(check: Check, shown: Thoughts) -> Check:

@@ -13,6 +13,7 @@ from typing import Any
 
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.models.bases import read_chat_template, resolve_base
+from toolkit.models.chat_template import template_file
 from toolkit.models.ends import is_mark
 from toolkit.ollama.syntax import Modelfile, Value, read_modelfile
 from toolkit.recipe.schema import Recipe
@@ -110,7 +111,9 @@ def _stop_words(partial: Modelfile, recipe: Recipe) -> list[str]:
     with contextlib.suppress(ToolkitError, OSError, ValueError, KeyError):
         folder = Path(resolve_base(recipe.base).folder)
         tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
-        own, template = {token["content"] for token in tokens}, str(read_chat_template(folder))
+        named = recipe.train.chat_template
+        own = {token["content"] for token in tokens}
+        template = str(read_chat_template(folder)) if named is None else template_file(named)
         return [
             f"{recipe.ollama.modelfile}: PARAMETER stop {json.dumps(word, ensure_ascii=False)}: the tuned model does not end "
             "there, so answers would be cut; its own ends are added by themselves"

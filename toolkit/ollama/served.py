@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import numpy as np
 
 from toolkit.errors import ExternalToolError, ParityError
 from toolkit.models.chat_template import NOTHING_TOLD, asks_for_the_day, on_day, render_trained
-from toolkit.ollama.asked import ENDPOINTS, Endpoint, raw_answer
+from toolkit.models.tools import Tools
+from toolkit.ollama.asked import ENDPOINTS, Conversation, Endpoint, raw_answer, request_fields
 from toolkit.ollama.asked import answer as ask
 from toolkit.ollama.client import Client
-from toolkit.ollama.conversations import first_difference
+from toolkit.ollama.conversations import first_difference, rendered_at
 from toolkit.ollama.own_model import OwnModel, Row, Vocabulary, as_shown, begun
 from toolkit.ollama.syntax import Message
 from toolkit.run.artifacts import read_jsonl
@@ -63,6 +64,17 @@ class Question:
     """Without the recipe's system turn, which the served model brings itself; one of its own stays, and is used instead."""
     prompt_text: str
     prompt_ids: list[int]
+    tools: Tools | None = None
+    """Functions that the app sends along."""
+
+    @property
+    def calls(self) -> bool:
+        """Whether it is about functions: a server may then take parts of the answer out of its text."""
+        return bool(self.tools) or any(turn.get("tool_calls") for turn in self.messages)
+
+    def conversation(self, name: str = "") -> Conversation:
+        """As it is sent."""
+        return Conversation(name, self.messages, self.tools)
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,8 @@ def read_questions(golden: Path, system: str) -> list[Question]:
         messages = row["messages"]
         if messages and messages[0] == {"role": "system", "content": system}:
             messages = messages[1:]
-        questions.append(Question(messages, row["prompt_text"], [int(i) for i in row["prompt_ids"]]))
+        ids = [int(i) for i in row["prompt_ids"]]
+        questions.append(Question(messages, row["prompt_text"], ids, row.get("tools")))
     return questions
 
 
@@ -136,24 +149,24 @@ def as_asked_today(
         return questions
     between = [{"role": message.role, "content": message.content} for message in messages]
 
-    def rendered(turns: list[dict[str, str]], **fields: Any) -> str | None:
-        return render_trained(template, turns, own.bos_text, own.eos_text, **{**told, **fields})
+    def rendered(turns: list[dict[str, Any]], tools: Tools | None, **fields: Any) -> str | None:
+        return render_trained(template, turns, own.bos_text, own.eos_text, tools, **{**told, **fields})
 
     made = []
     for question in questions:
         # server/routes.go, ChatHandler: a system turn of the question's own comes after the Modelfile's turns.
         has_own = question.messages[0]["role"] == "system"
         before = [{"role": "system", "content": system}] if system and not has_own else []
-        if rendered([*before, *question.messages], **on_day(day)) != question.prompt_text:
+        if rendered([*before, *question.messages], question.tools, **on_day(day)) != question.prompt_text:
             raise ParityError(
                 "the template in the GGUF does not make the golden prompts", "Run the convert stage again."
             )
-        text = rendered([*before, *between, *question.messages])
+        text = rendered([*before, *between, *question.messages], question.tools)
         if text is None:
             raise ParityError(
                 "the chat template refuses the Modelfile's MESSAGE turns", "They must alternate user and assistant."
             )
-        made.append(Question(question.messages, text, own.tokenize(without_bos(text, own))))
+        made.append(replace(question, prompt_text=text, prompt_ids=own.tokenize(without_bos(text, own))))
     return made
 
 
@@ -172,11 +185,19 @@ def check_rendering(
     """
     wrong = []
     for number, question in enumerate(questions, 1):
-        found = client.rendered(model, question.messages)
+        found = rendered_for_chat(client, model, question)
         if found not in {question.prompt_text, without_bos(question.prompt_text, own)}:
             wrong.append((f"golden {number}", first_difference(question.prompt_text, found)))
         tick()
     return wrong
+
+
+def rendered_for_chat(client: Client, model: str, question: Question) -> str:
+    """The prompt that `/api/chat` makes of a question, with its functions; it takes every conversation."""
+    request = request_fields(question.conversation(), "/api/chat")
+    if isinstance(request, str):
+        raise ParityError(request, "")
+    return rendered_at(client, model, "/api/chat", request)
 
 
 def check_everywhere(
@@ -199,7 +220,8 @@ def check_everywhere(
     for endpoint in ENDPOINTS[1:]:
         if endpoint == "/v1/chat/completions" and served.repeat_penalty != 1.0:
             continue  # it takes no repeat_penalty from a request: there the model's own counts, and the answer is another
-        some = [q for q in questions if endpoint != "/api/generate" or len(q.messages) == 1][:ELSEWHERE]
+        plain = [q for q in questions if not q.calls]
+        some = [q for q in plain if endpoint != "/api/generate" or len(q.messages) == 1][:ELSEWHERE]
         elsewhere = elsewhere + check_answers(client, served, some, own, limit, tick, endpoint)
     return agreement, elsewhere
 
@@ -219,7 +241,7 @@ def check_answers(
     Args:
         limit: tokens of an answer at most.
         endpoint: the address that is asked.
-        raw: ask with the prompt as it is, instead.
+        raw: ask with the prompt as it is, instead; where functions are in play this is always done.
 
     Raises:
         ParityError: a prompt has other tokens, or an answer leaves llama.cpp's by more than a near-tie.
@@ -227,7 +249,7 @@ def check_answers(
     agreement = Agreement()
     for number, question in enumerate(questions, 1):
         where = f"golden question {number}" + ("" if endpoint == "/api/chat" else f" at {endpoint}")
-        if raw:
+        if raw or question.calls:
             answer = raw_answer(client, served.model, without_bos(question.prompt_text, own), GREEDY, limit)
         else:
             answer = ask(client, endpoint, served.model, question.messages, GREEDY, limit)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.parity.checks.logits import Positions
+from toolkit.recipe.prompts_file import asked
 
 SHOWN = 2
 """Goldens: the first, which is the same for every file, and the one that this file differs most from."""
@@ -51,7 +52,7 @@ def _one(
     }
     return {
         "golden": golden,
-        "prompt": row["messages"][-1]["content"],
+        "prompt": asked(row["messages"]),
         "tokens": token_texts([piece(token) for token in row["completion_ids"][:LONGEST]]),
         "kl": [float(f"{value:.3g}") for value in kl[:LONGEST]],
         "flips": flips,

@@ -123,8 +123,8 @@ def merged_subject(tuned: Tuned, merged: Path, compared: Comparison) -> Subject:
     started = time.monotonic()
     own = load_tokenizer(merged)
     rendered = [
-        render(own, messages, tuned.goldens.facts.day, tuned.goldens.facts.chat_template_kwargs)
-        for messages in tuned.goldens.messages()
+        render(own, messages, tuned.goldens.facts.day, tuned.goldens.facts.chat_template_kwargs, tools)
+        for messages, tools in tuned.goldens.asked()
     ]
     checks = [
         prompts_check(tuned.goldens.texts(), rendered),
@@ -232,7 +232,7 @@ def gguf_prompts_check(goldens: Goldens, candidate: Candidate) -> Check:
         return Check(name="prompts", verdict="fail", message="there is no chat template in the file")
     bos, eos = candidate.token_text(candidate.bos), candidate.token_text(candidate.eos)
     told = {**goldens.facts.chat_template_kwargs, **on_day(goldens.facts.day)}
-    rendered = [render_trained(template, messages, bos, eos, **told) for messages in goldens.messages()]
+    rendered = [render_trained(template, messages, bos, eos, tools, **told) for messages, tools in goldens.asked()]
     return prompts_check(goldens.texts(), rendered)
 
 

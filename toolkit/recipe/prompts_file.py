@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from toolkit.errors import DataError, UsageError
+from toolkit.models.tools import Tools, as_sent
 from toolkit.recipe.schema import Recipe
 
-Turns = list[dict[str, str]]
+Turns = list[dict[str, Any]]
+
+
+class GoldenPrompt(NamedTuple):
+    """A conversation up to an answer."""
+
+    turns: Turns
+    tools: Tools | None = None
+    """Functions that the answer may call, as a chat template is given them."""
 
 
 def golden_turns(recipe: Recipe) -> list[Turns]:
-    """The turns of every golden prompt, without the recipe's system text; each once.
+    """The turns of `golden_prompts`."""
+    return [prompt.turns for prompt in golden_prompts(recipe)]
+
+
+def golden_prompts(recipe: Recipe) -> list[GoldenPrompt]:
+    """Every golden prompt, without the recipe's system text; each once.
 
     Raises:
         UsageError: there is no such file.
@@ -21,9 +35,16 @@ def golden_turns(recipe: Recipe) -> list[Turns]:
     """
     chosen = recipe.golden.prompts
     found = _read(Path(chosen)) if isinstance(chosen, str) else [_user(text.strip()) for text in chosen or []]
-    if any(not turn["content"].strip() for turns in found for turn in turns[-1:]):
+    if any(not prompt.turns[-1]["content"].strip() for prompt in found):
         raise DataError("golden.prompts holds an empty prompt", "Remove it.")
-    return list({json.dumps(turns): turns for turns in found}.values())
+    return list({json.dumps(prompt): prompt for prompt in found}.values())
+
+
+def prompts_of(row: dict[str, Any]) -> list[GoldenPrompt]:
+    """The conversation before each answer of a row of the dataset."""
+    tools, completion = as_sent(row.get("tools")), row["completion"]
+    later = [place for place, turn in enumerate(completion) if place and turn["role"] == "assistant"]
+    return [GoldenPrompt([*row["prompt"], *completion[:place]], tools) for place in (0, *later)]
 
 
 def asked(turns: Turns) -> str:
@@ -31,11 +52,11 @@ def asked(turns: Turns) -> str:
     return next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), "")
 
 
-def _user(text: str) -> Turns:
-    return [{"role": "user", "content": text}]
+def _user(text: str) -> GoldenPrompt:
+    return GoldenPrompt([{"role": "user", "content": text}])
 
 
-def _read(path: Path) -> list[Turns]:
+def _read(path: Path) -> list[GoldenPrompt]:
     try:
         # Not splitlines: a prompt may hold U+2028.
         lines = path.read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n")
@@ -57,21 +78,36 @@ def _read(path: Path) -> list[Turns]:
     return [_user(line) for _, line in kept]
 
 
-def _parsed(line: str, where: str) -> Turns:
-    hint = 'A line is "text", {"prompt": "text"} or {"messages": [{"role": "user", "content": "text"}]}.'
+def _parsed(line: str, where: str) -> GoldenPrompt:
+    hint = (
+        'A line is "text", {"prompt": "text"} or {"messages": [{"role": "user", "content": "text"}], "tools": [...]}.'
+    )
     try:
         value: Any = json.loads(line)
     except ValueError as error:
         raise DataError(f"{where} is no JSON: {error}", hint) from error
+    tools = None
     if isinstance(value, dict):
-        value = value.get("prompt", value.get("messages"))
+        tools, value = value.get("tools"), value.get("prompt", value.get("messages"))
     if isinstance(value, str):
-        return _user(value)
-    turns = value if isinstance(value, list) else []
-    if not turns or not all(
-        isinstance(t, dict) and all(isinstance(t.get(k), str) for k in ("role", "content")) for t in turns
-    ):
+        value = _user(value).turns
+    found = [_turn(turn) for turn in value] if isinstance(value, list) else []
+    turns = [turn for turn in found if turn is not None]
+    if not turns or len(turns) < len(found):
         raise DataError(f"{where} holds no prompt", hint)
-    if turns[-1]["role"] != "user":
+    if turns[-1]["role"] not in {"user", "tool"}:
         raise DataError(f"{where} ends with a turn of the {turns[-1]['role']}; the last must be the user's", hint)
-    return [{"role": t["role"], "content": t["content"]} for t in turns]
+    try:
+        return GoldenPrompt(turns, as_sent(tools))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise DataError(f"{where}: tools are no list of functions as OpenAI's API takes them", hint) from error
+
+
+def _turn(turn: Any) -> dict[str, Any] | None:
+    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+        return None
+    content = turn.get("content") or ("" if turn.get("tool_calls") else turn.get("content"))
+    if not isinstance(content, str):
+        return None
+    more = {key: turn[key] for key in ("name", "tool_call_id", "tool_calls") if turn.get(key)}
+    return {"role": turn["role"], "content": content, **more}

@@ -199,6 +199,9 @@ class Train(Section):
     """Compute in bfloat16 (bnb_4bit_compute_dtype too)."""
     gradient_checkpointing: bool = False
     bnb_4bit_use_double_quant: bool = True
+    chat_template: str | None = None
+    """A Jinja file to train, verify and serve with instead of the base's own template, e.g. recipes/tools.jinja for a base whose
+    own takes no functions."""
     chat_template_kwargs: dict[str, Any] = {}
     """What the chat template is told wherever it is rendered, e.g. {enable_thinking: false}; of adapters made elsewhere, too."""
     logging_steps: Annotated[int, Field(gt=0)] = 1

@@ -18,7 +18,7 @@ from toolkit.report.card import card_text
 from toolkit.report.certificate_table import certificate_table
 from toolkit.report.page import PAGE, write_page
 from toolkit.report.plot import plot_losses
-from toolkit.report.summary import Summary, duration, size, summarize
+from toolkit.report.summary import Answer, Summary, duration, size, summarize
 from toolkit.run.artifacts import Artifact, Cost, write_text
 from toolkit.run.facts import ReportFacts
 
@@ -51,7 +51,7 @@ def last_screen(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Rende
     summary = summarize(recipe, artifacts)
     parts: list[RenderableType] = [Rule(summary.name), _pairs(summary.trained + summary.losses)]
     for answer in summary.answers:
-        parts += [Text(""), _answer_table(answer.question, _short(answer.before), _after(answer.after, answer.ended))]
+        parts += [Text(""), _answer_table(answer)]
     parts += [Text(""), certificate_table(summary.certificate)]
     parts += [Text(warning, style="yellow") for warning in summary.certificate.get("warnings", [])]
     parts += [Text(summary.served)] if summary.served else []
@@ -72,11 +72,13 @@ def _pairs(pairs: list[tuple[str, str]]) -> Table:
     return table
 
 
-def _answer_table(question: str, before: str, after: str) -> Table:
-    table = Table(title=Text(question, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, expand=True)
-    table.add_column("before", ratio=1)
-    table.add_column("after", ratio=1)
-    table.add_row(Text(before), Text(after))
+def _answer_table(answer: Answer) -> Table:
+    table = Table(title=Text(answer.question, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, expand=True)
+    cells = {"before": _short(answer.before), "after": _after(answer.after, answer.ended)}
+    cells |= {"served": answer.served} if answer.served else {}
+    for name in cells:
+        table.add_column(name, ratio=1)
+    table.add_row(*map(Text, cells.values()))
     return table
 
 
@@ -141,6 +143,7 @@ def report_text(summary: Summary, drawn: bool) -> str:
         parts.append(f"**{_inline(answer.question)}**")
         parts.append(f"Before:\n\n{_quote(answer.before)}")
         parts.append(f"After:\n\n{_quote(_after(answer.after, answer.ended))}")
+        parts += [f"Served, as an app is given it:\n\n{_quote(answer.served)}"] if answer.served else []
     parts += ["## Certificate", f"**{summary.certificate['verdict']}**: {_inline(summary.certificate['message'])}."]
     parts.append(_as_markdown(certificate_table(summary.certificate)))
     parts += [f"- {_inline(warning)}" for warning in summary.certificate.get("warnings", [])]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.recipe.prompts_file import asked
 from toolkit.recipe.schema import Recipe
 from toolkit.report.page import with_served
 from toolkit.run.artifacts import Artifact, Cost, read_jsonl
@@ -28,6 +29,8 @@ class Answer:
     after: str
     ended: bool
     """The tuned model ended its answer by itself."""
+    served: str = ""
+    """What an app is given by the server where functions were sent along: the call's name and arguments, apart from the text."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def summarize(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Summary
         language=artifacts["prepare"].facts.language if "prepare" in artifacts else "",
         trained=[*_trained(recipe, adapter, artifacts.get("prepare")), *_ends(artifacts["golden"].facts)],
         losses=_losses(adapter, artifacts["merge"].facts),
-        answers=_answers(artifacts["golden"].folder / "golden.jsonl"),
+        answers=_answers(artifacts["golden"].folder / "golden.jsonl", artifacts["create"].folder / SERVED),
         certificate=_certificate(artifacts["verify"].folder, artifacts["create"].folder),
         files=[made[t] for t in recipe.export.file_types if t in made],
         served_file=artifacts["verify"].facts.served_file,
@@ -120,12 +123,21 @@ def _trained(recipe: Recipe, adapter: AdapterFacts, prepared: Artifact[DatasetFa
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
     rows.append(("method", f"{how}; {adapter.trained_parameters:,} weights trained"))
     if adapter.thoughts:
-        rows.append(("thoughts", f"before {adapter.thoughts:,} of {adapter.train_rows:,} answers"))
+        rows.append(("thoughts", f"before {adapter.thoughts:,} of {adapter.answers or adapter.train_rows:,} answers"))
+    if adapter.answers > adapter.train_rows or adapter.rows_split or adapter.calls:
+        rows.append(("answers", _learnt(adapter)))
     rows.append(
         ("steps", f"{adapter.steps:,} of {batch} rows, learning rate {train.learning_rate:g}, "
          f"{adapter.tokens_per_second:,.0f} tokens/s, profile {recipe.profile}")
     )  # fmt: skip
     return rows
+
+
+def _learnt(adapter: AdapterFacts) -> str:
+    told = f"{adapter.answers:,} learnt, in {adapter.train_rows:,} sequences"
+    told += f"; {adapter.calls:,} of them call functions" if adapter.calls else ""
+    again = "; {:,} rows in several sequences, since the chat template writes earlier turns otherwise"
+    return told + (again.format(adapter.rows_split) if adapter.rows_split else "")
 
 
 def _ends(golden: GoldenFacts) -> list[tuple[str, str]]:
@@ -157,16 +169,33 @@ def _onto(model: ModelFacts) -> str:
     }[model.merged_onto]
 
 
-def _answers(golden: Path) -> list[Answer]:
-    rows = read_jsonl(golden)
+def _answers(golden: Path, served: Path) -> list[Answer]:
+    given = _given(served)
+    rows = [(row, given.get(f"golden question {number}", "")) for number, row in enumerate(read_jsonl(golden), 1)]
     # A question where nothing changed shows nothing, and an answer that was cut shows less than one that ended.
-    rows.sort(key=lambda row: (row["completion"] == row["base_completion"], not row["stopped"]))
+    rows.sort(key=lambda one: (one[0]["completion"] == one[0]["base_completion"], not one[0]["stopped"]))
+    # A call first, then an answer in words.
+    shown = [*[one for one in rows if one[1]][:1], *[one for one in rows if not one[1]]]
     return [
-        Answer(
-            row["messages"][-1]["content"], _whole(row["base_completion"]), _whole(_without_marks(row)), row["stopped"]
-        )
-        for row in rows[:SHOWN_ANSWERS]
+        Answer(_question(row), _whole(row["base_completion"]), _whole(_without_marks(row)), row["stopped"], called)
+        for row, called in (shown if len(shown) >= SHOWN_ANSWERS else rows)[:SHOWN_ANSWERS]
     ]
+
+
+def _question(row: dict[str, Any]) -> str:
+    """The last question; what functions gave since, in brackets."""
+    turns = row["messages"]
+    results = [turn["content"] for turn in turns if turn["role"] == "tool"] if turns[-1]["role"] == "tool" else []
+    return " ".join([asked(turns), *(f"({result})" for result in results)])
+
+
+def _given(served: Path) -> dict[str, str]:
+    """The calls that the server told apart, by question."""
+    if not served.is_file():
+        return {}
+    checks = json.loads(served.read_text(encoding="utf-8"))["checks"]
+    examples = [one for check in checks for one in check["details"].get("calls", [])]
+    return {one["question"]: "\n".join(f"{name}({arguments})" for name, arguments in one["calls"]) for one in examples}
 
 
 def _without_marks(row: dict[str, Any]) -> str:

@@ -88,10 +88,17 @@ class AdapterFacts(Facts):
     """Rows of the validation split that are short enough, and how many of them the losses are over; 0: not recorded."""
     steps: int = 0
     train_rows: int = 0
+    """Sequences: rows, or parts of them (see `rows_split`)."""
+    answers: int = 0
+    """Answers that were learnt; 0: one a row."""
+    rows_split: int = 0
+    """Rows in several sequences, since the chat template writes earlier turns otherwise than it wrote them as answers."""
     thoughts: int = 0
-    """Rows that were trained with a thought before the answer."""
+    """Answers that were trained with a thought before them."""
+    calls: int = 0
+    """Answers that call functions."""
     rows_too_long: int = 0
-    """Left out for `train.max_length`; too_long.jsonl lists them."""
+    """Of which something was left out for `train.max_length`; too_long.jsonl lists them."""
     trained_parameters: int = 0
     tokens_per_second: float = 0.0
     computed_in: Literal["float32", "bfloat16", "float16"] | None = None

@@ -38,7 +38,10 @@ def _outside_files(stage: Stage, recipe: Recipe, have: dict[str, Artifact[Any]])
             sources = recipe.data.readings if recipe.data else []
             return _hashes(*(source.path for source in sources), golden.prompts)
         case "train":
-            return {**_hashes(recipe.adapter, *recipe.then), "base": resolve_base(recipe.base).digest}
+            return {
+                **_hashes(recipe.adapter, *recipe.then, recipe.train.chat_template),
+                "base": resolve_base(recipe.base).digest,
+            }
         case "golden":
             return {**_hashes(golden.prompts, golden.answers_from), "base": have["train"].facts.base.digest}
         case "merge":  # an adapter that was adopted is the same files, whatever became of its base

@@ -29,7 +29,11 @@ def preflight(recipe: Recipe, folder: Path, runs: Collection[str]) -> None:
         from toolkit.models.bases import check_base
         from toolkit.models.convertible import check_converts_base
 
-        faults += _raised(lambda: check_base(recipe.base)) or _raised(lambda: check_converts_base(recipe.base))
+        faults += (
+            _raised(lambda: check_base(recipe.base))
+            or _raised(lambda: check_converts_base(recipe.base))
+            or _collect(lambda: _check_template(recipe))
+        )
     if "prepare" in runs or "golden" in runs:
         from toolkit.recipe.prompts_file import golden_turns
 
@@ -46,6 +50,21 @@ def preflight(recipe: Recipe, folder: Path, runs: Collection[str]) -> None:
         hints = "\n".join(dict.fromkeys(f.hint for f in faults if f.hint))
         error = type(faults[0])("\n".join(f.message for f in faults), hints)
         raise error
+
+
+def _check_template(recipe: Recipe) -> list[ToolkitError]:
+    """What the first rows hold, against the chat template."""
+    from toolkit.data.formats import Example, read_row
+    from toolkit.data.loading import first_look
+    from toolkit.train.fits import check_template
+
+    rows = []
+    if recipe.data is not None:
+        loaded = first_look(recipe.data)[0]  # its faults are told by `check_data`
+        shaped = [(row, loaded.shapes[row.file]) for row in loaded.table.rows if row.file in loaded.shapes]
+        found = [read_row(row, shape, recipe.data.learn) for row, shape in shaped]
+        rows = [example.record() for example in found if isinstance(example, Example)]
+    return check_template(recipe, rows)
 
 
 def _collect(check: Callable[[], Sequence[ToolkitError]]) -> list[ToolkitError]:

@@ -54,9 +54,9 @@ STAGES = (
         ("prepare",),
         ("base", "system", "train", "lora", "adapter", "then", "load_in_4bit"),
         (*_MODEL_LIBRARIES, "trl", "accelerate"),
-        version=2,
+        version=3,
     ),
-    Stage("golden", GoldenFacts, ("prepare", "train"), ("golden", "system", "merge"), _MODEL_LIBRARIES, version=2),
+    Stage("golden", GoldenFacts, ("prepare", "train"), ("golden", "system", "merge"), _MODEL_LIBRARIES, version=3),
     Stage(
         "merge",
         ModelFacts,
@@ -87,7 +87,7 @@ STAGES = (
         OllamaFacts,
         ("golden", "verify"),
         ("ollama", "system", "export.serve", "license", "golden.max_new_tokens"),
-        version=2,
+        version=3,
     ),
     Stage(
         "report",

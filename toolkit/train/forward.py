@@ -5,14 +5,15 @@ of its own. The adapter then learnt for that function, every file made of it is 
 stage computes the same losses in float32 (`toolkit.parity.golden.training_rows`), the certificate compares them
 (`toolkit.parity.checks.forward`).
 
-`forward.jsonl`, a row each: split, index (the line in the split's file, from 0), tokens (of the answer), loss (nats per answer
-token).
+`forward.jsonl`, a sequence each: split, index (the line in the split's file, from 0), part (which sequence of that row, from 0),
+tokens (of the answers), loss (nats per answer token).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ import torch
 
 from toolkit.models.chat_template import NOTHING_TOLD
 from toolkit.run.artifacts import write_jsonl
-from toolkit.train.rows import tokenize
+from toolkit.train.rows import TokenizedRow, tokenize
 
 FORWARD_FILE = "forward.jsonl"
 ROWS = 8
@@ -28,21 +29,34 @@ ROWS = 8
 _SHORT_TYPES: dict[torch.dtype, Literal["bfloat16", "float16"]] = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a sequence is from."""
+
+    split: str
+    index: int
+    """The line in the split's file, from 0."""
+    part: int
+    """Which sequence of that row, from 0."""
+
+
 def chosen_rows(
     tokenizer: Any, splits: dict[str, list[dict[str, Any]]], max_length: int, fields: Mapping[str, Any] = NOTHING_TOLD
-) -> list[tuple[str, int]]:
-    """(split, index) of the rows that are recorded: of the first split with enough rows of at most `max_length` tokens.
+) -> list[tuple[Place, TokenizedRow]]:
+    """The sequences that are recorded: of the first split with enough of at most `max_length` tokens.
 
     Args:
         fields: what the chat template is told.
     """
-    fitting: list[tuple[str, int]] = []
+    fitting: list[tuple[Place, TokenizedRow]] = []
     for split, rows in splits.items():
-        lengths = {
-            index: len(tokenize(tokenizer, row, fields).input_ids) for index, row in enumerate(rows[: 32 * ROWS])
-        }
-        by_length = sorted((index for index in lengths if lengths[index] <= max_length), key=lengths.__getitem__)
-        fitting += [(split, index) for index in by_length]
+        found = [
+            (Place(split, index, part), row)
+            for index, whole in enumerate(rows[: 32 * ROWS])
+            for part, row in enumerate(tokenize(tokenizer, whole, fields))
+            if len(row.input_ids) <= max_length
+        ]
+        fitting += sorted(found, key=lambda one: len(one[1].input_ids))
         if len(fitting) >= ROWS:
             break
     last = len(fitting) - 1
@@ -63,13 +77,11 @@ def record_forward(
     """
     recorded = []
     with _without_dropout(trainer.model):
-        for split, index in chosen_rows(tokenizer, splits, max_length, fields):
-            row = tokenize(tokenizer, splits[split][index], fields)
+        for place, row in chosen_rows(tokenizer, splits, max_length, fields):
             batch = trainer._prepare_inputs(trainer.data_collator([row.example()]))
             with torch.enable_grad(), trainer.compute_loss_context_manager():
                 loss = float(trainer.compute_loss(trainer.model, batch).detach())
-            tokens = len(row.input_ids) - row.prompt_length
-            recorded.append({"split": split, "index": index, "tokens": tokens, "loss": loss})
+            recorded.append({**asdict(place), "tokens": row.learnt, "loss": loss})
     write_jsonl(out / FORWARD_FILE, recorded)
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jinja2.exceptions import TemplateError
-
 from toolkit.errors import DataError
-from toolkit.models.chat_template import NOTHING_TOLD, Messages
+from toolkit.models.chat_template import NOTHING_TOLD, REFUSALS, Messages
 from toolkit.models.ends import turn_end
-from toolkit.models.thinking import Written, as_sent_back, marks_of, of_message, written
+from toolkit.models.thinking import Written, as_sent_back, marks_of, written
+from toolkit.models.tools import as_sent, require_tools, wants
 
 NOT_LEARNED = -100
 """The label that torch's cross entropy leaves out."""
@@ -24,159 +22,206 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
+def template_of(tokenizer: Any) -> str:
+    """The tokenizer's chat template.
+
+    Raises:
+        DataError: it has none.
+    """
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:
+        raise DataError(
+            "the base's tokenizer has no chat template",
+            "Name one: --set train.chat_template=FILE, or choose an instruct base.",
+        ) from error
+
+
 class TokenizedRow(NamedTuple):
-    """A rendered row."""
+    """A rendered row, or a part of one."""
 
     input_ids: list[int]
-    prompt_length: int
-    """Tokens of the prompt, with the opening of the assistant's turn; the rest is the answer and its end token."""
+    spans: tuple[tuple[int, int], ...]
+    """(first, behind the last) of the tokens of each answer, its end token included: they are learnt, the others are context."""
+
+    @classmethod
+    def one_answer(cls, input_ids: list[int], begins: int) -> TokenizedRow:
+        """A prompt of `begins` tokens and all else the answer."""
+        return cls(input_ids, ((begins, len(input_ids)),))
+
+    @property
+    def first(self) -> int:
+        """Tokens before the first that is learnt."""
+        return self.spans[0][0]
+
+    @property
+    def learnt(self) -> int:
+        """How many tokens are learnt."""
+        return sum(end - begin for begin, end in self.spans)
+
+    @property
+    def labels(self) -> list[int]:
+        """The tokens to learn, each at its place, and -100 (not learnt) where there is none."""
+        labels = [NOT_LEARNED] * len(self.input_ids)
+        for begin, end in self.spans:
+            labels[begin:end] = self.input_ids[begin:end]
+        return labels
 
     def example(self) -> dict[str, list[int]]:
-        """As a trainer takes it: `input_ids`, and `labels` that are -100 (not learned) before the answer."""
-        labels = [NOT_LEARNED] * self.prompt_length + self.input_ids[self.prompt_length :]
-        return {"input_ids": self.input_ids, "labels": labels}
+        """As a trainer takes it."""
+        return {"input_ids": self.input_ids, "labels": self.labels}
+
+    def up_to(self, max_length: int) -> TokenizedRow | None:
+        """As many of the answers as end within so many tokens; None: not even the first does."""
+        spans = tuple(span for span in self.spans if span[1] <= max_length)
+        return TokenizedRow(self.input_ids[: spans[-1][1]], spans) if spans else None
 
 
-def rendered(tokenizer: Any, row: dict[str, Any], fields: Mapping[str, Any] = NOTHING_TOLD) -> tuple[str, Written]:
-    """A row's prompt, as a server renders it, and the answer to learn after it.
+class Answer(NamedTuple):
+    """An assistant's turn that is learnt, rendered."""
+
+    turn: dict[str, Any]
+    context: Messages
+    """All turns before it, as a server is sent them."""
+    prompt: str
+    """As a server renders them, with the opening of the answer."""
+    written: Written
+
+
+class _Template:
+    """A tokenizer's chat template with what it is told, and its own words where it refuses."""
+
+    def __init__(
+        self, tokenizer: Any, template: str, fields: Mapping[str, Any], tools: list[dict[str, Any]] | None
+    ) -> None:
+        self._render, self.refusal = tokenizer.apply_chat_template, ""
+        # Named, since a tokenizer with several would take another one where there are tools; a GGUF holds this one.
+        self._told = {**fields, "tools": tools, "chat_template": template}
+
+    def __call__(self, messages: Messages, opens_answer: bool) -> str | None:
+        try:
+            return str(self._render(messages, tokenize=False, add_generation_prompt=opens_answer, **self._told))
+        except REFUSALS as error:
+            self.refusal = str(error)
+            return None
+
+
+def answers_of(tokenizer: Any, row: dict[str, Any], fields: Mapping[str, Any] = NOTHING_TOLD) -> list[Answer]:
+    """Every answer to learn of a row, after the prompt that a server would render for it.
 
     Args:
         fields: what the chat template is told; see `Train.chat_template_kwargs`.
 
     Raises:
-        DataError: the template refuses the row, or what is learnt could not follow the prompt; with file and line.
+        DataError: the template refuses the row, cannot write its tools, or what is learnt could not follow the prompt; with
+            file and line.
     """
-
-    def render(messages: Messages, opens_answer: bool) -> str | None:
-        try:
-            return str(
-                tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opens_answer, **fields)
-            )
-        except (TemplateError, ValueError, TypeError):
-            return None
-
-    marks = marks_of(str(tokenizer.get_chat_template()), fields)
-    turns = as_sent_back(row["prompt"], marks)
+    template = template_of(tokenizer)
+    marks, render = marks_of(template, fields), _Template(tokenizer, template, fields, as_sent(row.get("tools")))
+    answers = []
     try:
-        answer = written(render, marks, turns, row["completion"][0])
+        require_tools(template, wants(row), fields)
+        for place, turn in enumerate(row["completion"]):
+            if turn["role"] == "assistant":
+                context = as_sent_back([*row["prompt"], *row["completion"][:place]], marks)
+                answer = written(render, marks, context, turn)
+                answers.append(Answer(turn, context, str(render(context, True)), answer))
     except DataError as error:
-        place = row.get("source") or {}
-        where = f"{place['file']}:{place['line']}: " if "file" in place and "line" in place else ""
-        raise DataError(f"{where}{error.message}", error.hint) from error
-    return str(render(turns, True)), answer
+        told = f": {render.refusal}" if render.refusal and "refuses" in error.message else ""
+        raise DataError(f"{_place(row)}{error.message}{told}", error.hint) from error
+    if not answers:
+        raise DataError(f"{_place(row)}there is no answer to learn", "A row ends with a turn of the assistant.")
+    return answers
 
 
-def tokenize(tokenizer: Any, row: dict[str, Any], fields: Mapping[str, Any] = NOTHING_TOLD) -> TokenizedRow:
-    """Render a row with the base's own chat template (see `rendered`), and close the answer where the template does not: a model
-    that is never shown an end never ends.
+def _place(row: dict[str, Any]) -> str:
+    place = row.get("source") or {}
+    return f"{place['file']}:{place['line']}: " if "file" in place and "line" in place else ""
+
+
+def tokenize(tokenizer: Any, row: dict[str, Any], fields: Mapping[str, Any] = NOTHING_TOLD) -> list[TokenizedRow]:
+    """Render a row with the base's own chat template; see `answers_of`.
+
+    All answers of a row are learnt in one sequence where the tokens of each prompt go on from those before. Where the template
+    writes earlier turns otherwise than it wrote them as answers (it takes thoughts out, or moves the list of tools), an answer
+    begins a sequence of its own, with its whole prompt.
+
+    An answer is closed where the template does not close it: a model that is never shown an end never ends.
     """
-    prompt, answer = rendered(tokenizer, row, fields)
-    ids, whole = encode(tokenizer, prompt), encode(tokenizer, prompt + answer.text)
-    if (
-        whole[: len(ids)] != ids
-    ):  # a token over the border, which a server's prompt never has: its tokens end where it ends
-        whole, joined = ids + encode(tokenizer, answer.text), whole
-        if tokenizer.decode(whole) != tokenizer.decode(joined):  # some tokenizers put a space before every text
-            raise DataError("prompt and answer cannot be cut into tokens apart", "Use a base with another tokenizer.")
     end = turn_end(tokenizer)
-    if end is not None and not end.written:
-        whole = [*whole, end.token]
-    return TokenizedRow(whole, len(ids))
+    parts: list[TokenizedRow] = []
+    for answer in answers_of(tokenizer, row, fields):
+        ids = encode(tokenizer, answer.prompt)
+        whole = _followed(tokenizer, ids, answer)
+        if end is not None and not end.written:
+            whole = [*whole, end.token]
+        goes_on = bool(parts) and ids[: len(parts[-1].input_ids)] == parts[-1].input_ids
+        earlier = parts.pop().spans if goes_on else ()
+        parts.append(TokenizedRow(whole, (*earlier, (len(ids), len(whole)))))
+    return parts
 
 
-class Thoughts(NamedTuple):
-    """What became of the thoughts in rows, and of answers without one."""
-
-    rows: int
-    trained: int
-    """Answers with a thought."""
-    put_together: int
-    """Answers that the template could not write after its own prompt; see `toolkit.models.thinking.written`."""
-    earlier: int
-    """Rows with thoughts in earlier turns, which no app sends back."""
-    example: str
-    """What is learnt before the content of the first answer without a thought; empty: nothing."""
-    known: bool
-    """The template knows thoughts."""
+def _followed(tokenizer: Any, ids: list[int], answer: Answer) -> list[int]:
+    """The tokens of prompt and answer; `ids`: of the prompt."""
+    text = answer.written.text
+    whole = encode(tokenizer, answer.prompt + text)
+    if whole[: len(ids)] == ids:
+        return whole
+    # A token over the border, which a server's prompt never has: its tokens end where it ends.
+    apart = ids + encode(tokenizer, text)
+    if tokenizer.decode(apart) != tokenizer.decode(whole):  # some tokenizers put a space before every text
+        raise DataError("prompt and answer cannot be cut into tokens apart", "Use a base with another tokenizer.")
+    return apart
 
 
-def thoughts_in(tokenizer: Any, rows: list[dict[str, Any]], fields: Mapping[str, Any] = NOTHING_TOLD) -> Thoughts:
-    """Count what the chat template made of the rows."""
-    marks = marks_of(str(tokenizer.get_chat_template()), fields)
-    trained = together = earlier = 0
-    before = None
-    for row in rows:
-        parts = of_message(row["completion"][0])
-        answer = rendered(tokenizer, row, fields)[1]
-        trained += bool(parts.thought)
-        together += not answer.by_template
-        turns = [turn for turn in row["prompt"] if turn["role"] == "assistant"]
-        earlier += marks is not None and any(of_message(turn).thought for turn in turns)
-        if before is None and not parts.thought:
-            before = answer.text.partition(parts.content)[0]
-    return Thoughts(len(rows), trained, together, earlier, before or "", marks is not None)
-
-
-def told(found: Thoughts) -> list[str]:
-    """The counts, in sentences; none where there is nothing to say."""
-    lines = []
-    if found.trained:
-        where = "as the template writes them" if found.known else "inside the answer's text: the template knows none"
-        lines.append(f"{found.trained} of {found.rows} answers hold a thought, trained {where}.")
-    if (found.known or found.trained) and found.example.strip() and found.trained < found.rows:
-        plain = found.rows - found.trained
-        lines.append(f"{plain} answers hold none; {json.dumps(found.example)} is learnt before them.")
-    if found.put_together:
-        lines.append(
-            f"{found.put_together} answers follow the prompt in words that the template itself does not write there."
-        )
-    if found.earlier:
-        lines.append(
-            f"{found.earlier} rows hold thoughts in earlier turns, which are left out: a server keeps them apart, and apps "
-            "do not send them back."
-        )
-    return lines
-
-
-def leave_out_long(
+def tokenized(
     tokenizer: Any, rows: list[dict[str, Any]], max_length: int, fields: Mapping[str, Any] = NOTHING_TOLD
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Part rows that fit from rows that would be cut: a cut answer has lost its end token, and teaches never to stop.
+) -> tuple[list[TokenizedRow], list[dict[str, Any]]]:
+    """The sequences of all rows. An answer that ends behind `max_length` is left out, with what comes after it, never cut: a cut
+    answer has lost its end token, and teaches never to stop.
 
     Returns:
-        (rows that fit, one entry per row that does not: file, line, tokens).
+        (sequences, one entry per sequence of which something is left out: file, line, tokens, answers_left_out).
 
     Raises:
-        DataError: more than half of the rows do not fit; names the longest with file and line.
+        DataError: of more than half of the rows nothing is left; names the longest with file and line.
     """
-    lengths = [len(tokenize(tokenizer, row, fields).input_ids) for row in rows]
-    fitting = [row for row, length in zip(rows, lengths) if length <= max_length]
-    long = [{**row["source"], "tokens": length} for row, length in zip(rows, lengths) if length > max_length]
+    kept: list[TokenizedRow] = []
+    long: list[dict[str, Any]] = []
+    lost = 0
+    for row in rows:
+        before = len(kept)
+        for part in tokenize(tokenizer, row, fields):
+            fitting = part.up_to(max_length)
+            if fitting is not None:
+                kept.append(fitting)
+            if (left_out := len(part.spans) - (len(fitting.spans) if fitting else 0)) > 0:
+                long.append({**row["source"], "tokens": len(part.input_ids), "answers_left_out": left_out})
+        lost += len(kept) == before
     long.sort(key=lambda entry: -entry["tokens"])
-    if len(long) > len(rows) / 2:
+    if lost > len(rows) / 2:
         shown = "\n".join(f"  {entry['file']}:{entry['line']}: {entry['tokens']} tokens" for entry in long[:5])
         raise DataError(
-            f"{len(long)} of {len(rows)} rows have more than train.max_length = {max_length} tokens; the longest:\n{shown}",
+            f"{lost} of {len(rows)} rows have more than train.max_length = {max_length} tokens; the longest:\n{shown}",
             f"Raise train.max_length to {long[0]['tokens']}, or lower data.max_characters.",
         )
-    return fitting, long
+    return kept, long
 
 
-def answer_loss(
-    model: Any, tokenizer: Any, rows: list[dict[str, Any]], fields: Mapping[str, Any] = NOTHING_TOLD
-) -> float:
-    """Mean negative log-likelihood in nats per answer token (the end token included), over the first `LOSS_ROWS` rows."""
-    import torch  # here, so that rows can be looked at without it
+def answer_loss(model: Any, rows: list[TokenizedRow]) -> float:
+    """Mean negative log-likelihood in nats per answer token (the end token included), over the first `LOSS_ROWS` sequences."""
+    import torch  # not at the top: whoever only looks at rows does without it
 
     was_training = model.training
     model.eval()
     total, tokens = 0.0, 0
     with torch.no_grad():
         for row in rows[:LOSS_ROWS]:
-            ids, prompt_length = tokenize(tokenizer, row, fields)
-            batch = torch.tensor([ids], device=next(model.parameters()).device)
-            logits = model(batch, use_cache=False).logits[0, prompt_length - 1 : -1].float()
-            total += torch.nn.functional.cross_entropy(logits, batch[0, prompt_length:], reduction="sum").item()
-            tokens += len(ids) - prompt_length
+            batch = torch.tensor([row.input_ids], device=next(model.parameters()).device)
+            logits = model(batch, use_cache=False).logits[0, row.first - 1 : -1].float()
+            labels = torch.tensor(row.labels[row.first :], device=logits.device)
+            loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=NOT_LEARNED, reduction="sum")
+            total += loss.item()
+            tokens += row.learnt
     model.train(was_training)
     return total / max(tokens, 1)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning (TRL's SFTTrainer) on prompt/completion rows, loss on the answer only."""
+"""Supervised fine-tuning (TRL's SFTTrainer) on prompt/completion rows, loss on the answers only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from rich.console import Console
 
 from toolkit.errors import DataError
 from toolkit.models.bases import resolve_base
-from toolkit.models.chat_template import NOTHING_TOLD
+from toolkit.models.chat_template import template_file
 from toolkit.models.ends import ends_of
 from toolkit.models.safetensors_file import writing
 from toolkit.recipe.schema import Recipe
@@ -23,7 +22,8 @@ from toolkit.run.artifacts import Artifact, read_jsonl, text_sha256, write_json,
 from toolkit.run.facts import AdapterFacts, BaseFacts, DatasetFacts
 from toolkit.train.memory import memory_advice
 from toolkit.train.model import Loaded, autocast_of, load_for_training
-from toolkit.train.rows import LOSS_ROWS, NOT_LEARNED, answer_loss, leave_out_long, thoughts_in, tokenize, told
+from toolkit.train.rows import LOSS_ROWS, NOT_LEARNED, TokenizedRow, answer_loss, tokenized
+from toolkit.train.told import look_at, told
 
 stderr = Console(stderr=True)
 
@@ -60,15 +60,17 @@ def _train(
     from toolkit.train.progress import TrainingProgress, cut_metrics, last_complete_checkpoint
 
     model, tokenizer = loaded.model, loaded.tokenizer
+    if recipe.train.chat_template is not None:
+        tokenizer.chat_template = template_file(recipe.train.chat_template)
     splits = {"validation": held_out, "train": rows}
     if unlisted := ends_of(Path(base.folder), tokenizer).told():
         stderr.print(unlisted[:1].upper() + unlisted[1:] + ".", style="yellow", markup=False)
     fields = recipe.train.chat_template_kwargs
-    rows, long = leave_out_long(tokenizer, rows, recipe.train.max_length, fields)
-    held_out, long_held_out = leave_out_long(tokenizer, held_out, recipe.train.max_length, fields)
-    thoughts = thoughts_in(tokenizer, rows, fields)
-    for line in told(thoughts):
+    found = look_at(tokenizer, rows, fields)
+    for line in told(found):
         stderr.print(line, markup=False)
+    sequences, long = tokenized(tokenizer, rows, recipe.train.max_length, fields)
+    validation, long_held_out = tokenized(tokenizer, held_out, recipe.train.max_length, fields)
     _list_long(long + long_held_out, recipe.train.max_length, out)
     checkpoints = out / CHECKPOINTS
     resume = last_complete_checkpoint(checkpoints)
@@ -76,9 +78,9 @@ def _train(
         if folder != resume and (resume is None or _step(folder) > _step(resume)):
             shutil.rmtree(folder)
     cut_metrics(out / "metrics.jsonl", _step(resume) if resume else 0)
-    before = _loss_before(out, model, tokenizer, held_out, fields)
+    before = _loss_before(out, model, validation)
     progress = TrainingProgress(out / "metrics.jsonl")
-    trainer = _trainer(recipe, loaded, rows, checkpoints, progress)
+    trainer = _trainer(recipe, loaded, sequences, checkpoints, progress)
     if resume:
         stderr.print(f"Going on from step {_step(resume)}, the last complete checkpoint.")
     try:
@@ -86,11 +88,11 @@ def _train(
     finally:
         progress.bar.stop()
     record_forward(trainer, tokenizer, splits, recipe.train.max_length, out, fields)
-    after = answer_loss(model, tokenizer, held_out, fields) if held_out else None
+    after = answer_loss(model, validation) if validation else None
     if before is not None and after is not None:
         stderr.print(
             f"Validation loss {before:.3f} → {after:.3f}, perplexity {math.exp(before):.1f} → {math.exp(after):.1f}, "
-            f"over {min(len(held_out), LOSS_ROWS)} of {len(held_out)} rows"
+            f"over {min(len(validation), LOSS_ROWS)} of {len(validation)} rows"
         )
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -109,11 +111,14 @@ def _train(
         trained_here=True,
         validation_loss_before=before,
         validation_loss_after=after,
-        validation_rows=len(held_out),
-        validation_rows_measured=min(len(held_out), LOSS_ROWS),
+        validation_rows=len(validation),
+        validation_rows_measured=min(len(validation), LOSS_ROWS),
         steps=int(result.global_step),
-        train_rows=len(rows),
-        thoughts=thoughts.trained,
+        train_rows=len(sequences),
+        answers=sum(len(sequence.spans) for sequence in sequences),
+        rows_split=found.split,
+        thoughts=found.thoughts,
+        calls=found.calls,
         rows_too_long=len(long) + len(long_held_out),
         trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         tokens_per_second=round(progress.tokens_per_second, 1),
@@ -125,7 +130,7 @@ def _list_long(long: list[dict[str, Any]], max_length: int, out: Path) -> None:
     if long:
         write_text(out / "too_long.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in long))
         stderr.print(
-            f"{len(long)} rows have more than train.max_length = {max_length} tokens and are left out; "
+            f"{len(long)} rows have more than train.max_length = {max_length} tokens: their answers behind that are left out; "
             "too_long.jsonl lists them."
         )
 
@@ -146,22 +151,20 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _loss_before(
-    out: Path, model: Any, tokenizer: Any, held_out: list[dict[str, Any]], fields: Mapping[str, Any] = NOTHING_TOLD
-) -> float | None:
+def _loss_before(out: Path, model: Any, validation: list[TokenizedRow]) -> float | None:
     # Kept in a file, so that a resumed run does not measure a half-trained model.
     path = out / "loss_before.json"
     if path.is_file():
         return float(json.loads(path.read_text(encoding="utf-8")))
-    if not held_out:
+    if not validation:
         return None
     # A fresh adapter changes nothing (B = 0), so this is the base, quantized as it will be trained on.
-    loss = answer_loss(model, tokenizer, held_out, fields)
+    loss = answer_loss(model, validation)
     write_json(path, loss)
     return loss
 
 
-def _trainer(recipe: Recipe, loaded: Loaded, rows: list[dict[str, Any]], checkpoints: Path, progress: Any) -> Any:
+def _trainer(recipe: Recipe, loaded: Loaded, rows: list[TokenizedRow], checkpoints: Path, progress: Any) -> Any:
     from datasets import Dataset, disable_progress_bars
     from transformers import PrinterCallback, ProgressCallback
     from trl import SFTConfig, SFTTrainer
@@ -179,7 +182,7 @@ def _trainer(recipe: Recipe, loaded: Loaded, rows: list[dict[str, Any]], checkpo
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         optim=settings.optim,
-        max_length=None,  # `leave_out_long` left longer rows out; TRL would cut them
+        max_length=None,  # `tokenized` left longer rows out; TRL would cut them
         train_sampling_strategy=settings.train_sampling_strategy,
         # Never all logits at once: by TRL's loss, or by Unsloth's own, which TRL's would push aside.
         loss_type="nll" if loaded.through_unsloth else "chunked_nll",
@@ -201,7 +204,7 @@ def _trainer(recipe: Recipe, loaded: Loaded, rows: list[dict[str, Any]], checkpo
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(checkpoints.parent.parent / "tensorboard")
     disable_progress_bars()
     # As tokens with labels: TRL and Unsloth each render conversations in their own way.
-    examples = [tokenize(loaded.tokenizer, row, settings.chat_template_kwargs).example() for row in rows]
+    examples = [row.example() for row in rows]
     trainer = SFTTrainer(
         model=loaded.model,
         args=config,

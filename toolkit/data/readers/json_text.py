@@ -115,6 +115,9 @@ def _inside(value: Any, text: str, name: str, line: int, notes: list[str]) -> Re
     if not lists:
         yield from _by_key(value, name, line)
         return
+    if any(len(path) == 1 and _are_turns(held) for path, held in lists):
+        yield _row(value, name, line)  # a file of one conversation
+        return
     path, rows = max(lists, key=lambda found: len(found[1]))
     keys = _keys(rows)
     alike = [found for found in lists if found[0][:-1] == path[:-1] and _keys(found[1]) == keys]
@@ -127,6 +130,10 @@ def _inside(value: Any, text: str, name: str, line: int, notes: list[str]) -> Re
             yield from (_row(row, name, number) for number, row in enumerate(found[1], 1))
         else:
             yield from _listed(text, name, where)
+
+
+def _are_turns(values: list[Any]) -> bool:
+    return all(isinstance(value, dict) and ("role" in value or "from" in value) for value in values)
 
 
 def _told(lists: list[tuple[tuple[str, ...], list[Any]]]) -> str:

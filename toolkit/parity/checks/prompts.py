@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
-from toolkit.models.chat_template import NOTHING_TOLD, on_day
+from toolkit.models.chat_template import NOTHING_TOLD, REFUSALS, on_day
+from toolkit.models.tools import Tools
 from toolkit.parity.certificate import Check, lower_is_better
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
 
 def conversations(system: str) -> list[tuple[str, Messages]]:
@@ -40,16 +39,24 @@ def conversations(system: str) -> list[tuple[str, Messages]]:
     ]
 
 
-def render(tokenizer: Any, messages: Messages, day: str, fields: Mapping[str, Any] = NOTHING_TOLD) -> str | None:
+def render(
+    tokenizer: Any,
+    messages: Messages,
+    day: str,
+    fields: Mapping[str, Any] = NOTHING_TOLD,
+    tools: Tools | None = None,
+) -> str | None:
     """The prompt as the tokenizer's own chat template renders it on a day, up to where the answer begins; None: it refuses.
 
     Args:
         fields: what the template is told; see `Train.chat_template_kwargs`.
+        tools: as `toolkit.models.tools.as_sent` gives them.
     """
-    told = {**fields, **on_day(day)}
+    # Named, since a tokenizer with several would take another one where there are tools; a GGUF holds this one.
+    told = {**fields, **on_day(day), "tools": tools, "chat_template": tokenizer.get_chat_template()}
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **told))
-    except (TemplateError, ValueError, TypeError):
+    except REFUSALS:
         return None
 
 

@@ -65,9 +65,9 @@ class Goldens:
         goldens = [(f"golden {i + 1}", row["prompt_text"]) for i, row in enumerate(self.rows)]
         return goldens + [(row["name"], row["text"]) for row in self.conversations]
 
-    def messages(self) -> list[list[dict[str, str]]]:
-        """The conversations of `texts`, in its order."""
-        return [row["messages"] for row in self.rows + self.conversations]
+    def asked(self) -> list[tuple[list[dict[str, Any]], list[dict[str, Any]] | None]]:
+        """(messages, tools) of the conversations of `texts`, in its order."""
+        return [(row["messages"], row.get("tools")) for row in self.rows + self.conversations]
 
     def recorded(self) -> list[tuple[str, list[int]]]:
         """(text, token ids) as the model was trained to read them."""

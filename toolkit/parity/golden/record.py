@@ -1,9 +1,10 @@
 """Golden answers: what the tuned model and its base say to the recipe's prompts, with the logits behind every token.
 
 Files of the artifact:
-    golden.jsonl         a row per prompt: messages, prompt_text, prompt_ids, completion_ids (with the end token when the
-                         model stopped by itself), completion, base_completion, stopped, end_token, first_row;
-                         thinking and content: parts of the completion (all is content where the template knows no thoughts)
+    golden.jsonl         a row per prompt: messages, tools (where there are some), prompt_text, prompt_ids, completion_ids (with
+                         the end token when the model stopped by itself), completion, base_completion, stopped, end_token,
+                         first_row; thinking and content: parts of the completion (all is content where the template knows no
+                         thoughts)
     tuned.npy, base.npy  float32 logits [positions, vocabulary]; rows first_row, first_row + 1, … of a prompt predict
                          completion_ids[0], completion_ids[1], …
     conversations.jsonl  further conversations as the training template renders them: name, messages, text, ids
@@ -41,13 +42,14 @@ from toolkit.models.reference import (
 )
 from toolkit.models.thinking import Marks, Parts, as_sent_back, marks_of
 from toolkit.models.tokenizer import load_tokenizer
+from toolkit.models.tools import NO_TOOLS, Tools, require_tools
 from toolkit.models.weights import TrainedWeights, loaded_bytes, weights_of
 from toolkit.parity.checks.prompts import Messages, conversations, render
 from toolkit.parity.checks.tokens import encode
 from toolkit.parity.golden.export_answers import answers_of, too_large
 from toolkit.parity.golden.goldens import GOES_ON, LET_GO_ON
 from toolkit.parity.golden.training_rows import recorded_rows, write_answers, write_forward
-from toolkit.recipe.prompts_file import asked, golden_turns
+from toolkit.recipe.prompts_file import GoldenPrompt, asked, golden_prompts, prompts_of
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, read_jsonl, write_jsonl
 from toolkit.run.facts import AdapterFacts, DatasetFacts, GoldenFacts
@@ -60,6 +62,7 @@ class Prompt(NamedTuple):
     """A rendered golden prompt."""
 
     messages: Messages
+    tools: Tools | None
     text: str
     ids: list[int]
 
@@ -81,9 +84,11 @@ def record_golden(
     if found.unlisted:
         stderr.print(f"The goldens: {found.told()}.", style="yellow", markup=False)
     marks = marks_of(str(tokenizer.get_chat_template()), fields)
-    wanted = [as_sent_back(messages, marks) for messages in golden_messages(recipe, dataset)]
     day = date.today().isoformat()
-    prompts = [_rendered(tokenizer, messages, day, fields) for messages in wanted]
+    prompts = [
+        _rendered(tokenizer, GoldenPrompt(as_sent_back(turns, marks), tools), day, fields)
+        for turns, tools in golden_messages(recipe, dataset)
+    ]
     vocabulary = int(weights.structure().get_output_embeddings().weight.shape[0])
     whole = computed_whole(weights)
     recorded = recorded_rows(trained, dataset, tokenizer)
@@ -164,20 +169,24 @@ def as_merged(adapter: Artifact[AdapterFacts], onto: str) -> Artifact[AdapterFac
     return replace(adapter, facts=adapter.facts.model_copy(update={"quantization": None}))
 
 
-def golden_messages(recipe: Recipe, dataset: Artifact[DatasetFacts] | None) -> list[Messages]:
-    """The recipe's golden prompts as conversations: its list or file, then so many of the test split.
+def golden_messages(recipe: Recipe, dataset: Artifact[DatasetFacts] | None) -> list[GoldenPrompt]:
+    """The recipe's golden prompts as conversations: its list or file, then so many of the test split, of whose rows every answer
+    has its own.
 
     Raises:
         DataError: an empty or missing file; no prompt at all; prompts that are in the training split.
     """
-    turns = golden_turns(recipe)
+    named = golden_prompts(recipe)
     if dataset is not None:
-        _refuse_trained_on([asked(t) for t in turns], dataset.folder / "train.jsonl")
+        _refuse_trained_on([asked(prompt.turns) for prompt in named], dataset.folder / "train.jsonl")
     opening: Messages = [{"role": "system", "content": recipe.system}] if recipe.system else []
-    found: list[Messages] = [t if t[0]["role"] == "system" else [*opening, *t] for t in turns]
+    found = [
+        prompt if prompt.turns[0]["role"] == "system" else GoldenPrompt([*opening, *prompt.turns], prompt.tools)
+        for prompt in named
+    ]
     if dataset is not None and recipe.golden.from_test:
-        rows = read_jsonl(dataset.folder / "test.jsonl")[: recipe.golden.from_test]
-        found += [row["prompt"] for row in rows]
+        rows = read_jsonl(dataset.folder / "test.jsonl")
+        found += [prompt for row in rows for prompt in prompts_of(row)][: recipe.golden.from_test]
     if not found:
         raise DataError(
             "there is no golden prompt: the test split is empty and golden.prompts names none",
@@ -197,15 +206,18 @@ def _refuse_trained_on(texts: list[str], train: Path) -> None:
         )
 
 
-def _rendered(tokenizer: Any, messages: Messages, day: str, fields: Mapping[str, Any]) -> Prompt:
-    text = render(tokenizer, messages, day, fields)
+def _rendered(tokenizer: Any, prompt: GoldenPrompt, day: str, fields: Mapping[str, Any]) -> Prompt:
+    messages, tools = prompt
+    if tools:
+        require_tools(str(tokenizer.get_chat_template()), {NO_TOOLS}, fields)
+    text = render(tokenizer, messages, day, fields, tools)
     if text is None:
         roles = ", ".join(m["role"] for m in messages)
         raise DataError(
             f"the chat template refuses a golden prompt with the turns {roles}",
             "Some templates take no system text: set system: '' in the recipe.",
         )
-    return Prompt(messages, text, encode(tokenizer, text))
+    return Prompt(messages, tools, text, encode(tokenizer, text))
 
 
 def _causal(model: Any) -> Any:
@@ -240,7 +252,7 @@ def _let_go_on(
     model: Any, prompts: list[Prompt], answers: list[list[int]], ends: list[int], new_tokens: int
 ) -> int | None:
     """Whether answers that were all cut would have ended: tokens of the shortest of a few that are let go on, or None."""
-    further = [Prompt(p.messages, p.text, p.ids + answer) for p, answer in zip(prompts, answers)][:LET_GO_ON]
+    further = [p._replace(ids=p.ids + answer) for p, answer in zip(prompts, answers)][:LET_GO_ON]
     found = greedy(model, further, ends, (GOES_ON - 1) * new_tokens, "no answer has ended yet: two of them go on")
     return min((new_tokens + len(answer) for answer in found if answer[-1] in ends), default=None)
 
@@ -284,6 +296,7 @@ def _rows(
         rows.append(
             {
                 "messages": prompt.messages,
+                **({"tools": prompt.tools} if prompt.tools else {}),
                 "prompt_text": prompt.text,
                 "prompt_ids": prompt.ids,
                 "completion_ids": answer,

@@ -22,7 +22,7 @@ from toolkit.models.reference import TeacherForced
 from toolkit.run.artifacts import Artifact, read_jsonl, write_jsonl
 from toolkit.run.facts import AdapterFacts, DatasetFacts
 from toolkit.train.forward import FORWARD_FILE
-from toolkit.train.rows import TokenizedRow, tokenize
+from toolkit.train.rows import NOT_LEARNED, TokenizedRow, tokenize
 
 WRITTEN_FILE = "written.npy"
 ANSWERS = 2000
@@ -38,7 +38,7 @@ class Recorded(NamedTuple):
 
     @property
     def forced(self) -> TeacherForced:
-        return TeacherForced(self.row.input_ids, self.row.prompt_length)
+        return TeacherForced(self.row.input_ids, self.row.first)
 
 
 def recorded_rows(
@@ -51,22 +51,22 @@ def recorded_rows(
     told = read_jsonl(path)
     splits = {split: read_jsonl(dataset.folder / f"{split}.jsonl") for split in {row["split"] for row in told}}
     fields = adapter.facts.chat_template_kwargs
-    return [Recorded(row, tokenize(tokenizer, splits[row["split"]][row["index"]], fields)) for row in told]
+    return [Recorded(row, tokenize(tokenizer, splits[row["split"]][row["index"]], fields)[row["part"]]) for row in told]
 
 
 def write_forward(recorded: list[Recorded], logits: Iterable[torch.Tensor], ends: list[int], out: Path) -> None:
     """Write `forward.jsonl`; nothing where no row is known.
 
     Args:
-        logits: float32 [tokens of the answer, vocabulary] for each row.
+        logits: float32 [tokens from the first answer's first on, vocabulary] for each row.
         ends: ids at which the tuned model ends.
     """
     if not recorded:
         return
     rows = []
     for (told, row), found in zip(recorded, logits, strict=True):
-        answer = torch.tensor(row.input_ids[row.prompt_length :])
-        loss = torch.nn.functional.cross_entropy(found, answer).item()
+        answer = torch.tensor(row.labels[row.first :])
+        loss = torch.nn.functional.cross_entropy(found, answer, ignore_index=NOT_LEARNED).item()
         at = [place for place, token in enumerate(answer.tolist()) if token in ends]
         end = float(found[at[-1]].softmax(-1)[ends].sum()) if at else None
         rows.append({**told, "reference": loss, "end": end})
@@ -104,12 +104,12 @@ def write_answers(
     for row in rows[::step]:
         if not row["completion"]:
             continue
-        ids, start = tokenize(tokenizer, row, fields)
-        if len(ids) > max_length:  # not trained on
-            continue
-        answer = ids[start:]
-        place = max((i for i, token in enumerate(answer) if token in ends), default=len(answer))
-        written[[token for token in answer[:place] if token < vocabulary]] = True
-        lengths.append(min(place + 1, len(answer)))
+        for part in tokenize(tokenizer, row, fields):
+            trained = part.up_to(max_length)
+            for begin, behind in trained.spans if trained else ():
+                answer = part.input_ids[begin:behind]
+                place = max((i for i, token in enumerate(answer) if token in ends), default=len(answer))
+                written[[token for token in answer[:place] if token < vocabulary]] = True
+                lengths.append(min(place + 1, len(answer)))
     np.save(out / WRITTEN_FILE, written)
     return Answers(int(median(lengths)), max(lengths)) if lengths else Answers(None, None)
