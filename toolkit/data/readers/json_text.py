@@ -111,12 +111,12 @@ def _inside(value: Any, text: str, name: str, line: int, notes: list[str]) -> Re
     if not isinstance(value, dict):
         yield from _listed(text, name, text.index("["))
         return
+    if any(isinstance(inner, list) and inner and _are_turns(inner) for inner in value.values()):
+        yield _row(value, name, line)  # a file of one conversation
+        return
     lists = _lists_in(value, ())
     if not lists:
         yield from _by_key(value, name, line)
-        return
-    if any(len(path) == 1 and _are_turns(held) for path, held in lists):
-        yield _row(value, name, line)  # a file of one conversation
         return
     path, rows = max(lists, key=lambda found: len(found[1]))
     keys = _keys(rows)
