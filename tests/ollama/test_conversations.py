@@ -13,6 +13,7 @@ from tests.conftest import Server
 from tests.ollama.served_templates import SYSTEM
 from tests.ollama.test_client import broken
 from tests.ollama.tiny import special_texts, template_text, tiny_gguf
+from tests.small_models import TREE
 from toolkit.errors import ExternalToolError, UsageError
 from toolkit.export.convert import protect_template
 from toolkit.ollama.asked import ENDPOINTS, PICTURE, TOOLS, Conversation, answer, request_fields
@@ -209,3 +210,13 @@ def test_a_server_that_shows_no_prompts_is_told_with_its_version_and_what_to_do(
         check_conversation = Conversation("one", [{"role": "user", "content": "hi"}])
         client.rendered("m", check_conversation.messages)
     assert "Use 0.30.0 or newer" in caught.value.hint and "make ollama" in caught.value.hint
+
+
+def test_where_ollama_writes_prompts_itself_functions_are_told_and_not_counted() -> None:
+    template = (TREE / "models" / "templates" / "google-gemma-4-31B-it.jinja").read_text(encoding="utf-8")
+    asked = further_conversations(SYSTEM, [])
+    for architecture, told in (("gemma4", "Ollama writes the prompts of gemma4 itself"), ("llama", "")):
+        expected = expected_texts(asked, template, "<bos>", "<eos>", architecture=architecture)
+        of_tools = [one for one in expected if one.conversation.tools and one.text is not None]
+        assert of_tools and all(one.always.get("/api/chat", "") == told for one in of_tools)
+        assert not any(one.always for one in expected if one.conversation.name == "several turns")

@@ -14,7 +14,7 @@ from toolkit.errors import ToolkitError
 from toolkit.models.chat_template import NOTHING_TOLD, render_trained
 from toolkit.ollama.asked import ENDPOINTS, TOOLS, Conversation, Endpoint, Messages, has_picture, request_fields
 from toolkit.ollama.client import Client
-from toolkit.ollama.predict import GENERATE_RENDERS, numbers, takes_tools, thinks
+from toolkit.ollama.predict import GENERATE_RENDERS, RENDERER_OF, numbers, takes_tools, thinks
 from toolkit.ollama.syntax import Message
 from toolkit.ollama.thoughts import A_LEVEL, Think, keeps_to_training, told_by
 from toolkit.parity.checks.pictures import picture_block, with_pictures
@@ -101,6 +101,7 @@ def expected_texts(
     sees: bool = False,
     served: str = "",
     fields: Mapping[str, Any] = NOTHING_TOLD,
+    architecture: str = "",
 ) -> list[Expected]:
     """What the training template makes of conversations as the served model completes them.
 
@@ -110,8 +111,12 @@ def expected_texts(
         sees: whether the served model has a projector.
         served: the template in the served file, where it is not the training's; see `keeps_to_training`.
         fields: what the template was told in training.
+        architecture: of the served file. Where Ollama writes its prompts itself, nobody can change how functions are written, or
+            the prompt of an app that wants other thoughts than were trained: these conversations are told, and not counted.
+            What was trained, the goldens hold.
     """
-    trained = _Trained(template, bos, eos, sees, keeps_to_training(served or template), fields)
+    own_words = f"Ollama writes the prompts of {architecture} itself" if architecture in RENDERER_OF else ""
+    trained = _Trained(template, bos, eos, sees, keeps_to_training(served or template), fields, own_words)
     between = [{"role": turn.role, "content": turn.content} for turn in turns]
     made = []
     for one in conversations:
@@ -141,6 +146,8 @@ class _Trained:
     """The served file's template was mended; see `keeps_to_training`."""
     fields: Mapping[str, Any]
     """What the template was told in training."""
+    own_words: str
+    """Why functions and thoughts are not written by the template; empty: they are."""
 
     def rendered(
         self, messages: Messages, tools: list[dict[str, Any]] | None = None, think: Think = None
@@ -166,6 +173,8 @@ def _expected(one: Conversation, messages: Messages, trained: _Trained) -> Expec
         return Expected(replace(one, tools=None), bare)
     if one.messages[-1]["role"] == "assistant":
         return Expected(one, text, always=dict.fromkeys(ENDPOINTS, GOES_ON))
+    if (one.tools or one.think is not None) and trained.own_words:
+        return Expected(one, text, always=dict.fromkeys(ENDPOINTS, trained.own_words))
     return Expected(one, text)
 
 

@@ -266,11 +266,12 @@ def _prompts(model: ServedModel, trained: Trained, vocabulary: Vocabulary, wante
     shown = model.shown
     with _counting(f"prompts of {model.name}", len(wanted)) as tick:
         wrong = check_rendering(model.client, model.name, wanted, vocabulary, tick)
-    served = str(read_gguf(model.file).metadata.get("tokenizer.chat_template", ""))
+    header = read_gguf(model.file)
+    served = str(header.metadata.get("tokenizer.chat_template", ""))
     expected = expected_texts(
         further_conversations(trained.system, vocabulary.markers), trained.template, vocabulary.bos_text,
         vocabulary.eos_text, str(shown.get("system", "")), model.turns, "vision" in shown.get("capabilities", []), served,
-        trained.fields,
+        trained.fields, header.architecture,
     )  # fmt: skip
     bos = vocabulary.bos_text if vocabulary.adds_bos else ""
     outcomes = check_conversations(model.client, model.name, expected, bos)
