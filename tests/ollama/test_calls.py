@@ -118,13 +118,14 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "Where is order 12?": {"content": "", "tool_calls": [order(12, year='2025 é"')]},
     "Where are 3 and 4?": {"content": "", "tool_calls": [order(3), order(4)]},
     "Hello": {"content": "Hello, {what} can I do?"},
-    "Where is order x?": {"content": "", "tool_calls": [order("x")]},  # no integer: never offered
 }
+NOT_OFFERED = {"Where is order x?": {"content": "", "tool_calls": [order("x")]}}
+"""Its number is no integer."""
 
 
 def asked_of(template: str, bos: str = "", eos: str = "") -> list[Asked]:
     asked = []
-    for question in ANSWERS:
+    for question in ANSWERS | NOT_OFFERED:
         turns = [{"role": "user", "content": question}]
         prompt = render_trained(template, turns, bos, eos, as_sent(TOOLS))
         assert prompt is not None
@@ -175,6 +176,12 @@ def test_a_call_is_not_whole(raw: str, told: Told) -> None:
     assert not writing(OWN).fits(asked_of(OWN)[0], raw, told)
 
 
+def test_only_whole_calls_can_be_blamed_on_a_server() -> None:
+    one, how = asked_of(OWN)[0], writing(OWN)
+    assert how.readable(one, CALL) and how.readable(one, f"{CALL}\n{CALL}") and how.readable(one, "It was sent.")
+    assert not how.readable(one, CALL[:40]) and not how.readable(one, f"{CALL}\n{CALL[:40]}")
+
+
 def served(server: Server, folder: Path, template: str) -> tuple[Shown, Writing, list[Asked]]:
     """A small model that was taught the answers in this template's words, asked through a server."""
     base = tiny_llama(folder / "base")
@@ -186,12 +193,12 @@ def served(server: Server, folder: Path, template: str) -> tuple[Shown, Writing,
             "completion": [{"role": "assistant", **answer}],
             "tools": TOOLS,
         }
-        for question, answer in ANSWERS.items()
+        for question, answer in (ANSWERS | NOT_OFFERED).items()
     ]
     examples = [one for row in rows for one in tokenize(tokenizer, row)]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).train()
     model.get_input_embeddings().requires_grad_(False)
-    assert learn(model, examples, 60, 3e-3, 0) < 0.1
+    assert learn(model, examples, 100, 3e-3, 0) < 0.05
     model.save_pretrained(base)
     nothing = scaled(tiny_adapter(base, folder / "adapter", r=4, alpha=4), folder / "nothing", 0.0)
     made = export(recipe(["F16"], "F16", base), adapter_artifact(nothing, base), folder / "made")
@@ -230,8 +237,10 @@ def test_calls_are_told_apart_with_the_models_own_names_and_arguments(
         {"number": 3},
         {"number": 4},
     ]
-    assert (found.answers, found.with_calls, found.cut) == (6, 4, 0)
-    assert found.not_offered == 1
+    json_calls = name not in {"Qwen3-Coder", "LFM2.5-8B-A1B"}
+    assert found.not_offered == json_calls and (found.cut, found.not_read <= 2 * (not json_calls)) == (0, True)
+    # What calls are written in other ways than JSON is not known here, so all of them are compared.
+    assert (found.answers + found.not_read, found.with_calls + found.not_read) == ((6, 4) if json_calls else (8, 6))
 
 
 @pytest.mark.ollama

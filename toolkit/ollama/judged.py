@@ -382,6 +382,7 @@ def with_calls(check: Check, shown: Calls) -> Check:
         Measure(name="answers asked with functions, at two addresses", value=shown.answers),
         Measure(name="answers whose calls are told apart", value=shown.with_calls),
         Measure(name="questions answered with a call that was not offered", value=shown.not_offered),
+        Measure(name="answers with a call that is not whole", value=shown.not_read),
         Measure(name="questions with functions whose answer was cut", value=shown.cut),
     ]
     told = f"{shown.with_calls} of {shown.answers} answers with functions are calls, with the model's own names and arguments"
