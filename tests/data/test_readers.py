@@ -222,3 +222,15 @@ def test_a_file_of_one_conversation_is_one_row(key: str, tmp_path: Path) -> None
         table = Table()
         read_file(tmp_path / name, name, table, Reading(path=str(tmp_path / name)))
         assert [row.values for row in table.rows] == [row]
+
+
+def test_a_form_writes_its_questions_into_the_header(tmp_path: Path) -> None:
+    form = tmp_path / "form.csv"
+    rows = [f'2026-01-{day:02} 10:00,"What about {day}?","Nothing, on day {day}."' for day in range(1, 9)]
+    form.write_text("\n".join(["Timestamp,What is your question?,What would you answer?", *rows]), encoding="utf-8")
+    table = Table()
+    read_file(form, "form.csv", table, Reading(path=str(form)))
+    assert table.columns["form.csv"] == ["Timestamp", "What is your question?", "What would you answer?"]
+    form.write_text("\n".join(rows), encoding="utf-8")
+    with pytest.raises(DataError, match="its first line looks like a row"):
+        read_file(form, "form.csv", Table(), Reading(path=str(form)))

@@ -15,7 +15,8 @@ from toolkit.data.readers.header import NoHeader
 from toolkit.recipe.schema import Data
 
 NO_HEADER = (
-    "no header line is assumed, since the first line looks like a row: columns are called 1, 2, … (data.header: false)"
+    "the first line looks like a row, so no header is assumed and columns are called 1, 2, … (data.header: false); if it is "
+    "one: --set data.header=true"
 )
 _LANGUAGE_ROWS = 500
 

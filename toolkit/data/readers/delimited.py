@@ -16,6 +16,8 @@ LONGEST_CELL = 1_000_000
 _DELIMITERS = ",;\t|"
 _LOOKED_AT = 50
 _TOO_MANY = 50
+_FIRST_LINES = 6
+"""They tell whether the first is a header."""
 WRONG_FIELDS = "wrong number of fields"
 _FIELDS_HINT = (
     'Put cells that hold the delimiter into quotes ("…"), or export the table again: a spreadsheet program quotes them by '
@@ -39,11 +41,13 @@ def delimited(text: str, name: str, header: bool | int | None = None, tabs: bool
     names: list[str] | None = None
     wrong: list[Dropped] = []
     right = 0
-    for line, cells in _lines(text, name, delimiter, skipped):
+    lines = _lines(text, name, delimiter, skipped)
+    first = list(itertools.islice(lines, _FIRST_LINES))
+    for line, cells in itertools.chain(first, lines):
         if names is None:
             if header is not None and header is not True and header is not False and line < header:
                 continue
-            if header is None and looks_like_a_row(cells):
+            if header is None and looks_like_a_row(cells, [held for number, held in first if number > line]):
                 raise no_header(f"{name}:{line}", cells)
             if header is not False:
                 names = names_of(cells, f"{name}:{line}")
@@ -59,10 +63,10 @@ def delimited(text: str, name: str, header: bool | int | None = None, tabs: bool
             if len(wrong) < _TOO_MANY or right:  # else nothing of the file fits, and it is read on for the counts only
                 yield wrong[-1]
     if wrong and (right == 0 or len(wrong) > max(right, 10)):
-        first = wrong[0]
+        worst = wrong[0]
         raise DataError(
-            f"{name}:{first.line}: {len(wrong):,} of {len(wrong) + right:,} rows have another number of fields than the "
-            f"header, as here: {first.text[:100]}{'…' if len(first.text) > 100 else ''}; most likely a {delimiter!r} inside "
+            f"{name}:{worst.line}: {len(wrong):,} of {len(wrong) + right:,} rows have another number of fields than the "
+            f"header, as here: {worst.text[:100]}{'…' if len(worst.text) > 100 else ''}; most likely a {delimiter!r} inside "
             "cells that nobody quoted",
             _FIELDS_HINT,
         )

@@ -8,12 +8,23 @@ from collections.abc import Sequence
 from toolkit.errors import DataError
 
 _SENTENCE = re.compile(r"[.?!。？！…]\s*$")
+_ALPHA = re.compile(r"[^\W\d_]{2}")
+"""Two letters: a date may hold a T, an amount a unit's letter."""
 _LONGEST_NAME = 60
 _WORDS = 7
 
 
-def looks_like_a_row(cells: Sequence[str]) -> bool:
-    """Whether a first line holds a question or a sentence where column names would stand."""
+def looks_like_a_row(cells: Sequence[str], below: Sequence[Sequence[str]]) -> bool:
+    """Whether a first line holds a question or a sentence where column names would stand.
+
+    Forms write their questions there: words above a column of dates or numbers are a name all the same.
+
+    Args:
+        below: some of the next lines.
+    """
+    columns = list(zip(*below, strict=False))
+    if any(_ALPHA.search(name) and not _ALPHA.search("".join(held)) for name, held in zip(cells, columns) if any(held)):
+        return False
     return any(
         (_SENTENCE.search(cell) and len(cell) > 8) or len(cell) > _LONGEST_NAME or len(cell.split()) > _WORDS
         for cell in cells

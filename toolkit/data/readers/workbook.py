@@ -202,7 +202,7 @@ def _records(sheet: Sheet, name: str, header: bool | int | None, notes: list[str
         body = sheet.rows
     else:
         number, cells = sheet.rows[at]
-        if header is None and looks_like_a_row([cell for cell in cells if cell]):
+        if header is None and looks_like_a_row(cells, [held for _, held in sheet.rows[at + 1 : at + 6]]):
             raise no_header(f"{name}:{number}", [cell for cell in cells if cell])
         names = names_of(cells, f"{name}:{number}")
         body = sheet.rows[at + 1 :]
