@@ -30,6 +30,7 @@ from toolkit.run.facts import (
     OllamaFacts,
     Quantization,
     ReportFacts,
+    SourceLoss,
 )
 
 
@@ -181,6 +182,31 @@ def test_a_loss_over_a_part_of_the_held_out_rows_says_so(recipe: Recipe, artifac
         update = {"validation_rows": rows, "validation_rows_measured": measured}
         artifacts["train"] = Artifact(before.folder, before.facts.model_copy(update=update), "", {}, Cost())
         assert summarize(recipe, artifacts).losses[0] == ("validation loss", f"2.500 → 1.250 nats a token{told}")
+
+
+def test_held_out_losses_of_several_sources_are_on_screen_page_and_card(
+    recipe: Recipe, artifacts: dict[str, Artifact[Any]], tmp_path: Path
+) -> None:
+    before = artifacts["train"]
+    assert "loss of" not in _screen(recipe, artifacts, 80)
+    by_source = {
+        "general": SourceLoss(before=2.0, after=2.125, rows=40, measured=32),
+        "my_rows": SourceLoss(before=2.5, after=1.0, rows=9, measured=9),
+        "few": None,
+    }
+    facts = before.facts.model_copy(update={"validation_by_source": by_source})
+    artifacts["train"] = Artifact(before.folder, facts, "", {}, Cost())
+    write_report(recipe, artifacts, tmp_path)
+    page, card = ((tmp_path / name).read_text(encoding="utf-8") for name in ("report.md", "model_card.md"))
+    for label, value in (
+        ("loss of general", "2.000 → 2.125 nats a token, over 32 of 40 rows"),
+        ("loss of my_rows", "2.500 → 1.000 nats a token"),
+        ("loss of few", "not known: none of its rows was held out"),
+    ):
+        assert f"| {label} | {value} |" in page and f"- {label}: {value}\n" in card
+        assert any(
+            line.split("  ")[0] == label and value in line for line in _screen(recipe, artifacts, 120).splitlines()
+        )
 
 
 def test_the_last_line_is_the_command(recipe: Recipe, artifacts: dict[str, Artifact[Any]]) -> None:

@@ -30,8 +30,8 @@ from toolkit.run.facts import DatasetFacts
 from toolkit.train.memory import memory_advice, settings_to_lower
 from toolkit.train.model import load_for_training
 from toolkit.train.progress import COMPLETE, TrainingProgress, cut_metrics
-from toolkit.train.rows import LOSS_ROWS, TokenizedRow, answer_loss, tokenize, tokenized
-from toolkit.train.sft import _check_batches, _loss_before, _trainer, train
+from toolkit.train.rows import ALL_SOURCES, LOSS_ROWS, TokenizedRow, answer_loss, losses, tokenize, tokenized
+from toolkit.train.sft import _check_batches, _losses_before, _trainer, train
 from toolkit.train.told import look_at, told
 
 SYSTEM = "You are a careful assistant."
@@ -306,13 +306,54 @@ def test_out_of_memory_lists_settings_cheapest_first(base: Path) -> None:
         torch.ones(2, 3) @ torch.ones(2, 3)
 
 
+def test_held_out_losses_are_told_of_each_source(
+    base: Path, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = make_rows(20)
+    for number, row in enumerate(rows):
+        row["source"]["name"] = "[other]" if number == 3 else ("sums", "more")[number % 2]
+    facts = train(make_recipe(base), make_dataset(tmp_path / "data", rows), out)
+    assert list(facts.validation_by_source) == ["[other]", "more", "sums"]
+    assert facts.validation_by_source["[other]"] is None  # of its one row none is held out
+    parts = [loss for loss in facts.validation_by_source.values() if loss is not None]
+    assert [(loss.rows, loss.measured) for loss in parts] == [(1, 1), (1, 1)]
+    assert facts.validation_loss_before is not None and facts.validation_loss_after is not None
+    # Both rows have about as many tokens: the loss of all is between those of the sources.
+    assert min(loss.before for loss in parts) <= facts.validation_loss_before <= max(loss.before for loss in parts)
+    assert min(loss.after for loss in parts) <= facts.validation_loss_after <= max(loss.after for loss in parts)
+    assert all(loss.after < loss.before for loss in parts)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "Validation loss of more " in told and "over 2 of 2 rows" in told and "[other]" not in told
+
+
+def test_one_source_is_told_once(base: Path, tmp_path: Path, out: Path) -> None:
+    rows = make_rows(8)
+    for row in rows:
+        row["source"]["name"] = "sums"
+    assert train(make_recipe(base, max_steps=1), make_dataset(tmp_path / "data", rows), out).validation_by_source == {}
+
+
+def test_a_rare_source_is_measured_behind_the_first_rows(base: Path) -> None:
+    model, tokenizer, *_ = load_for_training(make_recipe(base, method="lora"), resolve_base(str(base)))
+    rows = make_rows(LOSS_ROWS + 4)
+    for number, row in enumerate(rows):
+        row["source"]["name"] = "sums" if number < LOSS_ROWS + 2 else "rare"
+    known = sequences(tokenizer, rows)
+    found = losses(model, known, ["rare", "sums", "unseen"])
+    assert found == {
+        ALL_SOURCES: answer_loss(model, known),
+        "rare": answer_loss(model, known[-2:]),
+        "sums": answer_loss(model, known[:-2]),
+    }
+
+
 def test_what_a_resumed_run_reads_is_written_whole_or_not_at_all(base: Path, out: Path) -> None:
     model, tokenizer, *_ = load_for_training(make_recipe(base, method="lora"), resolve_base(str(base)))
     with pytest.raises(OSError, match="File too large"), largest_file(4):
-        _loss_before(out, model, sequences(tokenizer, make_rows(2)))
+        _losses_before(out, model, sequences(tokenizer, make_rows(2)), [])
     assert not (out / "loss_before.json").exists()
-    loss = _loss_before(out, model, sequences(tokenizer, make_rows(2)))
-    assert _loss_before(out, model, []) == loss
+    loss = _losses_before(out, model, sequences(tokenizer, make_rows(2)), [])
+    assert _losses_before(out, model, [], []) == loss
     lines = [f'{{"step": {step}}}\n' for step in range(1, 5)]
     (out / "metrics.jsonl").write_text("".join(lines) + '{"st', encoding="utf-8")
     with pytest.raises(OSError, match="File too large"), largest_file(4):

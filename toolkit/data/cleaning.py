@@ -110,8 +110,8 @@ def _clean_example(example: Example) -> tuple[Example, bool]:
 
 def _thoughts_once(example: Example) -> tuple[Example, bool]:
     """The answers with their thoughts in one place, where one brought the same in two."""
-    made = [_thought_once(turn) if turn.role == "assistant" else turn for turn in example.completion]
-    return replace(example, completion=tuple(made)), tuple(made) != example.completion
+    made = tuple(_thought_once(turn) if turn.role == "assistant" else turn for turn in example.completion)
+    return (example, False) if made == example.completion else (replace(example, completion=made), True)
 
 
 def _thought_once(turn: Turn) -> Turn:

@@ -188,7 +188,7 @@ def _chinese(raw: bytes, name: str) -> Decoded:
     commonest = max(shares, key=lambda family: shares[family])
     margin = shares[commonest] - max((s for f, s in shares.items() if f != commonest), default=0.0)
     sample = _not_ascii(raw)
-    enough = len(texts) == 1 or len(_NOT_ASCII.findall(texts[commonest])) >= _ENOUGH_FOR_TWO_READINGS
+    enough = len(texts) == 1 or _outside_ascii(texts[commonest]) >= _ENOUGH_FOR_TWO_READINGS
     agrees = _library_choice(sample) == commonest
     if (
         not (enough and agrees)
@@ -203,7 +203,12 @@ def _chinese(raw: bytes, name: str) -> Decoded:
 def _nearly_utf8(raw: bytes) -> bool:
     """UTF-8 with a few bad bytes; Chinese text in another encoding is mostly errors there."""
     text = raw.decode("utf-8", errors="replace")
-    return 10 * text.count("\ufffd") < len(_NOT_ASCII.findall(text))
+    return 10 * text.count("\ufffd") < _outside_ascii(text)
+
+
+def _outside_ascii(text: str) -> int:
+    """How many characters; without a list of them, since files are large."""
+    return len(text) - len(text.encode("ascii", errors="ignore"))
 
 
 def _first(raw: bytes, candidates: tuple[str, ...]) -> str | None:
@@ -225,7 +230,7 @@ def _library_choice(sample: bytes) -> str | None:
 
 
 def _is_chinese(sample: bytes, text: str) -> bool:
-    if len(_NOT_ASCII.findall(text)) < _ENOUGH_FOR_ALL_LANGUAGES:
+    if _outside_ascii(text) < _ENOUGH_FOR_ALL_LANGUAGES:
         return True
     best = from_bytes(sample).best()
     return best is not None and best.encoding in _CHINESE

@@ -222,12 +222,8 @@ def _whole_hash(example: Example) -> bytes:
 def shingles(text: str) -> frozenset[int]:
     """CRC-32 of each character trigram of the text's normal form."""
     normal = normalize(text) or text
-    return frozenset(map(_hashed, {normal[i : i + 3] for i in range(max(1, len(normal) - 2))}))
-
-
-@functools.lru_cache(maxsize=1 << 20)
-def _hashed(trigram: str) -> int:
-    return zlib.crc32(trigram.encode())
+    trigrams = {normal[i : i + 3] for i in range(max(1, len(normal) - 2))}
+    return frozenset(map(zlib.crc32, map(str.encode, trigrams)))
 
 
 def signature(text: str, without: frozenset[int] = frozenset()) -> Signature:
@@ -239,15 +235,15 @@ def signature(text: str, without: frozenset[int] = frozenset()) -> Signature:
     Raises:
         UsageError: datasketch is not installed.
     """
-    found = _empty_signature().copy()
-    whole = shingles(text)
-    found.update_batch(list(whole - without or whole))
-    values: Signature = found.hashvalues
+    hashed, whole = _minhash(), shingles(text)
+    hashed.clear()
+    hashed.update_batch(whole - without or whole)
+    values: Signature = hashed.digest()
     return values
 
 
 @functools.lru_cache(maxsize=1)
-def _empty_signature() -> Any:
+def _minhash() -> Any:
     try:
         from datasketch import MinHash
     except ImportError as error:

@@ -13,7 +13,7 @@ from toolkit.recipe.prompts_file import asked
 from toolkit.recipe.schema import Recipe
 from toolkit.report.page import with_served
 from toolkit.run.artifacts import Artifact, Cost, read_jsonl
-from toolkit.run.facts import AdapterFacts, DatasetFacts, GGUFFile, GoldenFacts, ModelFacts, OllamaFacts
+from toolkit.run.facts import AdapterFacts, DatasetFacts, GGUFFile, GoldenFacts, ModelFacts, OllamaFacts, SourceLoss
 
 SHOWN_ANSWERS = 2
 SERVED = "served.json"
@@ -148,9 +148,9 @@ def _losses(adapter: AdapterFacts, model: ModelFacts) -> list[tuple[str, str]]:
     rows = []
     before, after = adapter.validation_loss_before, adapter.validation_loss_after
     if before is not None and after is not None:
-        some = adapter.validation_rows_measured < adapter.validation_rows
-        over = f", over {adapter.validation_rows_measured} of {adapter.validation_rows:,} rows" if some else ""
+        over = _over(adapter.validation_rows_measured, adapter.validation_rows)
         rows.append(("validation loss", f"{before:.3f} → {after:.3f} nats a token{over}"))
+        rows += [(f"loss of {name}", _of_source(loss)) for name, loss in adapter.validation_by_source.items()]
         rows.append(("perplexity", f"{math.exp(before):.2f} → {math.exp(after):.2f}"))
     merged = f"onto {_onto(model)}"
     if model.loss_as_trained is not None and model.loss_merged is not None:
@@ -159,6 +159,16 @@ def _losses(adapter: AdapterFacts, model: ModelFacts) -> list[tuple[str, str]]:
             merged += f" (onto the original weights it would be {model.loss_on_16_bit:.4f})"
     rows.append(("merged", merged))
     return rows
+
+
+def _over(measured: int, rows: int) -> str:
+    return f", over {measured} of {rows:,} rows" if measured < rows else ""
+
+
+def _of_source(loss: SourceLoss | None) -> str:
+    if loss is None:
+        return "not known: none of its rows was held out"
+    return f"{loss.before:.3f} → {loss.after:.3f} nats a token{_over(loss.measured, loss.rows)}"
 
 
 def _onto(model: ModelFacts) -> str:

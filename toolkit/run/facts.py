@@ -61,6 +61,16 @@ class BaseFacts(Facts):
     """SHA-256 over the names and SHA-256 sums of config, tokenizer and safetensors files."""
 
 
+class SourceLoss(Facts):
+    """The held-out loss of one source's rows, in nats per answer token: of the base, and of the tuned model."""
+
+    before: float
+    after: float
+    rows: int
+    measured: int
+    """Rows of it in the validation split that are short enough, and how many of them the losses are over."""
+
+
 class AdapterFacts(Facts):
     """Files: a PEFT folder (or, for full fine-tuning, a whole HF folder), tokenizer and chat template, metrics.jsonl;
     forward.jsonl, what the trainer's own model lost on some rows (see `toolkit.train.forward`)."""
@@ -86,6 +96,8 @@ class AdapterFacts(Facts):
     validation_rows: int = 0
     validation_rows_measured: int = 0
     """Rows of the validation split that are short enough, and how many of them the losses are over; 0: not recorded."""
+    validation_by_source: Mapping[str, SourceLoss | None] = {}
+    """Source → its loss, where there are several; None: no row of it is held out, or none is short enough."""
     steps: int = 0
     train_rows: int = 0
     """Sequences: rows, or parts of them (see `rows_split`)."""

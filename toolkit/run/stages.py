@@ -54,7 +54,7 @@ STAGES = (
         ("prepare",),
         ("base", "system", "train", "lora", "adapter", "then", "load_in_4bit"),
         (*_MODEL_LIBRARIES, "trl", "accelerate"),
-        version=3,
+        version=4,
     ),
     Stage("golden", GoldenFacts, ("prepare", "train"), ("golden", "system", "merge"), _MODEL_LIBRARIES, version=3),
     Stage(

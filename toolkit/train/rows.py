@@ -14,7 +14,9 @@ from toolkit.models.tools import as_sent, require_tools, wants
 NOT_LEARNED = -100
 """The label that torch's cross entropy leaves out."""
 LOSS_ROWS = 32
-"""The validation loss is measured over so many rows at most: it is to cost seconds."""
+"""The validation loss is measured over so many rows at most, and that of each source too: it is to cost seconds."""
+ALL_SOURCES = ""
+"""Stands for all rows among the names of sources."""
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -43,6 +45,8 @@ class TokenizedRow(NamedTuple):
     input_ids: list[int]
     spans: tuple[tuple[int, int], ...]
     """(first, behind the last) of the tokens of each answer, its end token included: they are learnt, the others are context."""
+    source: str = ""
+    """The name of the row's source, where there are several."""
 
     @classmethod
     def one_answer(cls, input_ids: list[int], begins: int) -> TokenizedRow:
@@ -74,7 +78,7 @@ class TokenizedRow(NamedTuple):
     def up_to(self, max_length: int) -> TokenizedRow | None:
         """As many of the answers as end within so many tokens; None: not even the first does."""
         spans = tuple(span for span in self.spans if span[1] <= max_length)
-        return TokenizedRow(self.input_ids[: spans[-1][1]], spans) if spans else None
+        return TokenizedRow(self.input_ids[: spans[-1][1]], spans, self.source) if spans else None
 
 
 class Answer(NamedTuple):
@@ -139,6 +143,11 @@ def _place(row: dict[str, Any]) -> str:
     return f"{place['file']}:{place['line']}: " if "file" in place and "line" in place else ""
 
 
+def source_of(row: dict[str, Any]) -> str:
+    """The name of a row's source; empty where there is only one."""
+    return str(row.get("source", {}).get("name", ""))
+
+
 def tokenize(tokenizer: Any, row: dict[str, Any], fields: Mapping[str, Any] = NOTHING_TOLD) -> list[TokenizedRow]:
     """Render a row with the base's own chat template; see `answers_of`.
 
@@ -148,7 +157,7 @@ def tokenize(tokenizer: Any, row: dict[str, Any], fields: Mapping[str, Any] = NO
 
     An answer is closed where the template does not close it: a model that is never shown an end never ends.
     """
-    end = turn_end(tokenizer)
+    end, source = turn_end(tokenizer), source_of(row)
     parts: list[TokenizedRow] = []
     for answer in answers_of(tokenizer, row, fields):
         ids = encode(tokenizer, answer.prompt)
@@ -157,7 +166,7 @@ def tokenize(tokenizer: Any, row: dict[str, Any], fields: Mapping[str, Any] = NO
             whole = [*whole, end.token]
         goes_on = bool(parts) and ids[: len(parts[-1].input_ids)] == parts[-1].input_ids
         earlier = parts.pop().spans if goes_on else ()
-        parts.append(TokenizedRow(whole, (*earlier, (len(ids), len(whole)))))
+        parts.append(TokenizedRow(whole, (*earlier, (len(ids), len(whole))), source))
     return parts
 
 
@@ -225,3 +234,9 @@ def answer_loss(model: Any, rows: list[TokenizedRow]) -> float:
             tokens += row.learnt
     model.train(was_training)
     return total / max(tokens, 1)
+
+
+def losses(model: Any, rows: list[TokenizedRow], sources: list[str]) -> dict[str, float]:
+    """`answer_loss` of all rows (under `ALL_SOURCES`), and of those of each source; nothing of what has no row."""
+    parts = {ALL_SOURCES: rows, **{name: [row for row in rows if row.source == name] for name in sources}}
+    return {name: answer_loss(model, part) for name, part in parts.items() if part}

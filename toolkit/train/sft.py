@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from toolkit.models.ends import ends_of
 from toolkit.models.safetensors_file import writing
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, read_jsonl, text_sha256, write_json, write_text
-from toolkit.run.facts import AdapterFacts, BaseFacts, DatasetFacts
+from toolkit.run.facts import AdapterFacts, BaseFacts, DatasetFacts, SourceLoss
 from toolkit.train.memory import memory_advice
 from toolkit.train.model import Loaded, autocast_of, load_for_training
-from toolkit.train.rows import LOSS_ROWS, NOT_LEARNED, TokenizedRow, answer_loss, tokenized
+from toolkit.train.rows import ALL_SOURCES, LOSS_ROWS, NOT_LEARNED, TokenizedRow, losses, source_of, tokenized
 from toolkit.train.told import look_at, told
 
 stderr = Console(stderr=True)
@@ -78,7 +79,9 @@ def _train(
         if folder != resume and (resume is None or _step(folder) > _step(resume)):
             shutil.rmtree(folder)
     cut_metrics(out / "metrics.jsonl", _step(resume) if resume else 0)
-    before = _loss_before(out, model, validation)
+    sources = sorted({source_of(row) for row in rows + held_out})
+    sources = sources if len(sources) > 1 else []
+    before = _losses_before(out, model, validation, sources)
     progress = TrainingProgress(out / "metrics.jsonl")
     trainer = _trainer(recipe, loaded, sequences, checkpoints, progress)
     if resume:
@@ -88,12 +91,14 @@ def _train(
     finally:
         progress.bar.stop()
     record_forward(trainer, tokenizer, splits, recipe.train.max_length, out, fields)
-    after = answer_loss(model, validation) if validation else None
-    if before is not None and after is not None:
+    compared = _compared(before, losses(model, validation, sources), validation)
+    for name, loss in compared.items():
         stderr.print(
-            f"Validation loss {before:.3f} → {after:.3f}, perplexity {math.exp(before):.1f} → {math.exp(after):.1f}, "
-            f"over {min(len(validation), LOSS_ROWS)} of {len(validation)} rows"
+            f"Validation loss {f'of {name} ' if name else ''}{loss.before:.3f} → {loss.after:.3f}, perplexity "
+            f"{math.exp(loss.before):.1f} → {math.exp(loss.after):.1f}, over {loss.measured} of {loss.rows} rows",
+            markup=False,
         )
+    of_all = compared.get(ALL_SOURCES)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -109,8 +114,9 @@ def _train(
         chat_template_kwargs=fields,
         system=recipe.system,
         trained_here=True,
-        validation_loss_before=before,
-        validation_loss_after=after,
+        validation_loss_before=of_all.before if of_all else None,
+        validation_loss_after=of_all.after if of_all else None,
+        validation_by_source={name: compared.get(name) for name in sources},
         validation_rows=len(validation),
         validation_rows_measured=min(len(validation), LOSS_ROWS),
         steps=int(result.global_step),
@@ -151,17 +157,25 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _loss_before(out: Path, model: Any, validation: list[TokenizedRow]) -> float | None:
+def _losses_before(out: Path, model: Any, validation: list[TokenizedRow], sources: list[str]) -> dict[str, float]:
     # Kept in a file, so that a resumed run does not measure a half-trained model.
     path = out / "loss_before.json"
     if path.is_file():
-        return float(json.loads(path.read_text(encoding="utf-8")))
-    if not validation:
-        return None
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     # A fresh adapter changes nothing (B = 0), so this is the base, quantized as it will be trained on.
-    loss = answer_loss(model, validation)
-    write_json(path, loss)
-    return loss
+    before = losses(model, validation, sources)
+    write_json(path, before)
+    return before
+
+
+def _compared(
+    before: dict[str, float], after: dict[str, float], validation: list[TokenizedRow]
+) -> dict[str, SourceLoss]:
+    rows = Counter(row.source for row in validation) | {ALL_SOURCES: len(validation)}
+    return {
+        name: SourceLoss(before=before[name], after=loss, rows=rows[name], measured=min(rows[name], LOSS_ROWS))
+        for name, loss in after.items()
+    }
 
 
 def _trainer(recipe: Recipe, loaded: Loaded, rows: list[TokenizedRow], checkpoints: Path, progress: Any) -> Any:
