@@ -225,7 +225,12 @@ _ASCII = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30
 )
 def test_what_was_written_is_read_or_refused(rows: list[tuple[str, str]], codec: str) -> None:
     text = "ask,answer\n" + "".join(f"{one} {other}\n" for one, other in rows)
-    assert decode(text.encode(codec), "x.csv").text == text
+    try:
+        found = decode(text.encode(codec), "x.csv").text
+    except DataError as error:  # the same few words over and over: Big5 reads them as well
+        assert codec == "gb18030" and "cannot tell its encoding" in error.message
+    else:
+        assert found == text
 
 
 _LEVEL_ONE = {"gb2312": (range(0xB0, 0xD7), range(0xA1, 0xFF)), "big5": (range(0xA4, 0xC6), range(0xA1, 0xFE))}
