@@ -21,7 +21,7 @@ from toolkit.parity.golden.training_rows import recorded_rows, write_forward
 from toolkit.run.artifacts import Artifact, Cost, read_jsonl
 from toolkit.run.facts import AdapterFacts
 from toolkit.train import sft
-from toolkit.train.forward import FORWARD_FILE, ROWS, chosen_rows
+from toolkit.train.forward import FORWARD_FILE, ROWS, Place, chosen_rows
 from toolkit.train.model import Loaded, load_for_training, load_tuned
 
 Fault = Callable[[Any], None]
@@ -145,12 +145,16 @@ def test_positions_of_another_rope_show_in_16_bits_too(
 def test_rows_of_all_lengths_are_chosen(llama: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(llama)
     few, many = rows()[:3], rows()
-    chosen = chosen_rows(tokenizer, {"validation": few, "train": many}, 512)
+
+    def places(max_length: int = 512, **splits: list[dict[str, Any]]) -> list[Place]:
+        return [place for place, _ in chosen_rows(tokenizer, splits, max_length)]
+
+    chosen = places(validation=few, train=many)
     assert len(chosen) == ROWS
-    assert ("train", 19) in chosen  # the longest
-    assert chosen_rows(tokenizer, {"validation": many, "train": many}, 512)[0] == ("validation", 0)
-    assert chosen_rows(tokenizer, {"validation": few}, 512) == [("validation", 0), ("validation", 1), ("validation", 2)]
-    assert chosen_rows(tokenizer, {"validation": many}, 10) == []
+    assert Place("train", 19, 0) in chosen  # the longest
+    assert places(validation=many, train=many)[0] == Place("validation", 0, 0)
+    assert places(validation=few) == [Place("validation", index, 0) for index in range(3)]
+    assert places(10, validation=many) == []
 
 
 def test_another_tools_training_is_told_and_not_compared(llama: Path) -> None:

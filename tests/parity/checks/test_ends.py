@@ -213,7 +213,7 @@ def test_where_nothing_is_known_nothing_is_proved() -> None:
     unknown = tuned_ends_check(goldens([("word word", False)] * 4), 96)
     assert unknown.verdict == "inconclusive"
     assert "golden.max_new_tokens is 96, and let go on, they do not end within 384 either" in unknown.message
-    assert "--set golden.max_new_tokens=384" in unknown.message
+    assert "--set golden.max_new_tokens=1536" in unknown.message
     assert tuned_ends_check(goldens([("word word", False)] * 4), 96, publishing=False).verdict == "not compared"
     assert tuned_ends_check(goldens([("word word", False)] * 3 + [("x", True)]), 96).verdict == "pass"
 
