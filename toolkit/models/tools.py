@@ -171,7 +171,7 @@ def require_tools(template: str, wanted: set[str], fields: Mapping[str, Any] = N
     Raises:
         DataError: with what it leaves out.
     """
-    if wanted and (lacking := wanted & _cannot_write(template, json.dumps(dict(fields), sort_keys=True))):
+    if wanted and (lacking := wanted & cannot_write(template, fields)):
         raise DataError(
             f"the base's chat template does not write {' and '.join(sorted(lacking))}, which the rows hold",
             "Choose a base whose template takes tools, or train with another template: --set train.chat_template=FILE "

@@ -18,7 +18,7 @@ from toolkit.models.thinking import Marks, marks_of, written
 from toolkit.models.tools import CALL_ID, Tools, calls_in, names_and_arguments, offered
 from toolkit.ollama.asked import Conversation, Endpoint, Messages, request_fields
 from toolkit.ollama.client import Client
-from toolkit.ollama.conversations import first_difference, rendered_at
+from toolkit.ollama.conversations import require_prompt
 
 ADDRESSES: tuple[Endpoint, ...] = ("/api/chat", "/v1/chat/completions")
 """`/api/generate` takes no functions."""
@@ -96,7 +96,7 @@ class Writing:
             return not called and self._bare(told.content) == said
         turn: dict[str, Any] = {"role": "assistant", "content": told.content}
         turn |= {"reasoning_content": told.thinking} if told.thinking else {}
-        turn |= {"tool_calls": told.calls} if told.calls else {}
+        turn["tool_calls"] = told.calls
         try:
             text, plain = self._written(one, turn), self._written(one, {"role": "assistant", "content": "stand-in"})
         except DataError:
@@ -151,7 +151,8 @@ def check_calls(
         made = {endpoint: request_fields(sent, endpoint) for endpoint in ADDRESSES}
         requests = {endpoint: request for endpoint, request in made.items() if not isinstance(request, str)}
         for endpoint, request in requests.items():
-            _same_prompt(client, model, one, endpoint, request, bos)
+            where = f"{one.name}, with its functions at {endpoint}"
+            require_prompt(client, model, where, one.prompt, endpoint, request, bos)
         raw, whole = _raw(client, model, one.prompt, bos, options, limit)
         called = calls_in(raw)
         shown.cut += not whole
@@ -183,12 +184,6 @@ def _otherwise(one: Asked, endpoint: Endpoint, raw: str, told: Told) -> str:
     calls = ", ".join(f"{name} {arguments}" for name, arguments in names_and_arguments(told.calls)) or "no call"
     given = f"an error ({told.error[-200:]})" if told.error else f"{calls} and the text {told.content[:60]!r}"
     return f"{one.name}, at {endpoint}: the server gives {given}, where the model writes {raw[:160]!r}"
-
-
-def _same_prompt(client: Client, model: str, one: Asked, endpoint: Endpoint, request: dict[str, Any], bos: str) -> None:
-    found = rendered_at(client, model, endpoint, request)
-    if found not in {one.prompt, one.prompt.removeprefix(bos)}:
-        raise ParityError(f"{one.name}, with its functions at {endpoint}: {first_difference(one.prompt, found)}", "")
 
 
 def _raw(client: Client, model: str, prompt: str, bos: str, options: dict[str, Any], limit: int) -> tuple[str, bool]:

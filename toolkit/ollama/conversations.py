@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ParityError, ToolkitError
 from toolkit.models.chat_template import NOTHING_TOLD, render_trained
 from toolkit.ollama.asked import ENDPOINTS, TOOLS, Conversation, Endpoint, Messages, has_picture, request_fields
 from toolkit.ollama.client import Client
@@ -121,7 +121,7 @@ def expected_texts(
     made = []
     for one in conversations:
         first = one.messages[0]["role"] == "system"
-        found = _expected(one, [*_opening(one.messages, system), *between, *one.messages], trained)
+        found = _expected(one, [*opening(one.messages, system), *between, *one.messages], trained)
         if between and first and found.text is not None:
             other = _expected(one, [one.messages[0], *between, *one.messages[1:]], trained)
             found = replace(found, elsewhere={"/api/generate": other.text or ""})
@@ -129,7 +129,8 @@ def expected_texts(
     return made
 
 
-def _opening(messages: Messages, system: str) -> Messages:
+def opening(messages: Messages, system: str) -> Messages:
+    """The turn that a served model's SYSTEM puts before a conversation, if it does."""
     # server/routes.go, ChatHandler: SYSTEM goes first, unless the request begins with a system turn of its own.
     return [{"role": "system", "content": system}] if system and messages[0]["role"] != "system" else []
 
@@ -237,6 +238,20 @@ def _different(one: Expected, endpoint: Endpoint, told: str) -> Outcome:
     if endpoint in one.always:
         return Outcome(one.conversation.name, endpoint, "differs for every model", f"{one.always[endpoint]}; {told}")
     return Outcome(one.conversation.name, endpoint, "differs", told)
+
+
+def require_prompt(
+    client: Client, model: str, where: str, prompt: str, endpoint: Endpoint, request: dict[str, Any], bos: str
+) -> None:
+    """Raise ParityError where an address makes another prompt of a request.
+
+    Args:
+        where: how the message begins.
+        bos: text of the token that the tokenizer puts first by itself; the server may leave it to that.
+    """
+    found = rendered_at(client, model, endpoint, request)
+    if found not in {prompt, prompt.removeprefix(bos)}:
+        raise ParityError(f"{where}: {first_difference(prompt, found)}", "")
 
 
 def rendered_at(client: Client, model: str, endpoint: Endpoint, request: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ from toolkit.ollama.conversations import (
     differing,
     expected_texts,
     further_conversations,
+    opening,
 )
 from toolkit.ollama.defaults import judge_defaults
 from toolkit.ollama.modelfile import shown_parameters
@@ -345,7 +346,7 @@ def _ways(
         own_system = question.messages[0]["role"] == "system"
         if own_system and between:  # /api/generate puts them the other way round; see `expected_texts`
             continue
-        before = [{"role": "system", "content": system}] if system and not own_system else []
+        before = opening(question.messages, system)
         asked += ways_of(
             f"golden question {number}", question.messages, trained.template, trained.fields, keeps_to_training(served),
             own.bos_text, own.eos_text, [*before, *between],
@@ -361,9 +362,7 @@ def _calls(model: ServedModel, wanted: list[Question], trained: Trained, own: Ow
     asked = []
     for number, question in enumerate(wanted, 1):
         if question.tools:
-            own_system = question.messages[0]["role"] == "system"
-            before = [{"role": "system", "content": system}] if system and not own_system else []
-            context = [*before, *between, *question.messages]
+            context = [*opening(question.messages, system), *between, *question.messages]
             asked.append(
                 Asked(f"golden question {number}", question.messages, question.tools, context, question.prompt_text)
             )

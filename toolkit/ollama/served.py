@@ -17,7 +17,7 @@ from toolkit.models.tools import Tools
 from toolkit.ollama.asked import ENDPOINTS, Conversation, Endpoint, raw_answer, request_fields
 from toolkit.ollama.asked import answer as ask
 from toolkit.ollama.client import Client
-from toolkit.ollama.conversations import first_difference, rendered_at
+from toolkit.ollama.conversations import first_difference, opening, rendered_at
 from toolkit.ollama.own_model import OwnModel, Row, Vocabulary, as_shown, begun
 from toolkit.ollama.syntax import Message
 from toolkit.run.artifacts import read_jsonl
@@ -155,8 +155,7 @@ def as_asked_today(
     made = []
     for question in questions:
         # server/routes.go, ChatHandler: a system turn of the question's own comes after the Modelfile's turns.
-        has_own = question.messages[0]["role"] == "system"
-        before = [{"role": "system", "content": system}] if system and not has_own else []
+        before = opening(question.messages, system)
         if rendered([*before, *question.messages], question.tools, **on_day(day)) != question.prompt_text:
             raise ParityError(
                 "the template in the GGUF does not make the golden prompts", "Run the convert stage again."

@@ -135,6 +135,8 @@ def check_ways(
     Raises:
         ParityError: another prompt, or an answer of which something is lost, or in the wrong place.
     """
+    from toolkit.ollama.conversations import require_prompt
+
     shown, most, version = Shown(), min(limit, MODE_TOKENS), numbers(client.version())
     written: dict[str, tuple[str, int]] = {}
     for one in asked:
@@ -145,7 +147,7 @@ def check_ways(
             request = request_fields(Conversation(one.called, one.messages, think=one.think), endpoint)
             if isinstance(request, str) or (endpoint == "/api/generate" and version and version < GENERATE_RENDERS):
                 continue
-            _same_prompt(client, model, one, endpoint, request, bos)
+            require_prompt(client, model, f"{one.called}, at {endpoint}", one.prompt, endpoint, request, bos)
             told, read = _told(client, model, endpoint, request, options, most)
             if read != tokens and (not version or version >= COUNTS_WHAT_IT_KEPT):
                 raise ParityError(
@@ -175,14 +177,6 @@ def raw_text(client: Client, model: str, prompt: str, bos: str, options: dict[st
     text = prompt.removeprefix(bos) if bos else prompt
     answer = client.generate(model, text, raw=True, options={**options, "num_predict": limit})
     return str(answer.get("response") or ""), int(answer.get("prompt_eval_count", 0))
-
-
-def _same_prompt(client: Client, model: str, one: Asked, endpoint: Endpoint, request: dict[str, Any], bos: str) -> None:
-    from toolkit.ollama.conversations import first_difference, rendered_at
-
-    found = rendered_at(client, model, endpoint, request)
-    if found not in {one.prompt, one.prompt.removeprefix(bos)}:
-        raise ParityError(f"{one.called}, at {endpoint}: {first_difference(one.prompt, found)}", "")
 
 
 def _told(
