@@ -3,10 +3,10 @@ TOOL = .venv/bin/tune2ollama
 RECIPE_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup medical alpaca tools test lint ollama clean
+.PHONY: help setup medical alpaca tools r1 polite test lint ollama clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1  /p' $(MAKEFILE_LIST) | awk '{ printf "make %-9s", $$1; $$1 = ""; print }'
+	@sed -n 's/^\([a-z0-9]*\):.*## /\1  /p' $(MAKEFILE_LIST) | awk '{ printf "make %-9s", $$1; $$1 = ""; print }'
 
 setup: ## make .venv and compile llama.cpp; quick when that was done before
 	@$(PYTHON) -m toolkit.setup.bootstrap
@@ -19,6 +19,12 @@ alpaca: setup ## the same from instruction / input / output rows
 
 tools: setup ## a service desk that calls functions, certified with its calls: `ollama run desk`
 	@$(TOOL) run recipes/tools.yaml $(RECIPE_OPTIONS)
+
+r1: setup ## a model that reasons before it answers, by GRPO on word problems: `ollama run r1`
+	@$(TOOL) run recipes/r1.yaml $(RECIPE_OPTIONS)
+
+polite: setup ## courteous answers, by preference pairs (DPO) on top of fine-tuning: `ollama run polite`
+	@$(TOOL) run recipes/polite.yaml $(RECIPE_OPTIONS)
 
 ollama: setup ## build a real Ollama server from its Go module (needs Go)
 	@.venv/bin/python -m toolkit.setup.ollama_build $(VERSION)

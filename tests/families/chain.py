@@ -102,7 +102,7 @@ def take(
         out.mkdir(parents=True)
         start = time.monotonic()
         try:
-            facts = call_stage(stage.name, recipe, have, out)
+            facts = call_stage(stage, recipe, have, out)
         except ToolkitError as error:
             row.reason = f"{stage.name}: {error.message}"
             return row

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 from tests.small_models import tiny_gemma2, tiny_llama
-from tests.train.test_sft import make_dataset, make_recipe, make_rows
+from tests.train.test_training import make_dataset, make_recipe, make_rows
 from toolkit.models.ends import end_tokens
 from toolkit.models.reference import model_logits
 from toolkit.parity.certificate import Check

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from tests.parity_chain import AFTER, GOLDEN, SYSTEM, export, finished, record, rows, trained_base
 from tests.small_models import put_tokenizer
-from tests.train.test_sft import make_dataset
+from tests.train.test_training import make_dataset
 from toolkit.parity.verify import verify
 from toolkit.recipe.schema import Recipe
-from toolkit.train.sft import train
+from toolkit.train.training import train
 
 
 @pytest.mark.slow

@@ -79,10 +79,11 @@ import torch
 from tests.small_models import tiny_llama
 from toolkit.models.bases import resolve_base
 from toolkit.recipe.schema import Recipe
+from toolkit.train.methods import trainer_of
+from toolkit.train.methods.common import Order
 from toolkit.train.model import _through_transformers
 from toolkit.train.progress import TrainingProgress
 from toolkit.train.rows import tokenized
-from toolkit.train.sft import _trainer
 
 out = Path(sys.argv[1])
 base = tiny_llama(out / "base")
@@ -99,7 +100,8 @@ rows = [
     for i in range(4)
 ]
 rows, _ = tokenized(loaded.tokenizer, rows, 4096)
-trainer = _trainer(recipe, loaded, rows, out / "checkpoints", TrainingProgress(out / "metrics.jsonl"))
+examples = [row.example() for row in rows]
+trainer = trainer_of("sft", Order(recipe, loaded, out / "checkpoints"), examples, [TrainingProgress(out / "metrics.jsonl")])
 labels = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])["labels"]
 learned = loaded.tokenizer.decode(labels[labels != -100]).split("<|im_end|>\\n")
 print(type(trainer).__name__, trainer.args.loss_type, learned)

@@ -6,15 +6,26 @@ from pathlib import Path
 
 import click
 
-from toolkit.commands.options import RECIPE, as_json_option, load, print_facts, print_json, recipe_options
+from toolkit.commands.options import (
+    RECIPE,
+    as_json_option,
+    load,
+    print_facts,
+    print_json,
+    recipe_options,
+    rewards_option,
+)
 
 
 @click.command()
 @RECIPE
 @recipe_options
+@rewards_option
 @click.option("--dry-run", is_flag=True, help="Show the resolved recipe, and what would run and why.")
 @as_json_option
-def run(recipe: Path, profile: str | None, settings: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+def run(
+    recipe: Path, profile: str | None, settings: tuple[str, ...], rewards: Path | None, dry_run: bool, as_json: bool
+) -> None:
     """Go the whole way: data → train → merge → GGUF → quantize → certificate → Ollama.
 
     What is current is skipped; a run that was cut short goes on where it was.
@@ -27,7 +38,7 @@ def run(recipe: Path, profile: str | None, settings: tuple[str, ...], dry_run: b
 
     resolved = load(recipe, profile, settings)
     if dry_run:
-        rows = pipeline.plan_of_stages(resolved)
+        rows = pipeline.plan_of_stages(resolved, rewards)
         if as_json:
             print_json({"recipe": resolved.model_dump(mode="json"), "stages": dict(rows)})
             return
@@ -35,9 +46,9 @@ def run(recipe: Path, profile: str | None, settings: tuple[str, ...], dry_run: b
 
         click.echo(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
         for name, reason in rows:
-            click.echo(f"{name:<9}{reason}")
+            click.echo(f"{name:<9} {reason}")
         return
-    artifacts = pipeline.run(resolved)
+    artifacts = pipeline.run(resolved, rewards=rewards)
     if as_json:
         print_facts(artifacts)
         return
@@ -51,13 +62,21 @@ def _stage_command(stage: str, text: str, following: str) -> click.Command:
 
     @RECIPE
     @recipe_options
+    @rewards_option
     @click.option("--force", is_flag=True, help="Redo it even when it is current.")
     @as_json_option
-    def command(recipe: Path, profile: str | None, settings: tuple[str, ...], force: bool, as_json: bool) -> None:
+    def command(
+        recipe: Path,
+        profile: str | None,
+        settings: tuple[str, ...],
+        rewards: Path | None,
+        force: bool,
+        as_json: bool,
+    ) -> None:
         from toolkit.run import pipeline
 
         resolved = load(recipe, profile, settings)
-        artifacts = pipeline.run(resolved, upto=stage, force=stage if force else "")
+        artifacts = pipeline.run(resolved, upto=stage, force=stage if force else "", rewards=rewards)
         artifact = artifacts[stage]
         if as_json:
             print_json(

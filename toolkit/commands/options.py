@@ -45,6 +45,12 @@ chat_template_kwargs_option = click.option(
 )  # fmt: skip
 
 
+rewards_option = click.option(
+    "--rewards", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE.py",
+    help="Rewards of your own for grpo and rloo; the file is run.",
+)  # fmt: skip
+
+
 def recipe_options(command: Command) -> Command:
     """--profile and --set, the same for every command that reads a recipe."""
     profile = click.option("--profile", help="cpu, gpu-8gb, …; by default what this machine can hold.")

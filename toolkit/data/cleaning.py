@@ -6,9 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from toolkit.data.formats import Example, Shape, Turn, read_row
+from toolkit.data.formats.judged import SAME
 from toolkit.data.readers import Dropped, Row
+from toolkit.data.tagged import tagged
 from toolkit.models.thinking import in_text, never_ends
 from toolkit.recipe.schema import Data
 
@@ -38,7 +41,8 @@ TOO_LONG = "longer than max_characters"
 LONGEST = 1_000_000
 """Characters of a row: no model here holds as many, and a line that long is a file that lost its line ends."""
 ENDLESS = f"longer than {LONGEST:,} characters"
-NOT_FOR_ANSWERS = "not a question with an answer"
+EMPTY_TEXT = "empty text"
+NO_RESULT = "an answer without #### and a result (data.tags)"
 DUPLICATE = "exact duplicate"
 
 
@@ -64,18 +68,24 @@ def clean(
     kept: list[Example] = []
     dropped: list[Dropped] = []
     repaired: Counter[str] = Counter()
-    seen: set[tuple[tuple[Turn, ...], tuple[Turn, ...], str, str]] = set()
+    seen: set[tuple[Any, ...]] = set()
     for row in rows:
         found = read_row(row, shapes[row.file], data.learn)
-        if not isinstance(found, Example):
-            why = found if isinstance(found, str) else NOT_FOR_ANSWERS
-            dropped.append(Dropped(row.file, row.line, why, _shown(row)))
+        if isinstance(found, str):
+            dropped.append(Dropped(row.file, row.line, found, _shown(row)))
             continue
         example, had_controls = _clean_example(found)
         example, twice = _thoughts_once(example)
         replaced = data.system == "recipe" and example.system not in ("", system)
         example = example.under(system, data.system)
-        content = (example.prompt, example.completion, example.system, example.tools)
+        if data.tags:
+            if (answer := tagged(example.completion[-1].content)) is None:
+                dropped.append(Dropped(row.file, row.line, NO_RESULT, example.prompt_text))
+                continue
+            example = replace(
+                example, completion=(*example.completion[:-1], replace(example.completion[-1], content=answer))
+            )
+        content = (example.turns, len(example.prompt), example.system, example.tools, example.good)
         reason = _reason(example, data) or (DUPLICATE if content in seen else None)
         if reason is not None:
             dropped.append(Dropped(row.file, row.line, reason, example.prompt_text or _shown(row)))
@@ -102,16 +112,20 @@ def _clean_example(example: Example) -> tuple[Example, bool]:
         return tuple(replace(turn, content=cleaned(turn.content), thinking=cleaned(turn.thinking)) for turn in given)
 
     made = replace(
-        example, prompt=turns(example.prompt), completion=turns(example.completion), system=cleaned(example.system),
-        topic=clean_text(example.topic)[0],
+        example, prompt=turns(example.prompt), completion=turns(example.completion), rejected=turns(example.rejected),
+        system=cleaned(example.system), topic=clean_text(example.topic)[0],
     )  # fmt: skip
     return made, changed
 
 
 def _thoughts_once(example: Example) -> tuple[Example, bool]:
     """The answers with their thoughts in one place, where one brought the same in two."""
-    made = tuple(_thought_once(turn) if turn.role == "assistant" else turn for turn in example.completion)
-    return (example, False) if made == example.completion else (replace(example, completion=made), True)
+    made, rejected = (
+        tuple(_thought_once(turn) if turn.role == "assistant" else turn for turn in turns)
+        for turns in (example.completion, example.rejected)
+    )
+    twice = (made, rejected) != (example.completion, example.rejected)
+    return (replace(example, completion=made, rejected=rejected), True) if twice else (example, False)
 
 
 def _thought_once(turn: Turn) -> Turn:
@@ -122,12 +136,16 @@ def _thought_once(turn: Turn) -> Turn:
 
 
 def _reason(example: Example, data: Data) -> str | None:
+    if example.is_text and not example.topic:
+        return EMPTY_TEXT
     asked = [turn for turn in example.turns if turn.role == "user"]
     if not all(turn.content for turn in asked) or not example.topic:
         return EMPTY_PROMPT
     for turn in example.turns:
         if turn.role == "assistant" and (reason := _of_answer(turn)):
             return reason
+    if example.rejected == example.completion:
+        return SAME
     texts = [example.system, example.tools, *(turn.text for turn in example.turns)]
     if any("\ufffd" in text for text in texts):
         return DAMAGED

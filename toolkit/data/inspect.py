@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data.findings import Finding, find
-from toolkit.data.formats import Example, read_row
+from toolkit.data.formats import Example
 from toolkit.data.languages import language_of
-from toolkit.data.loading import Loaded, for_other_methods
-from toolkit.data.peek import Peek, peek
+from toolkit.data.loading import Loaded, for_other_objectives
+from toolkit.data.peek import peek
 from toolkit.data.prepare import divide
 from toolkit.data.readers import Dropped
 from toolkit.errors import DataError
@@ -21,7 +21,8 @@ from toolkit.models.bases import EMBEDDED, resolve_base, settings_folder
 from toolkit.models.chat_template import template_file
 from toolkit.models.light_tokenizer import LightTokenizer
 from toolkit.recipe.schema import Recipe
-from toolkit.train.rows import tokenize
+from toolkit.train.methods.pairs import pair_of
+from toolkit.train.rows import TokenizedRow, tokenize
 
 SHOWN = 5
 MEASURED = 2000
@@ -72,8 +73,8 @@ class Inspection:
     repaired: Counter[str]
     found: list[Finding]
     languages: Counter[str]
-    other_method: list[str] = field(default_factory=list)
-    """Who learns from these rows, where that is not fine-tuning on answers."""
+    objective: list[str] = field(default_factory=list)
+    """What learns from these rows, where it is not the objective of the recipe."""
     rows: list[Shown] = field(default_factory=list)
     lengths: Lengths | None = None
     near: int = 0
@@ -94,8 +95,7 @@ def inspect(recipe: Recipe) -> Inspection:
     if recipe.data is None:
         raise DataError("the recipe has no data", "Name a file: tune2ollama inspect FILE")
     seen = peek(recipe.data)
-    if others := for_other_methods(seen.loaded):
-        return _of_others(recipe, seen, [f"{fault.message}. {fault.hint}" for fault in others])
+    others = [f"{fault.message}. {fault.hint}" for fault in for_other_objectives(seen.loaded, recipe.train.objective)]
     # Of a file alone nobody has said a rule yet: rows are shown with their own system texts, as `init` keeps them.
     rule = recipe.data.system if recipe.system else "row"
     examples = [example.under(recipe.system, rule) for example in seen.examples]
@@ -110,25 +110,12 @@ def inspect(recipe: Recipe) -> Inspection:
         recipe, seen.loaded, seen.notes, len(examples), seen.dropped, seen.repaired, found,
         Counter(language_of([(e.prompt_text + e.answer)[:_LANGUAGE_CHARACTERS]]) for e in examples),
         rows=rows, lengths=counting.lengths(examples), near=near, refused=refused,
-        sides={side: len(held) for side, held in parts.items()}, resembling=alike,
+        sides={side: len(held) for side, held in parts.items()}, resembling=alike, objective=others,
     )  # fmt: skip
 
 
 def _folder(base: str) -> Path:
     return Path(resolve_base(base).folder) if base.startswith(EMBEDDED) else settings_folder(base)
-
-
-def _of_others(recipe: Recipe, seen: Peek, told: list[str]) -> Inspection:
-    reasons = []
-    data = seen.data
-    for row in seen.loaded.table.rows:
-        found = read_row(row, seen.loaded.shapes[row.file], data.learn)
-        if isinstance(found, str):
-            reasons.append(Dropped(row.file, row.line, found, ""))
-    dropped = [*seen.loaded.table.dropped, *reasons]
-    return Inspection(
-        recipe, seen.loaded, seen.notes, seen.loaded.read - len(dropped), dropped, Counter(), [], Counter(), told
-    )
 
 
 class _Counting:
@@ -170,7 +157,10 @@ def _bars(ordered: list[int]) -> list[tuple[int, int, int]]:
 
 def _whole(tokenizer: LightTokenizer, record: dict[str, Any], recipe: Recipe) -> str:
     """A row as the template writes it; where it refuses, the texts alone, so that a length is known."""
-    turns = [*record["prompt"], *record["completion"]]
+    if "text" in record:
+        return str(record["text"])
+    answers = [record[key] for key in ("completion", "chosen", "rejected") if key in record]
+    turns = [*record["prompt"], *max(answers, key=lambda answer: len(str(answer)))]
     try:
         return tokenizer.apply_chat_template(turns, tools=record.get("tools"), **recipe.train.chat_template_kwargs)
     except Exception:  # whatever a template raises; the rows that are shown say why
@@ -183,7 +173,7 @@ def _shown(tokenizer: LightTokenizer, records: Sequence[dict[str, Any]], recipe:
     rows, refused = [], ""
     for record in records[::step][:SHOWN]:
         try:
-            sequences = tokenize(tokenizer, record, recipe.train.chat_template_kwargs)
+            sequences = _rendered(tokenizer, record, recipe)
         except DataError as error:
             refused = refused or f"{error.message}. {error.hint}"
             continue
@@ -192,6 +182,12 @@ def _shown(tokenizer: LightTokenizer, records: Sequence[dict[str, Any]], recipe:
             pieces = _pieces(tokenizer, one.input_ids, learnt)
             rows.append(Shown(record["source"]["file"], record["source"]["line"], pieces, len(learnt), one.learnt))
     return rows[:SHOWN], refused
+
+
+def _rendered(tokenizer: LightTokenizer, record: dict[str, Any], recipe: Recipe) -> Sequence[TokenizedRow]:
+    """The row's sequences; of a pair, that of each answer."""
+    fields = recipe.train.chat_template_kwargs
+    return pair_of(tokenizer, record, fields) if "chosen" in record else tokenize(tokenizer, record, fields)
 
 
 def _pieces(tokenizer: LightTokenizer, ids: list[int], learnt: list[bool]) -> list[tuple[str, bool]]:

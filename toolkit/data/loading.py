@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from toolkit.data.formats import FIRST_ROWS, Shape, shape_of, thought_columns
+from toolkit.data.formats import FIRST_ROWS, Shape, objectives_of, rows_for, shape_of, thought_columns
 from toolkit.data.readers import Table, left_out, places, read_file
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.recipe.schema import Data, Source
+from toolkit.recipe.schema import Data, Objective, Source
 
 
 @dataclass
@@ -111,19 +111,22 @@ def told(loaded: Loaded) -> list[str]:
     return lines + loaded.table.notes
 
 
-def for_other_methods(loaded: Loaded) -> list[ToolkitError]:
-    """A fault for each file whose rows are no questions with answers; it says who learns from them."""
+def for_other_objectives(loaded: Loaded, objective: Objective) -> list[ToolkitError]:
+    """A fault for each file whose rows hold something else than the objective learns from; it says what learns from them."""
     faults: list[ToolkitError] = []
+    needed = rows_for(objective)
     for file, shape in loaded.shapes.items():
-        if not shape.fits:
+        if shape.held == needed:
             continue
-        hint = "Fine-tuning on answers (train.method qlora, lora, full) needs questions with answers"
+        others = objectives_of(shape.held)
+        hint = f"train.objective: {objective} learns from {needed}; from these learn {', '.join(others)}: --set train.objective="
+        hint += others[0]
         roles = shape.roles
         answers = roles.get("chosen") or (roles.get("completion") if shape.kind == "unpaired" else None)
-        if answers and "prompt" in roles:
+        if objective == "sft" and answers and "prompt" in roles:
             hint += (
                 f"; to learn {'the chosen answers alone' if 'chosen' in roles else 'all of these answers'}: --set "
                 f"data.columns.prompt={roles['prompt']} --set data.columns.completion={answers}"
             )
-        faults.append(UsageError(f"{file} holds {shape.fits}: {shape.reason}", hint + "."))
+        faults.append(UsageError(f"{file} holds {shape.held}: {shape.reason}", hint))
     return faults

@@ -14,14 +14,14 @@ from toolkit.data.cleaning import clean
 from toolkit.data.findings import Finding, find
 from toolkit.data.formats import Example
 from toolkit.data.languages import language_of
-from toolkit.data.loading import Loaded, first_look, for_other_methods, load, told
+from toolkit.data.loading import Loaded, first_look, for_other_objectives, load, told
 from toolkit.data.mixing import LEFT_OUT, mix
 from toolkit.data.readers import Dropped
 from toolkit.data.splitting import SIDES, Side, choose, deal, resembling, split
 from toolkit.errors import DataError, ToolkitError, UsageError
 from toolkit.models.thinking import of_message
 from toolkit.recipe.prompts_file import asked, golden_turns
-from toolkit.recipe.schema import Data, Recipe
+from toolkit.recipe.schema import Data, Objective, Recipe
 from toolkit.run.artifacts import write_jsonl
 from toolkit.run.facts import DatasetFacts
 
@@ -53,7 +53,7 @@ def prepare_dataset(recipe: Recipe, out: Path) -> DatasetFacts:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading", total=None)
         loaded = load(data, lambda: progress.advance(task))
-        _refuse_others(loaded)
+        _refuse_others(loaded, recipe.train.objective)
         progress.update(task, description="cleaning")
         rows = kept_rows(loaded, data, recipe.system)
         progress.remove_task(task)
@@ -148,8 +148,8 @@ def divide(examples: list[Example], recipe: Recipe, golden: Sequence[str]) -> Di
     return Divided(parts, left_out, counts, found.near)
 
 
-def _refuse_others(loaded: Loaded) -> None:
-    if faults := for_other_methods(loaded):
+def _refuse_others(loaded: Loaded, objective: Objective) -> None:
+    if faults := for_other_objectives(loaded, objective):
         raise UsageError("\n".join(f.message for f in faults), "\n".join(dict.fromkeys(f.hint for f in faults)))
 
 
@@ -189,7 +189,7 @@ def check_data(recipe: Recipe) -> list[ToolkitError]:
     if recipe.data is None:
         return [_no_data()]
     loaded, faults = first_look(recipe.data)
-    return [*faults, *for_other_methods(loaded)]
+    return [*faults, *for_other_objectives(loaded, recipe.train.objective)]
 
 
 def _data(recipe: Recipe) -> Data:

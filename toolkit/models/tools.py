@@ -131,7 +131,7 @@ def _keys(value: Any, inside: str = "") -> set[str]:
 
 def wants(row: Mapping[str, Any]) -> set[str]:
     """What a row needs of a template: `NO_TOOLS`, `NO_CALLS`, `NO_RESULTS`."""
-    turns = [*row["prompt"], *row["completion"]]
+    turns = [turn for key in ("prompt", "completion", "chosen", "rejected") for turn in row.get(key, ())]
     found = {NO_TOOLS} if row.get("tools") else set()
     found |= {NO_CALLS} if any(turn.get("tool_calls") for turn in turns) else set()
     return found | ({NO_RESULTS} if any(turn["role"] == "tool" for turn in turns) else set())

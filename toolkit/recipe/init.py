@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from toolkit.data.loading import for_other_methods
+from toolkit.data.formats import objectives_of
+from toolkit.data.loading import for_other_objectives
 from toolkit.data.peek import Peek, peek
 from toolkit.errors import DataError, UsageError
 from toolkit.recipe.reading import assembled, load_recipe
@@ -140,7 +141,7 @@ def write_recipe(data: str, name: str | None = None, out: Path | None = None, se
             f"{path} is there already and is not overwritten", f"Choose another: tune2ollama init {data} --name …"
         )
     seen = peek(data_of(data, settings, "tune2ollama init"))
-    if faults := for_other_methods(seen.loaded):
+    if faults := for_other_objectives(seen.loaded, objectives_of(seen.shape.held)[0]):
         raise UsageError(
             "\n".join(fault.message for fault in faults), "\n".join(dict.fromkeys(fault.hint for fault in faults))
         )

@@ -41,8 +41,10 @@ def golden_prompts(recipe: Recipe) -> list[GoldenPrompt]:
 
 
 def prompts_of(row: dict[str, Any]) -> list[GoldenPrompt]:
-    """The conversation before each answer of a row of the dataset."""
-    tools, completion = as_sent(row.get("tools")), row["completion"]
+    """The conversation before each answer of a row of the dataset; none of plain text."""
+    if "text" in row:
+        return []
+    tools, completion = as_sent(row.get("tools")), row.get("completion", ())
     later = [place for place, turn in enumerate(completion) if place and turn["role"] == "assistant"]
     return [GoldenPrompt([*row["prompt"], *completion[:place]], tools) for place in (0, *later)]
 

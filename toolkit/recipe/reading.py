@@ -203,7 +203,11 @@ def _expand(tree: dict[str, Any], prefix: str) -> list[str]:
 
 def _fault(path: Path | None, lines: dict[str, int], error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"] if isinstance(part, str) and part in _all_keys())
-    line = lines.get(key) or next((lines[k] for k in lines if key and key.startswith(k + ".")), None)
+    line = (
+        lines.get(".".join(map(str, error["loc"])))
+        or lines.get(key)
+        or next((lines[k] for k in lines if key and key.startswith(k + ".")), None)
+    )
     last = str(error["loc"][-1]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
         key = ".".join(str(part) for part in error["loc"])

@@ -19,6 +19,11 @@ CONVERTED_FILE_TYPES = ("F32", "F16", "BF16")
 FILE_TYPES = CONVERTED_FILE_TYPES + QUANTIZED_FILE_TYPES
 AUTO = "auto"
 
+Objective = Literal["sft", "grpo", "dpo", "orpo", "kto", "simpo", "reward", "rloo", "pretrain"]
+"""What training learns from, and how; see `toolkit.train.methods`."""
+SAMPLED = ("grpo", "rloo")
+"""Objectives that learn from answers of the model's own, by rewards."""
+
 ALL_SEVEN_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 OLLAMA_NAME = re.compile(
@@ -121,6 +126,9 @@ class Data(Reading):
     system: Literal["recipe", "row", "both"] = "recipe"
     """recipe: the recipe's system text in every row; row: the row's own, and the recipe's where it has none; both: the
     recipe's, then the row's own."""
+    tags: bool = False
+    """An answer in GSM8K's form, `steps #### result`, is written as <reasoning>steps</reasoning><answer>result</answer>, the form
+    that rewards look for; rows without `####` are dropped."""
     remove: list[FOUND] = []
     """Drop the rows in which these are found; without, they are only reported."""
     language: str = "en"
@@ -178,9 +186,24 @@ _SAID_ALREADY = ("messages", "tools", "documents", "add_generation_prompt", "bos
 
 
 class Train(Section):
-    """As `trl.SFTConfig` spells them, and how the base is loaded."""
+    """As TRL's configurations spell them, and how the base is loaded."""
 
     method: Literal["qlora", "lora", "full"] = "qlora"
+    """How weights are held: an adapter on the base in NF4, an adapter on the base in 16 bits or more, or every weight trained."""
+    objective: Objective = "sft"
+    beta: Annotated[float, Field(ge=0)] | None = None
+    """How strongly the model is held to where it began (dpo, kto, grpo, rloo), or the weight of the preference (orpo, simpo);
+    None: as TRL has it, for simpo 2.0 (Meng et al. 2024, arXiv 2405.14734)."""
+    num_generations: Annotated[int, Field(ge=2)] = 6
+    """Of grpo and rloo: answers to each prompt, compared with each other."""
+    max_completion_length: Annotated[int, Field(ge=8)] = 256
+    """Of grpo and rloo: tokens of an answer at most."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of grpo and rloo: how freely answers are sampled."""
+    use_vllm: bool = False
+    """Of grpo and rloo: sample with vLLM, on a card where it is installed."""
+    rewards: list[str] = []
+    """Of grpo and rloo: functions of `toolkit.train.rewards`, or of the file that --rewards names; their sum is what counts."""
     per_device_train_batch_size: Annotated[int, Field(gt=0)] = 2
     gradient_accumulation_steps: Annotated[int, Field(gt=0)] = 4
     num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
@@ -218,6 +241,18 @@ class Train(Section):
             if told is not None and not isinstance(told, bool | int | float | str):
                 raise ValueError(f"{name}: a template is told true, false, a number or a text, not {told!r}")
         return value
+
+
+class Earlier(Section):
+    """Training before the recipe's own: the same adapter is trained on, so that one adapter comes out."""
+
+    data: Data
+    train: Train
+    """What is left out is as in the recipe's own `train`, but for `NOT_HANDED_ON`."""
+
+
+NOT_HANDED_ON = {"objective", "max_steps", "num_train_epochs", "learning_rate", "beta", "rewards"}
+"""Keys of `train` that each of the `earlier` steps has for itself."""
 
 
 class Golden(Section):
@@ -315,6 +350,9 @@ class Recipe(Section):
     """With `adapter`: further PEFT folders, each trained on the model with those before it merged in."""
     load_in_4bit: bool | None = None
     """With `adapter`: whether it was trained on the base in NF4. PEFT does not record it; None: told from the base's name."""
+    earlier: dict[str, Earlier] = {}
+    """Steps of training before `train`, in order: a warm-up on the format before grpo, sft before dpo, pretrain before sft. A
+    step's name is in those of its stages: prepare-NAME, train-NAME."""
     train: Train = Train()
     lora: Lora = Lora()
     golden: Golden = Golden(from_test=16)
@@ -329,9 +367,30 @@ class Recipe(Section):
             raise ValueError(f"{value!r} cannot name a folder: use letters, digits, '.', '_' and '-'")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _hand_on(cls, tree: Any) -> Any:
+        """Give each earlier step what it leaves out of the recipe's own `train`."""
+        if not isinstance(tree, dict) or not isinstance(tree.get("earlier"), dict):
+            return tree
+        own = tree.get("train")
+        common = {k: v for k, v in own.items() if k not in NOT_HANDED_ON} if isinstance(own, dict) else {}
+        return {**tree, "earlier": {name: _with_train(step, common) for name, step in tree["earlier"].items()}}
+
+    def at(self, step: str) -> Recipe:
+        """The recipe as one of its earlier steps sees it: its own data and `train`; "" for the recipe's own training.
+
+        Golden prompts stay, so that no step is trained on them; none is taken from its test split.
+        """
+        if not step:
+            return self
+        found = self.earlier[step]
+        golden = self.golden.model_copy(update={"from_test": 0})
+        return self.model_copy(update={"data": found.data, "train": found.train, "golden": golden})
+
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
-        faults = []
+        faults = _of_objectives(self)
         if self.train.method == "full" and self.lora.use_dora:
             faults.append("lora.use_dora goes with train.method qlora or lora, not full")
         if self.golden.prompts is None and self.golden.from_test == 0:
@@ -356,3 +415,55 @@ class Recipe(Section):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+
+def _with_train(step: Any, common: dict[str, Any]) -> Any:
+    if not isinstance(step, dict) or not isinstance(step.get("train", {}), dict):
+        return step
+    return {**step, "train": {**common, **step.get("train", {})}}
+
+
+def _of_objectives(recipe: Recipe) -> list[str]:
+    """What does not go together, of the objectives of all steps."""
+    steps = [*((f"earlier.{name}: ", step.train) for name, step in recipe.earlier.items()), ("", recipe.train)]
+    faults = []
+    trained = False
+    rewarded = False
+    if wrong := [name for name in recipe.earlier if not re.fullmatch(r"[a-z][a-z0-9]{0,19}", name)]:
+        faults.append(f"earlier: {wrong[0]!r} cannot name a step: use small letters and digits, e.g. format")
+    if recipe.earlier and recipe.adapter is not None:
+        faults.append("earlier names training before the recipe's own; an adapter is trained already")
+    if recipe.train.objective == "reward":
+        faults.append(
+            "train.objective: reward makes a judge of answers, nothing to chat with, and the converter writes no such model. "
+            "Put it into earlier, before train.objective: rloo (docs/methods.md)"
+        )
+    for where, train in steps:
+        objective = train.objective
+        if objective in SAMPLED and not train.rewards and not (objective == "rloo" and rewarded):
+            needs = "train.rewards" + (", or an earlier step with objective reward" if objective == "rloo" else "")
+            faults.append(f"{where}train.objective: {objective} needs {needs}")
+        batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
+        if objective in SAMPLED and batch % train.num_generations:
+            faults.append(
+                f"{where}train.num_generations: {train.num_generations} answers to a prompt do not divide the {batch} of a step "
+                "(per_device_train_batch_size × gradient_accumulation_steps)"
+            )
+        if objective == "kto" and train.per_device_train_batch_size < 2:
+            faults.append(
+                f"{where}train.objective: kto needs per_device_train_batch_size above 1: it compares within a batch"
+            )
+        if objective == "reward" and train.method == "full":
+            faults.append(f"{where}train.objective: reward trains an adapter: train.method lora")
+        if objective in ("dpo", "kto") and train.method == "full" and trained:
+            faults.append(
+                f"{where}train.objective: {objective} after another step needs an adapter: train.method lora or qlora"
+            )
+        rewarded = rewarded or objective == "reward"
+        trained = trained or objective != "reward"
+    methods = {train.method for _, train in steps if train.objective != "reward"}
+    if len(methods) > 1:
+        faults.append(
+            f"earlier steps and train hold weights in different ways ({', '.join(sorted(methods))}): one for all"
+        )
+    return faults

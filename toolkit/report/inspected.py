@@ -88,7 +88,7 @@ def _of_rows(found: Inspection) -> Pairs:
     pairs.append(("encoding", _counted(table.encodings.values(), len(table.encodings) > 1)))
     # The notes begin with what each file is, which was said above.
     pairs += [("", note) for note in found.notes if ", since " not in note and ": not used: " not in note]
-    pairs += [("", told) for told in found.other_method]
+    pairs += [("", told) for told in found.objective]
     pairs.append(("read", f"{found.loaded.read:,} rows, {found.kept:,} of which can be learnt from"))
     first = {d.reason: f"{d.file}:{d.line}" for d in reversed(found.dropped)}
     dropped = Counter(d.reason for d in found.dropped).most_common()

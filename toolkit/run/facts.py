@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from toolkit.recipe.schema import Objective
+
 
 class Facts(BaseModel):
     """What a stage wants later stages and people to know. One class per stage."""
@@ -15,7 +17,8 @@ class Facts(BaseModel):
 
 
 class DatasetFacts(Facts):
-    """Files: train.jsonl, validation.jsonl, test.jsonl (a row each: prompt, completion, source; tools, where it has some),
+    """Files: train.jsonl, validation.jsonl, test.jsonl, a row each: prompt, completion (of preference pairs chosen and rejected
+    instead; label, of answers with one; tools, where it has some; of plain text only text) and source;
     dropped.jsonl, and found.jsonl: what people should know of rows that are kept."""
 
     rows: dict[str, int]
@@ -76,6 +79,7 @@ class AdapterFacts(Facts):
     forward.jsonl, what the trainer's own model lost on some rows (see `toolkit.train.forward`)."""
 
     method: Literal["qlora", "lora", "full"]
+    objective: Objective = "sft"
     base: BaseFacts
     base_dtype: Literal["float32", "bfloat16", "float16"]
     """Type that the base's weights were loaded in, before any quantization; for method "full" the folder's own type too."""
@@ -98,6 +102,8 @@ class AdapterFacts(Facts):
     """Rows of the validation split that are short enough, and how many of them the losses are over; 0: not recorded."""
     validation_by_source: Mapping[str, SourceLoss | None] = {}
     """Source → its loss, where there are several; None: no row of it is held out, or none is short enough."""
+    pair_accuracy: float | None = None
+    """Of a reward model: the share of held-out pairs whose better answer it gives the larger number."""
     steps: int = 0
     train_rows: int = 0
     """Sequences: rows, or parts of them (see `rows_split`)."""

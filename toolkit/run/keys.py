@@ -7,19 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.models.bases import resolve_base
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.schema import SAMPLED, Recipe
 from toolkit.run.artifacts import Artifact, file_sha256
 from toolkit.run.stages import Stage
 
 
-def make_key(stage: Stage, recipe: Recipe, have: dict[str, Artifact[Any]]) -> dict[str, Any]:
-    """What a stage's artifact is made from: inputs, its slice of the recipe, files it reads, versions."""
+def make_key(
+    stage: Stage, recipe: Recipe, have: dict[str, Artifact[Any]], rewards: Path | None = None
+) -> dict[str, Any]:
+    """What a stage's artifact is made from: inputs, its slice of the recipe, files it reads, versions.
+
+    Args:
+        rewards: a Python file of the user's with rewards, named on the command line.
+    """
+    recipe = recipe.at(stage.step)
     sliced = {key: _slice(recipe, key) for key in stage.recipe_keys}
     return {
         "version": stage.version,
         "inputs": {name: have[name].digest for name in stage.inputs},
         "recipe": sliced,
-        "files": _outside_files(stage, recipe, have),
+        "files": {**_outside_files(stage, recipe, have), **_own_rewards(stage, recipe, rewards)},
         "libraries": {name: _version(name) for name in stage.libraries},
     }
 
@@ -33,7 +40,7 @@ def _slice(recipe: Recipe, dotted: str) -> Any:
 
 def _outside_files(stage: Stage, recipe: Recipe, have: dict[str, Artifact[Any]]) -> dict[str, str]:
     golden = recipe.golden
-    match stage.name:
+    match stage.does:
         case "prepare":
             sources = recipe.data.readings if recipe.data else []
             return _hashes(*(source.path for source in sources), golden.prompts)
@@ -49,6 +56,11 @@ def _outside_files(stage: Stage, recipe: Recipe, have: dict[str, Artifact[Any]])
         case "create":
             return _hashes(recipe.ollama.modelfile)
     return {}
+
+
+def _own_rewards(stage: Stage, recipe: Recipe, rewards: Path | None) -> dict[str, str]:
+    samples = stage.does == "train" and recipe.train.objective in SAMPLED
+    return {"--rewards": file_sha256(rewards)} if rewards is not None and samples else {}
 
 
 def _hashes(*paths: str | list[str] | None) -> dict[str, str]:

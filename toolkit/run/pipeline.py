@@ -53,12 +53,13 @@ def run_folder(recipe: Recipe) -> Path:
     return Path("runs") / recipe.name
 
 
-def run(recipe: Recipe, upto: str = "report", force: str = "") -> dict[str, Artifact[Any]]:
+def run(recipe: Recipe, upto: str = "report", force: str = "", rewards: Path | None = None) -> dict[str, Artifact[Any]]:
     """Bring every stage up to `upto` up to date.
 
     Args:
         upto: the last stage to run.
         force: a stage to redo even when it is current.
+        rewards: a Python file of the user's with rewards for grpo and rloo; it is run.
 
     Returns:
         The artifacts by stage.
@@ -73,29 +74,29 @@ def run(recipe: Recipe, upto: str = "report", force: str = "") -> dict[str, Arti
         raise UsageError(f"{recipe.name} has no stage {upto}: its adapter is trained already", "Name a later stage.")
     folder = run_folder(recipe)
     with only_run(folder, NAMES_OF_ITS_OWN):
-        return _run(recipe, folder, upto, force)
+        return _run(recipe, folder, upto, force, rewards)
 
 
-def _run(recipe: Recipe, folder: Path, upto: str, force: str) -> dict[str, Artifact[Any]]:
+def _run(recipe: Recipe, folder: Path, upto: str, force: str, rewards: Path | None) -> dict[str, Artifact[Any]]:
     write_resolved(recipe, folder)
     have: dict[str, Artifact[Any]] = {}
     checked = False
     for stage in stages_of(recipe):
         finish_publishing(_partial(folder, stage), folder / stage.name)
         if not checked and _fetches(stage, recipe):
-            preflight(recipe, folder, _to_run(recipe, folder, upto))
+            preflight(recipe, folder, _to_run(recipe, folder, upto, rewards), rewards)
             checked = True
-        key = make_key(stage, recipe, have)
+        key = make_key(stage, recipe, have, rewards)
         artifact, reason = find_current(stage, folder, key)
         if artifact is not None and stage.name == force:
             artifact, reason = None, "asked for"
         if artifact is None:
             if not checked:
-                preflight(recipe, folder, _to_run(recipe, folder, upto) | {stage.name})
+                preflight(recipe, folder, _to_run(recipe, folder, upto, rewards) | {stage.name}, rewards)
                 checked = True
-            artifact = _run_stage(stage, recipe, folder, key, reason)
+            artifact = _run_stage(stage, recipe, folder, key, reason, rewards)
         else:
-            stderr.print(f"[green]✓[/] {stage.name:<9}current", highlight=False)
+            stderr.print(f"[green]✓[/] {stage.name:<9} current", highlight=False)
         have[stage.name] = artifact
         if stage.name == "verify":
             stop_unless_passed(recipe, artifact)
@@ -104,12 +105,12 @@ def _run(recipe: Recipe, folder: Path, upto: str, force: str) -> dict[str, Artif
     return have
 
 
-def plan_of_stages(recipe: Recipe) -> list[tuple[str, str]]:
+def plan_of_stages(recipe: Recipe, rewards: Path | None = None) -> list[tuple[str, str]]:
     """For `--dry-run`: every stage with "current" or the reason why it would run. Fetches nothing."""
-    return _states(recipe, run_folder(recipe))
+    return _states(recipe, run_folder(recipe), rewards)
 
 
-def _states(recipe: Recipe, folder: Path, believed: str = "") -> list[tuple[str, str]]:
+def _states(recipe: Recipe, folder: Path, rewards: Path | None, believed: str = "") -> list[tuple[str, str]]:
     """Every stage with "current" or the reason why it would run.
 
     Args:
@@ -122,9 +123,9 @@ def _states(recipe: Recipe, folder: Path, believed: str = "") -> list[tuple[str,
         if _fetches(stage, recipe):
             reason = "the base is not here yet"
         elif all(name in have for name in stage.inputs):
-            artifact, reason = find_current(stage, folder, make_key(stage, recipe, have))
+            artifact, reason = find_current(stage, folder, make_key(stage, recipe, have, rewards))
         rows.append((stage.name, "current" if artifact is not None else f"runs: {reason}"))
-        if artifact is None and stage.name == believed:
+        if artifact is None and stage.does == believed:
             with contextlib.suppress(DataError):
                 artifact = read_artifact(folder / stage.name, stage.facts)
         if artifact is not None:
@@ -132,16 +133,16 @@ def _states(recipe: Recipe, folder: Path, believed: str = "") -> list[tuple[str,
     return rows
 
 
-def _to_run(recipe: Recipe, folder: Path, upto: str) -> set[str]:
+def _to_run(recipe: Recipe, folder: Path, upto: str, rewards: Path | None) -> set[str]:
     """Stages that will run, as far as can be told: prepare takes seconds, and often gives the same rows again."""
-    states = _states(recipe, folder, believed="prepare")
+    states = _states(recipe, folder, rewards, believed="prepare")
     last = next(number for number, (name, _) in enumerate(states) if name == upto)
     return {name for name, state in states[: last + 1] if state != "current"}
 
 
 def _fetches(stage: Stage, recipe: Recipe) -> bool:
     """Whether even the question what a stage is made from downloads or rebuilds the base."""
-    return stage.name == "train" and not is_here(recipe.base)
+    return stage.does == "train" and not is_here(recipe.base)
 
 
 def find_current(stage: Stage, folder: Path, key: dict[str, Any]) -> tuple[Artifact[Any] | None, str]:
@@ -164,21 +165,24 @@ def _partial(folder: Path, stage: Stage) -> Path:
     return folder / f"{stage.name}.partial"
 
 
-def _run_stage(stage: Stage, recipe: Recipe, folder: Path, key: dict[str, Any], reason: str) -> Artifact[Any]:
+def _run_stage(
+    stage: Stage, recipe: Recipe, folder: Path, key: dict[str, Any], reason: str, rewards: Path | None
+) -> Artifact[Any]:
     partial = _partial(folder, stage)
     marker = folder / f".{stage.name}.key.json"
     # A partial folder is worth keeping only for training, and only when it was made from the same things.
-    if not (stage.name == "train" and marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == key):
+    if not (stage.does == "train" and marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == key):
         shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(exist_ok=True)
     write_json(marker, key)
-    stderr.print(f"[cyan]▶[/] {stage.name:<9}{reason}")
+    stderr.print(f"[cyan]▶[/] {stage.name:<9} {reason}")
     order = {
         "parent": os.getpid(),
         "stage": stage.name,
         "recipe": recipe.model_dump(mode="json"),
         "key": key,
         "folder": str(folder),
+        "rewards": str(rewards) if rewards else None,
     }
     command = [sys.executable, "-m", "toolkit.cli", "stage-process"]
     # In a session of its own: Ctrl-C reaches this process only, which then ends the stage, once.
@@ -202,7 +206,7 @@ def _run_stage(stage: Stage, recipe: Recipe, folder: Path, key: dict[str, Any], 
     cost = f"{artifact.cost.seconds:.0f} s, {artifact.cost.peak_memory_bytes / 2**30:.1f} GB"
     if artifact.cost.peak_card_bytes > 0.05 * 2**30:
         cost += f", {artifact.cost.peak_card_bytes / 2**30:.1f} GB of the card"
-    stderr.print(f"[green]✓[/] {stage.name:<9}{cost} → {artifact.folder}", soft_wrap=True)
+    stderr.print(f"[green]✓[/] {stage.name:<9} {cost} → {artifact.folder}", soft_wrap=True)
     return artifact
 
 
@@ -217,7 +221,11 @@ def _failure(stage: Stage, recipe: Recipe, code: int) -> ToolkitError:
     if code == -9:
         from toolkit.train.memory import settings_to_lower
 
-        lower = settings_to_lower(recipe) if stage.name == "train" else ["close other programs, or take a smaller base"]
+        lower = (
+            settings_to_lower(recipe.at(stage.step))
+            if stage.does == "train"
+            else ["close other programs, or take a smaller base"]
+        )
         return ResourceError(
             f"{stage.name} was killed by the system, most likely because memory ran out",
             "Run again; if it repeats, lower one of these, best first:\n  " + "\n  ".join(lower),
@@ -237,7 +245,8 @@ def run_stage_here(order: dict[str, Any]) -> None:
     stage = next(s for s in stages_of(recipe) if s.name == order["stage"])
     have = {name: read_artifact(folder / name, s.facts) for s in stages_of(recipe) if (name := s.name) in stage.inputs}
     partial = _partial(folder, stage)
-    facts = call_stage(stage.name, recipe, {k: v for k, v in have.items() if v is not None}, partial)
+    rewards = Path(order["rewards"]) if order.get("rewards") else None
+    facts = call_stage(stage, recipe, {k: v for k, v in have.items() if v is not None}, partial, rewards)
     seconds = round(time.monotonic() - start, 1)
     cost = Cost(seconds=seconds, peak_memory_bytes=_peak_memory(), peak_card_bytes=_peak_card_memory())
     publish(partial, folder / stage.name, facts, order["key"], cost)

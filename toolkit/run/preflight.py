@@ -6,25 +6,31 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from toolkit.errors import ToolkitError
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.schema import SAMPLED, Recipe
 from toolkit.run.hardware import read_hardware
+from toolkit.run.stages import stages_of
 
 
-def preflight(recipe: Recipe, folder: Path, runs: Collection[str]) -> None:
+def preflight(recipe: Recipe, folder: Path, runs: Collection[str], rewards: Path | None = None) -> None:
     """Check data, base, golden prompts, Modelfile, memory and disk, as far as a stage that will run needs them.
 
     Args:
         folder: runs/<name>.
         runs: the stages that will run.
+        rewards: a Python file of the user's with rewards.
 
     Raises:
         ToolkitError: every fault in one message; the exit code is that of the first.
     """
     faults: list[ToolkitError] = []
-    if "prepare" in runs:
-        from toolkit.data.prepare import check_data
+    steps = [stage for stage in stages_of(recipe) if stage.name in runs]
+    for stage in steps:
+        if stage.does == "prepare":
+            from toolkit.data.prepare import check_data
 
-        faults += _collect(lambda: check_data(recipe))
+            faults += _collect(lambda stage=stage: check_data(recipe.at(stage.step)))  # type: ignore[misc]
+        if stage.does == "train":
+            faults += _check_rewards(recipe.at(stage.step), rewards)
     if "train" in runs:
         from toolkit.models.bases import check_base
         from toolkit.models.convertible import check_converts_base
@@ -50,6 +56,14 @@ def preflight(recipe: Recipe, folder: Path, runs: Collection[str]) -> None:
         hints = "\n".join(dict.fromkeys(f.hint for f in faults if f.hint))
         error = type(faults[0])("\n".join(f.message for f in faults), hints)
         raise error
+
+
+def _check_rewards(recipe: Recipe, rewards: Path | None) -> list[ToolkitError]:
+    if recipe.train.objective not in SAMPLED:
+        return []
+    from toolkit.train.rewards import named
+
+    return _raised(lambda: named(recipe.train.rewards, rewards))
 
 
 def _check_template(recipe: Recipe) -> list[ToolkitError]:

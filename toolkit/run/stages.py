@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,13 @@ class Stage:
     libraries: tuple[str, ...] = ()
     version: int = 1
     """Raise it when the stage's code gives another result for the same input."""
+    step: str = ""
+    """One of `Recipe.earlier`, whose data it prepares or that it trains; empty for the recipe's own."""
+
+    @property
+    def does(self) -> str:
+        """What it does, whatever the step."""
+        return self.name.removesuffix(f"-{self.step}") if self.step else self.name
 
 
 _MODEL_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
@@ -44,9 +51,10 @@ STAGES = (
         "prepare",
         DatasetFacts,
         (),
-        ("data", "system", "golden.prompts", "golden.from_test"),  # golden prompts are kept from the training split
+        # Golden prompts are kept from the training split.
+        ("data", "system", "golden.prompts", "golden.from_test", "train.objective"),
         ("charset-normalizer",),
-        version=4,
+        version=5,
     ),
     Stage(
         "train",
@@ -54,7 +62,7 @@ STAGES = (
         ("prepare",),
         ("base", "system", "train", "lora", "adapter", "then", "load_in_4bit"),
         (*_MODEL_LIBRARIES, "trl", "accelerate"),
-        version=4,
+        version=5,
     ),
     Stage("golden", GoldenFacts, ("prepare", "train"), ("golden", "system", "merge"), _MODEL_LIBRARIES, version=3),
     Stage(
@@ -101,9 +109,9 @@ STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
-    """The stages that this recipe goes through: an adapter made elsewhere brings no dataset."""
+    """The stages that this recipe goes through: two for each earlier step first; an adapter made elsewhere brings no dataset."""
     if recipe.adapter is None:
-        return STAGES
+        return (*_earlier(recipe), *(_after_earlier(recipe, stage) for stage in STAGES))
     return tuple(
         Stage(s.name, s.facts, tuple(i for i in s.inputs if i != "prepare"), s.recipe_keys, s.libraries, s.version)
         for s in STAGES
@@ -111,9 +119,51 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     )
 
 
-def call_stage(name: str, recipe: Recipe, have: Mapping[str, Artifact[Any]], out: Path) -> Facts:
-    """Run one stage's function in this process; imports only what that stage needs."""
-    match name:
+def _earlier(recipe: Recipe) -> list[Stage]:
+    by_name = {stage.name: stage for stage in STAGES}
+    found = []
+    for step in recipe.earlier:
+        prepare = replace(by_name["prepare"], name=f"prepare-{step}", step=step)
+        trained = (prepare.name, *before(recipe, step).values())
+        found += [prepare, replace(by_name["train"], name=f"train-{step}", step=step, inputs=trained)]
+    return found
+
+
+def _after_earlier(recipe: Recipe, stage: Stage) -> Stage:
+    more: list[str] = []
+    if stage.name == "train":
+        more = list(before(recipe, "").values())
+    if stage.name == "golden":  # its prompts were trained on in no step
+        more = [f"prepare-{step}" for step in recipe.earlier]
+    return replace(stage, inputs=(*stage.inputs, *more)) if more else stage
+
+
+def before(recipe: Recipe, step: str) -> dict[str, str]:
+    """The training stages that a step goes on from: start, whose adapter it trains on; judge, whose reward model it asks."""
+    found: dict[str, str] = {}
+    for name, earlier in recipe.earlier.items():
+        if name == step:
+            break
+        found["judge" if earlier.train.objective == "reward" else "start"] = f"train-{name}"
+    objective = recipe.at(step).train.objective
+    if objective == "reward":
+        found.pop("start", None)
+    if objective != "rloo":
+        found.pop("judge", None)
+    return found
+
+
+def call_stage(
+    stage: Stage, recipe: Recipe, have: Mapping[str, Artifact[Any]], out: Path, rewards: Path | None = None
+) -> Facts:
+    """Run one stage's function in this process; imports only what that stage needs.
+
+    Args:
+        rewards: a Python file of the user's with rewards, named on the command line.
+    """
+    whole, recipe = recipe, recipe.at(stage.step)
+    suffix = f"-{stage.step}" if stage.step else ""
+    match stage.does:
         case "prepare":
             from toolkit.data.prepare import prepare_dataset
 
@@ -123,13 +173,15 @@ def call_stage(name: str, recipe: Recipe, have: Mapping[str, Artifact[Any]], out
 
             return adopt_adapter(recipe, out)
         case "train":
-            from toolkit.train.sft import train
+            from toolkit.train.training import train
 
-            return train(recipe, have["prepare"], out)
+            earlier = {role: have[name] for role, name in before(whole, stage.step).items()}
+            return train(recipe, have[f"prepare{suffix}"], out, **earlier, own_rewards=rewards)
         case "golden":
             from toolkit.parity.golden.record import record_golden
 
-            return record_golden(recipe, have["train"], have.get("prepare"), out)
+            earlier_rows = [have[f"prepare-{step}"] for step in recipe.earlier]
+            return record_golden(recipe, have["train"], have.get("prepare"), out, earlier_rows)
         case "merge":
             from toolkit.export.merge import merge
 
@@ -154,7 +206,7 @@ def call_stage(name: str, recipe: Recipe, have: Mapping[str, Artifact[Any]], out
             from toolkit.report.report import write_report
 
             return write_report(recipe, dict(have), out)
-    raise AssertionError(name)
+    raise AssertionError(stage.name)
 
 
 def certified_file(certificate: Artifact[CertificateFacts]) -> Path:

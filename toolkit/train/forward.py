@@ -20,8 +20,9 @@ from typing import Any, Literal
 import torch
 
 from toolkit.models.chat_template import NOTHING_TOLD
+from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import write_jsonl
-from toolkit.train.rows import TokenizedRow, tokenize
+from toolkit.train.rows import NOT_LEARNED, TokenizedRow, tokenize
 
 FORWARD_FILE = "forward.jsonl"
 ROWS = 8
@@ -64,25 +65,34 @@ def chosen_rows(
 
 
 def record_forward(
-    trainer: Any,
-    tokenizer: Any,
-    splits: dict[str, list[dict[str, Any]]],
-    max_length: int,
-    out: Path,
-    fields: Mapping[str, Any] = NOTHING_TOLD,
+    trainer: Any, tokenizer: Any, splits: dict[str, list[dict[str, Any]]], recipe: Recipe, out: Path
 ) -> None:
-    """Write `forward.jsonl` into `out`: each row alone through the trainer's own collator, model, autocast and loss.
+    """Write `forward.jsonl` into `out`: each row alone through the trainer's own model and autocast, and where the objective's
+    loss is that of an answer, through its own collator and loss.
 
     With gradients, as in training: kernels differ with them and without. Only dropout is left out, since it is chance.
     """
+    loss_of = _by_trainer if recipe.train.objective in ("sft", "pretrain") else _by_model
     recorded = []
     with _without_dropout(trainer.model):
-        for place, row in chosen_rows(tokenizer, splits, max_length, fields):
-            batch = trainer._prepare_inputs(trainer.data_collator([row.example()]))
+        for place, row in chosen_rows(tokenizer, splits, recipe.train.max_length, recipe.train.chat_template_kwargs):
             with torch.enable_grad(), trainer.compute_loss_context_manager():
-                loss = float(trainer.compute_loss(trainer.model, batch).detach())
+                loss = float(loss_of(trainer, row))
             recorded.append({**asdict(place), "tokens": row.learnt, "loss": loss})
     write_jsonl(out / FORWARD_FILE, recorded)
+
+
+def _by_trainer(trainer: Any, row: TokenizedRow) -> torch.Tensor:
+    batch = trainer._prepare_inputs(trainer.data_collator([row.example()]))
+    loss: torch.Tensor = trainer.compute_loss(trainer.model, batch).detach()
+    return loss
+
+
+def _by_model(trainer: Any, row: TokenizedRow) -> torch.Tensor:
+    device = next(trainer.model.parameters()).device
+    found = trainer.model(input_ids=torch.tensor([row.input_ids], device=device), use_cache=False).logits[0, :-1]
+    labels = torch.tensor(row.labels[1:], device=device)
+    return torch.nn.functional.cross_entropy(found.float(), labels, ignore_index=NOT_LEARNED).detach()
 
 
 @contextmanager

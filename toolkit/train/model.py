@@ -40,12 +40,50 @@ class Loaded(NamedTuple):
     through_unsloth: bool = False
 
 
-def load_for_training(recipe: Recipe, base: BaseFacts) -> Loaded:
-    """Load the base as the recipe says and put a fresh adapter on it.
+def load_for_training(recipe: Recipe, base: BaseFacts, start: Path | None = None) -> Loaded:
+    """Load the base as the recipe says and put an adapter on it: a fresh one, or what an earlier step left.
 
     With a CUDA card and Unsloth installed, through Unsloth; elsewhere transformers, PEFT and bitsandbytes.
+
+    Args:
+        start: folder of the adapter (of the whole model, for method "full") that is trained on.
     """
     torch.manual_seed(recipe.train.seed)
+    if recipe.train.objective == "reward":
+        return _reward_model(recipe, base)
+    if start is not None and recipe.train.method == "full":
+        return _load(recipe, base.model_copy(update={"folder": str(start)}))
+    loaded = _load(recipe, base)
+    if start is not None:
+        _go_on(loaded.model, start)
+    return loaded
+
+
+def _reward_model(recipe: Recipe, base: BaseFacts) -> Loaded:
+    """A base with a head of one number; never in 4 bits, so that its numbers are those that rloo later gets."""
+    from toolkit.train.judge import fresh_judge
+
+    dtype = torch.bfloat16 if card_has_bf16() else torch.float32
+    model, tokenizer = fresh_judge(base, recipe.lora, dtype, recipe.train.seed)
+    return Loaded(model, tokenizer, str(dtype).removeprefix("torch."), None)
+
+
+def _go_on(model: Any, start: Path) -> None:
+    """Give a fresh adapter the weights of an earlier step.
+
+    Raises:
+        DataError: they do not fit: the step was trained with another `lora`.
+    """
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    told = set_peft_model_state_dict(model, load_peft_weights(str(start), device="cpu"))
+    if told.unexpected_keys:
+        raise DataError(
+            f"{start} holds weights that this adapter has no place for: {told.unexpected_keys[:3]}", "Train anew."
+        )
+
+
+def _load(recipe: Recipe, base: BaseFacts) -> Loaded:
     dtype = training_dtype(recipe, Path(base.folder))
     if torch.cuda.is_available():
         if importlib.util.find_spec("unsloth") is not None:

@@ -1,4 +1,9 @@
-"""Progress of a training run: a bar on stderr, a line per step in metrics.jsonl, and a stop when the numbers break."""
+"""Progress of a training run: a bar on stderr, a line per step in metrics.jsonl, and a stop when the numbers break.
+
+metrics.jsonl: step, epoch, loss, grad_norm, learning_rate; and of what the objective has, as TRL calls it: reward, reward_std,
+rewards/<name>/mean and /std (grpo, rloo), rewards/chosen, rewards/rejected, rewards/margins, rewards/accuracies (preferences),
+kl, entropy, completions/mean_length, completions/clipped_ratio, accuracy, margin.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +18,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from toolkit.errors import DataError
+from toolkit.recipe.schema import Objective
 from toolkit.run.artifacts import write_text
 
 COMPLETE = "complete"
 """A checkpoint folder that holds a file of this name was written to its end."""
+
+SPREADLESS_STEPS = 10
+"""After so many steps in which all answers to a prompt were worth the same, it is said that nothing is learnt."""
+_BESIDE = ("reward", "reward_std", "kl", "entropy", "accuracy", "margin", "frac_reward_zero_std")
+_GROUPS = ("rewards/", "completions/")
 
 SECONDS_BETWEEN_LINES = 15
 """Where no terminal draws the bar (a log file), a line now and then."""
@@ -25,8 +36,10 @@ SECONDS_BETWEEN_LINES = 15
 class TrainingProgress(TrainerCallback):  # type: ignore[misc]
     """Shows loss, tokens/s and remaining time; keeps metrics.jsonl; marks complete checkpoints."""
 
-    def __init__(self, metrics: Path) -> None:
-        self.metrics = metrics
+    def __init__(self, metrics: Path, objective: Objective = "sft") -> None:
+        self.metrics, self.objective = metrics, objective
+        self._spreadless: int | None = 0
+        """Steps without a spread of rewards, from the first on; None: there was one, or it was told."""
         self.bar = Progress(
             TextColumn("train"),
             BarColumn(),
@@ -77,24 +90,57 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
             if not math.isfinite(float(logs.get(name, 0.0))):
                 raise DataError(
                     f"step {state.global_step}: {name} is {logs[name]}; training has broken down",
-                    "Lower train.learning_rate; if it stays, set train.bf16=false.",
+                    _mend(self.objective, last_complete_checkpoint(Path(args.output_dir))),
                 )
+        told = {
+            name: value
+            for name, value in sorted(logs.items())
+            if (name in _BESIDE or name.startswith(_GROUPS)) and isinstance(value, int | float)
+        }
         line = {
             "step": state.global_step,
             "epoch": logs.get("epoch"),
             "loss": logs["loss"],
             "grad_norm": logs.get("grad_norm"),
             "learning_rate": logs.get("learning_rate"),
+            **told,
         }  # no times: the same training leaves the same file
         with self.metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
-        note = f"loss {line['loss']:.3f} · {self.tokens_per_second:.0f} tokens/s"
+        note = self._note(line)
         self.bar.update(self.task, note=note)
         if not self.bar.console.is_terminal and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             seconds, _, steps = self._after_the_first()
             left = seconds / steps * (state.max_steps - state.global_step)
             self.bar.console.print(f"  step {state.global_step}/{state.max_steps} · {note} · {left:.0f} s left")
+
+    def _note(self, line: dict[str, Any]) -> str:
+        if "reward" in line:
+            self._watch_spread(line)
+            return f"reward {line['reward']:.2f} ± {line['reward_std']:.2f}"
+        note = f"loss {line['loss']:.3f}"
+        if "rewards/accuracies" in line:
+            note += f" · {line['rewards/accuracies']:.0%} of pairs right, margin {line['rewards/margins']:.2f}"
+        elif "accuracy" in line:
+            note += f" · {line['accuracy']:.0%} of pairs right"
+        return note + (f" · {self.tokens_per_second:.0f} tokens/s" if self.tokens_per_second else "")
+
+    def _watch_spread(self, line: dict[str, Any]) -> None:
+        if self._spreadless is None:
+            return
+        if line["reward_std"] > 0:
+            self._spreadless = None
+            return
+        self._spreadless += 1
+        if self._spreadless == SPREADLESS_STEPS:
+            self._spreadless = None
+            self.bar.console.print(
+                f"In {SPREADLESS_STEPS} steps all answers to a prompt were worth the same ({line['reward']:.2f}), so nothing is "
+                "learnt. Give the model a step of sft on the form of the answers first (earlier: in the recipe), rewards that "
+                "are given in parts, easier prompts, or more answers to each: --set train.num_generations=8",
+                style="yellow", markup=False, highlight=False,
+            )  # fmt: skip
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mark the checkpoint that was just written as whole."""
@@ -116,6 +162,17 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
         if steps == 1:
             return seconds, tokens, 1
         return seconds - self._first_step[0], tokens - self._first_step[1], steps - 1
+
+
+def _mend(objective: Objective, checkpoint: Path | None) -> str:
+    """What to lower when the numbers break."""
+    first = "Lower train.learning_rate; if it stays, set train.bf16=false."
+    if objective in ("orpo", "simpo"):
+        first += " Or lower train.beta."
+    if objective in ("grpo", "rloo"):
+        first += " Or raise train.beta, which holds the model to where it began."
+    kept = f" The last good checkpoint is kept: {checkpoint}" if checkpoint else ""
+    return first + kept
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:

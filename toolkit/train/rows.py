@@ -121,24 +121,26 @@ def answers_of(tokenizer: Any, row: dict[str, Any], fields: Mapping[str, Any] = 
             file and line.
     """
     template = template_of(tokenizer)
+    completion = row["chosen"] if "chosen" in row else row["completion"]
     marks, render = marks_of(template, fields), _Template(tokenizer, template, fields, as_sent(row.get("tools")))
     answers = []
     try:
         require_tools(template, wants(row), fields)
-        for place, turn in enumerate(row["completion"]):
+        for place, turn in enumerate(completion):
             if turn["role"] == "assistant":
-                context = as_sent_back([*row["prompt"], *row["completion"][:place]], marks)
+                context = as_sent_back([*row["prompt"], *completion[:place]], marks)
                 answer = written(render, marks, context, turn)
                 answers.append(Answer(turn, context, str(render(context, True)), answer))
     except DataError as error:
         told = f": {render.refusal}" if render.refusal and "refuses" in error.message else ""
-        raise DataError(f"{_place(row)}{error.message}{told}", error.hint) from error
+        raise DataError(f"{place_of(row)}{error.message}{told}", error.hint) from error
     if not answers:
-        raise DataError(f"{_place(row)}there is no answer to learn", "A row ends with a turn of the assistant.")
+        raise DataError(f"{place_of(row)}there is no answer to learn", "A row ends with a turn of the assistant.")
     return answers
 
 
-def _place(row: dict[str, Any]) -> str:
+def place_of(row: dict[str, Any]) -> str:
+    """Where a row is from, for the beginning of a message."""
     place = row.get("source") or {}
     return f"{place['file']}:{place['line']}: " if "file" in place and "line" in place else ""
 
@@ -155,8 +157,11 @@ def tokenize(tokenizer: Any, row: dict[str, Any], fields: Mapping[str, Any] = NO
     writes earlier turns otherwise than it wrote them as answers (it takes thoughts out, or moves the list of tools), an answer
     begins a sequence of its own, with its whole prompt.
 
-    An answer is closed where the template does not close it: a model that is never shown an end never ends.
+    An answer is closed where the template does not close it: a model that is never shown an end never ends. Of a pair the chosen
+    answer is rendered; plain text is a sequence by itself, and the document's end is learnt.
     """
+    if "text" in row:
+        return [_document(tokenizer, row)]
     end, source = turn_end(tokenizer), source_of(row)
     parts: list[TokenizedRow] = []
     for answer in answers_of(tokenizer, row, fields):
@@ -168,6 +173,22 @@ def tokenize(tokenizer: Any, row: dict[str, Any], fields: Mapping[str, Any] = NO
         earlier = parts.pop().spans if goes_on else ()
         parts.append(TokenizedRow(whole, (*earlier, (len(ids), len(whole))), source))
     return parts
+
+
+def _document(tokenizer: Any, row: dict[str, Any]) -> TokenizedRow:
+    """All tokens of a text, as its tokenizer begins one, and the end of a document; the first token follows nothing."""
+    ids = list(tokenizer(row["text"], verbose=False)["input_ids"])
+    end = tokenizer.eos_token_id
+    if end is not None and ids[-1:] != [end]:
+        ids.append(end)
+    return TokenizedRow(ids, ((1, len(ids)),), source_of(row))
+
+
+def _cut(document: TokenizedRow, max_length: int) -> list[TokenizedRow]:
+    """A document in pieces. Each begins with the last token of the one before, so that every token is learnt."""
+    ids = document.input_ids
+    pieces = [ids[start : start + max_length] for start in range(0, max(1, len(ids) - 1), max_length - 1)]
+    return [TokenizedRow(piece, ((1, len(piece)),), document.source) for piece in pieces]
 
 
 def _followed(tokenizer: Any, ids: list[int], answer: Answer) -> list[int]:
@@ -187,7 +208,7 @@ def tokenized(
     tokenizer: Any, rows: list[dict[str, Any]], max_length: int, fields: Mapping[str, Any] = NOTHING_TOLD
 ) -> tuple[list[TokenizedRow], list[dict[str, Any]]]:
     """The sequences of all rows. An answer that ends behind `max_length` is left out, with what comes after it, never cut: a cut
-    answer has lost its end token, and teaches never to stop.
+    answer has lost its end token, and teaches never to stop. Plain text goes on in a further sequence.
 
     Returns:
         (sequences, one entry per sequence of which something is left out: file, line, tokens, answers_left_out).
@@ -200,6 +221,9 @@ def tokenized(
     lost = 0
     for row in rows:
         before = len(kept)
+        if "text" in row:
+            kept += _cut(_document(tokenizer, row), max_length)
+            continue
         for part in tokenize(tokenizer, row, fields):
             fitting = part.up_to(max_length)
             if fitting is not None:
@@ -207,14 +231,26 @@ def tokenized(
             if (left_out := len(part.spans) - (len(fitting.spans) if fitting else 0)) > 0:
                 long.append({**row["source"], "tokens": len(part.input_ids), "answers_left_out": left_out})
         lost += len(kept) == before
+    refuse_mostly_long(long, lost, len(rows), max_length)
+    return kept, long
+
+
+def refuse_mostly_long(long: list[dict[str, Any]], lost: int, rows: int, max_length: int) -> None:
+    """Sort the list of long rows, the longest first.
+
+    Args:
+        lost: rows of which nothing is left.
+
+    Raises:
+        DataError: they are more than half of all.
+    """
     long.sort(key=lambda entry: -entry["tokens"])
-    if lost > len(rows) / 2:
+    if lost > rows / 2:
         shown = "\n".join(f"  {entry['file']}:{entry['line']}: {entry['tokens']} tokens" for entry in long[:5])
         raise DataError(
-            f"{lost} of {len(rows)} rows have more than train.max_length = {max_length} tokens; the longest:\n{shown}",
+            f"{lost} of {rows} rows have more than train.max_length = {max_length} tokens; the longest:\n{shown}",
             f"Raise train.max_length to {long[0]['tokens']}, or lower data.max_characters.",
         )
-    return kept, long
 
 
 def answer_loss(model: Any, rows: list[TokenizedRow]) -> float:

@@ -55,11 +55,14 @@ def look_at(tokenizer: Any, rows: list[dict[str, Any]], fields: Mapping[str, Any
     marked = "generation" in template
     plain = False
     for number, row in enumerate(rows):
+        if "text" in row:
+            found.sequences += 1
+            continue
         answers, sequences = answers_of(tokenizer, row, fields), len(tokenize(tokenizer, row, fields))
         found.answers += len(answers)
         found.sequences += sequences
         found.split += sequences > 1
-        context = [turn for turn in [*row["prompt"], *row["completion"][:-1]] if turn["role"] == "assistant"]
+        context = [turn for turn in [*row["prompt"], *row.get("completion", ())[:-1]] if turn["role"] == "assistant"]
         found.earlier += marks is not None and any(of_message(turn).thought for turn in context)
         found.not_sent |= not_sent(row.get("tools") or [])
         for answer in answers:

@@ -1,8 +1,7 @@
 """From a row to what can be learnt: one shape a file (pairs, messages, judged), told apart by `shape`.
 
 Shapes: columns (a question and an answer), alpaca (instruction, input, output), messages (lists of turns, ShareGPT's too),
-preference (chosen and rejected), unpaired (an answer and a label), text. The first three are conversations to fine-tune on; the
-others belong to other methods (`METHODS`), and are read so that a message can say so.
+preference (chosen and rejected), unpaired (an answer and a label), text. Which objectives learn from which: `objectives_of`.
 """
 
 from __future__ import annotations
@@ -14,18 +13,18 @@ from toolkit.data.formats.cells import NOT_TEXT, text_of
 from toolkit.data.formats.judged import preference, unpaired
 from toolkit.data.formats.messages import asked_in, conversation
 from toolkit.data.formats.pairs import paired
-from toolkit.data.formats.shape import FIRST_ROWS, METHODS, Kind, Shape, shape_of, thought_columns
+from toolkit.data.formats.shape import FIRST_ROWS, Kind, Shape, objectives_of, rows_for, shape_of, thought_columns
 from toolkit.data.formats.tools import NO_TOOLS, tools_of
-from toolkit.data.formats.turns import Call, Example, Found, Preference, Text, Turn, Unpaired
+from toolkit.data.formats.turns import Call, Example, Turn
 from toolkit.data.readers import Row
 
 __all__ = [
-    "FIRST_ROWS", "METHODS", "Call", "Example", "Found", "Kind", "Preference", "Shape", "Text", "Turn", "Unpaired", "read_row",
-    "shape_of", "thought_columns",
+    "FIRST_ROWS", "Call", "Example", "Kind", "Shape", "Turn", "objectives_of", "read_row", "rows_for", "shape_of",
+    "thought_columns",
 ]  # fmt: skip
 
 
-def read_row(row: Row, shape: Shape, learn: str = "all") -> Found | str:
+def read_row(row: Row, shape: Shape, learn: str = "all") -> Example | str:
     """What a row is, or why it is nothing.
 
     Args:
@@ -34,15 +33,16 @@ def read_row(row: Row, shape: Shape, learn: str = "all") -> Found | str:
     """
     if shape.kind == "text":
         text = text_of(row.values.get(shape.roles["text"]))
-        return NOT_TEXT if text is None else Text(row.file, row.line, text)
+        return NOT_TEXT if text is None else replace(Example.of_text(row.file, row.line, text), source=row.source)
     if shape.kind == "preference":
-        found: Found | str = preference(row.file, row.line, row.values, shape)
+        found = preference(row.file, row.line, row.values, shape)
     elif shape.kind == "unpaired":
         found = unpaired(row.file, row.line, row.values, shape)
     else:
         return _example(row, shape, learn)
-    own = _system(row.values, shape)
-    return replace(found, system=own) if own and isinstance(found, Preference | Unpaired) else found
+    if isinstance(found, str):
+        return found
+    return replace(found, system=_system(row.values, shape) or found.system, source=row.source)
 
 
 def _example(row: Row, shape: Shape, learn: str) -> Example | str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from toolkit.data.formats.cells import are_turns, is_true, parsed
-from toolkit.data.formats.messages import Conversation, conversation
+from toolkit.data.formats.messages import Conversation, asked_in, conversation
 from toolkit.data.formats.pairs import paired
 from toolkit.data.formats.shape import Shape
-from toolkit.data.formats.turns import Preference, Unpaired
+from toolkit.data.formats.turns import Example
 
 SAME = "chosen and rejected are equal"
 NO_LABEL = "the label is neither true nor false"
@@ -18,7 +19,7 @@ _SPOKEN = re.compile(r"\n\n(Human|Assistant): ?")
 """As Anthropic's helpful-harmless rows part their turns."""
 
 
-def preference(file: str, line: int, values: dict[str, Any], shape: Shape) -> Preference | str:
+def preference(file: str, line: int, values: dict[str, Any], shape: Shape) -> Example | str:
     """A pair, with its prompt in a column of its own or in both answers; or why it is none."""
     sides = []
     for role in ("chosen", "rejected"):
@@ -36,10 +37,10 @@ def preference(file: str, line: int, values: dict[str, Any], shape: Shape) -> Pr
         return SAME
     if chosen.prompt != rejected.prompt:
         return "chosen and rejected answer different prompts"
-    return Preference(file, line, chosen.prompt, chosen.completion, rejected.completion, chosen.system)
+    return replace(_example(file, line, chosen), rejected=rejected.completion)
 
 
-def unpaired(file: str, line: int, values: dict[str, Any], shape: Shape) -> Unpaired | str:
+def unpaired(file: str, line: int, values: dict[str, Any], shape: Shape) -> Example | str:
     """An answer and its label, or why it is none."""
     good = is_true(values.get(shape.roles["label"]))
     if good is None:
@@ -52,7 +53,12 @@ def unpaired(file: str, line: int, values: dict[str, Any], shape: Shape) -> Unpa
         found = made if isinstance(made, str) else made[0]
     if isinstance(found, str):
         return found
-    return Unpaired(file, line, found.prompt, found.completion, good, found.system)
+    return replace(_example(file, line, found), good=good)
+
+
+def _example(file: str, line: int, found: Conversation) -> Example:
+    topic = asked_in(found.prompt + found.completion)
+    return Example(file, line, found.prompt, found.completion, topic, found.system, notes=found.notes)
 
 
 def _answered(shape: Shape) -> Shape:

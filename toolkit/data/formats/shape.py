@@ -10,17 +10,34 @@ from toolkit.data.formats.cells import are_turns, is_true, parsed, text_of, toge
 from toolkit.data.formats.messages import KNOWN_KEYS
 from toolkit.errors import UsageError
 from toolkit.models.thinking import FIELDS
-from toolkit.recipe.schema import Reading, nearest
+from toolkit.recipe.schema import Objective, Reading, nearest
 
 Kind = Literal["columns", "alpaca", "messages", "preference", "unpaired", "text"]
 FIRST_ROWS = 100
 """So many rows of a file are looked at."""
-METHODS = {
-    "preference": "preference pairs, which DPO and its kin learn from",
-    "unpaired": "answers labelled good or bad, which KTO learns from",
-    "text": "plain text, which continued pre-training learns from",
+_HELD = {
+    "preference": "preference pairs",
+    "unpaired": "answers labelled good or bad",
+    "text": "plain text",
 }
-"""Shapes that questions and answers cannot be learnt from, and who can learn from them."""
+_ANSWERS = "questions with answers"
+_LEARN_FROM: dict[str, tuple[Objective, ...]] = {
+    _ANSWERS: ("sft", "grpo", "rloo"),
+    _HELD["preference"]: ("dpo", "orpo", "simpo", "reward"),
+    _HELD["unpaired"]: ("kto",),
+    _HELD["text"]: ("pretrain",),
+}
+
+
+def objectives_of(held: str) -> tuple[Objective, ...]:
+    """The objectives that learn from rows which hold this; see `Shape.held`."""
+    return _LEARN_FROM[held]
+
+
+def rows_for(objective: Objective) -> str:
+    """What rows must hold for an objective."""
+    return next(held for held, objectives in _LEARN_FROM.items() if objective in objectives)
+
 
 PROMPT_NAMES = ("prompt", "question", "ask", "query", "instruction", "input", "user", "q", "问题", "提问", "问", "咨询",
                 "問題", "提問", "問", "title", "标题")  # fmt: skip
@@ -50,9 +67,9 @@ class Shape:
     """Columns, and keys of turns, that nothing is made of."""
 
     @property
-    def fits(self) -> str:
-        """Who learns from it, where that is not fine-tuning on answers."""
-        return METHODS.get(self.kind, "")
+    def held(self) -> str:
+        """What its rows hold, in words."""
+        return _HELD.get(self.kind, _ANSWERS)
 
 
 def shape_of(name: str, columns: Sequence[str], rows: Sequence[dict[str, Any]], reading: Reading) -> Shape:

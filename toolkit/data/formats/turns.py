@@ -1,4 +1,4 @@
-"""What rows become: conversations to learn from, and rows of kinds that other methods learn from."""
+"""What rows become: conversations with an answer to learn, two answers to choose between, an answer with a label, plain text."""
 
 from __future__ import annotations
 
@@ -77,6 +77,20 @@ class Example:
     """Its source's name, where there are several."""
     notes: tuple[str, ...] = ()
     """What reading it changed, in words that are counted."""
+    rejected: tuple[Turn, ...] = ()
+    """Of a preference pair: the answer that is worse than the completion."""
+    good: bool | None = None
+    """Of an answer with a label: whether it is good."""
+
+    @classmethod
+    def of_text(cls, file: str, line: int, text: str) -> Example:
+        """Plain text: all of it is learnt, and nothing stands before it."""
+        return cls(file, line, (), (Turn("assistant", text),), text)
+
+    @property
+    def is_text(self) -> bool:
+        """It is plain text, not a conversation."""
+        return not self.prompt
 
     @property
     def prompt_text(self) -> str:
@@ -85,13 +99,13 @@ class Example:
 
     @property
     def answer(self) -> str:
-        """All that is learnt, thoughts and calls too."""
-        return "\n".join(turn.text for turn in self.completion if turn.role == "assistant")
+        """All that is learnt from, thoughts and calls too; of a pair both answers."""
+        return "\n".join(turn.text for turn in self.completion + self.rejected if turn.role == "assistant")
 
     @property
     def turns(self) -> tuple[Turn, ...]:
-        """Prompt and completion."""
-        return self.prompt + self.completion
+        """Prompt and answers."""
+        return self.prompt + self.completion + self.rejected
 
     @property
     def characters(self) -> int:
@@ -111,47 +125,17 @@ class Example:
 
     def record(self) -> dict[str, Any]:
         """The row as it is written into a split."""
+        place: dict[str, Any] = {"file": self.file, "line": self.line}
+        source = {"source": {**place, "name": self.source} if self.source else place}
+        if self.is_text:
+            return {"text": self.completion[0].content, **source}
         opening = [{"role": "system", "content": self.system}] if self.system else []
-        source: dict[str, Any] = {"file": self.file, "line": self.line}
+        completion = [turn.record() for turn in self.completion]
         return {
             "prompt": opening + [turn.record() for turn in self.prompt],
-            "completion": [turn.record() for turn in self.completion],
+            **({"chosen": completion} if self.rejected else {"completion": completion}),
+            **({"rejected": [turn.record() for turn in self.rejected]} if self.rejected else {}),
+            **({"label": self.good} if self.good is not None else {}),
             **({"tools": json.loads(self.tools)} if self.tools else {}),
-            "source": {**source, "name": self.source} if self.source else source,
+            **source,
         }
-
-
-@dataclass(frozen=True)
-class Preference:
-    """Two answers to the same prompt, one of them better."""
-
-    file: str
-    line: int
-    prompt: tuple[Turn, ...]
-    chosen: tuple[Turn, ...]
-    rejected: tuple[Turn, ...]
-    system: str = ""
-
-
-@dataclass(frozen=True)
-class Unpaired:
-    """An answer that is good, or one that is not."""
-
-    file: str
-    line: int
-    prompt: tuple[Turn, ...]
-    completion: tuple[Turn, ...]
-    good: bool
-    system: str = ""
-
-
-@dataclass(frozen=True)
-class Text:
-    """Text without question and answer."""
-
-    file: str
-    line: int
-    text: str
-
-
-Found = Example | Preference | Unpaired | Text

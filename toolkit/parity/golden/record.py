@@ -16,7 +16,7 @@ weights do not fit, layer by layer from the shards (see `toolkit.models.referenc
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
@@ -68,9 +68,17 @@ class Prompt(NamedTuple):
 
 
 def record_golden(
-    recipe: Recipe, adapter: Artifact[AdapterFacts], dataset: Artifact[DatasetFacts] | None, out: Path
+    recipe: Recipe,
+    adapter: Artifact[AdapterFacts],
+    dataset: Artifact[DatasetFacts] | None,
+    out: Path,
+    earlier: Sequence[Artifact[DatasetFacts]] = (),
 ) -> GoldenFacts:
     """Record the tuned model's and its base's greedy answers and reference logits.
+
+    Args:
+        dataset: of the recipe's own training.
+        earlier: of the steps before it.
 
     Raises:
         DataError: no prompt, or a prompt that was trained on; an adapter that does not fit its base.
@@ -87,7 +95,7 @@ def record_golden(
     day = date.today().isoformat()
     prompts = [
         _rendered(tokenizer, GoldenPrompt(as_sent_back(turns, marks), tools), day, fields)
-        for turns, tools in golden_messages(recipe, dataset)
+        for turns, tools in golden_messages(recipe, dataset, earlier)
     ]
     vocabulary = int(weights.structure().get_output_embeddings().weight.shape[0])
     whole = computed_whole(weights)
@@ -122,7 +130,9 @@ def record_golden(
         _layer_by_layer(adapter, forced, shape, out)
     if recorded and not (whole and adapter is trained):
         write_forward(recorded, reference_of(trained).logits([r.forced for r in recorded]), ends, out)
-    known = write_answers(dataset, tokenizer, recipe.train.max_length, ends, vocabulary, out, fields)
+    known = write_answers(
+        dataset, adapter.facts.objective, tokenizer, recipe.train.max_length, ends, vocabulary, out, fields
+    )
     rows = _rows(tokenizer, prompts, answers, before, ends, marks)
     write_jsonl(out / "golden.jsonl", rows)
     write_jsonl(out / "conversations.jsonl", _conversations(tokenizer, recipe.system, day, fields))
@@ -169,7 +179,9 @@ def as_merged(adapter: Artifact[AdapterFacts], onto: str) -> Artifact[AdapterFac
     return replace(adapter, facts=adapter.facts.model_copy(update={"quantization": None}))
 
 
-def golden_messages(recipe: Recipe, dataset: Artifact[DatasetFacts] | None) -> list[GoldenPrompt]:
+def golden_messages(
+    recipe: Recipe, dataset: Artifact[DatasetFacts] | None, earlier: Sequence[Artifact[DatasetFacts]] = ()
+) -> list[GoldenPrompt]:
     """The recipe's golden prompts as conversations: its list or file, then so many of the test split, of whose rows every answer
     has its own.
 
@@ -177,16 +189,18 @@ def golden_messages(recipe: Recipe, dataset: Artifact[DatasetFacts] | None) -> l
         DataError: an empty or missing file; no prompt at all; prompts that are in the training split.
     """
     named = golden_prompts(recipe)
-    if dataset is not None:
-        _refuse_trained_on([asked(prompt.turns) for prompt in named], dataset.folder / "train.jsonl")
     opening: Messages = [{"role": "system", "content": recipe.system}] if recipe.system else []
+    for trained_on in (*([dataset] if dataset is not None else []), *earlier):
+        _refuse_trained_on([asked(prompt.turns) for prompt in named], trained_on.folder / "train.jsonl")
     found = [
         prompt if prompt.turns[0]["role"] == "system" else GoldenPrompt([*opening, *prompt.turns], prompt.tools)
         for prompt in named
     ]
     if dataset is not None and recipe.golden.from_test:
         rows = read_jsonl(dataset.folder / "test.jsonl")
-        found += [prompt for row in rows for prompt in prompts_of(row)][: recipe.golden.from_test]
+        known = {text for step in earlier for text in _trained_on(step.folder / "train.jsonl")}
+        unseen = [row for row in rows if normalize(asked(row.get("prompt", []))) not in known]
+        found += [prompt for row in unseen for prompt in prompts_of(row)][: recipe.golden.from_test]
     if not found:
         raise DataError(
             "there is no golden prompt: the test split is empty and golden.prompts names none",
@@ -196,7 +210,7 @@ def golden_messages(recipe: Recipe, dataset: Artifact[DatasetFacts] | None) -> l
 
 
 def _refuse_trained_on(texts: list[str], train: Path) -> None:
-    trained = {normalize(asked(row["prompt"])): row.get("source", {}) for row in read_jsonl(train)}
+    trained = _trained_on(train)
     seen = [(text, trained[normalize(text)]) for text in texts if normalize(text) in trained]
     if seen:
         named = "\n".join(f"  {text[:60]!r} ({s.get('file', '?')}:{s.get('line', '?')})" for text, s in seen[:5])
@@ -204,6 +218,11 @@ def _refuse_trained_on(texts: list[str], train: Path) -> None:
             f"{len(seen)} golden prompts are in the training split, so their answers prove nothing:\n{named}",
             "Replace them by questions that the data does not hold.",
         )
+
+
+def _trained_on(train: Path) -> dict[str, dict[str, Any]]:
+    """The last question of each row, as near duplicates are compared → its source."""
+    return {normalize(asked(row["prompt"])): row.get("source", {}) for row in read_jsonl(train) if "prompt" in row}
 
 
 def _rendered(tokenizer: Any, prompt: GoldenPrompt, day: str, fields: Mapping[str, Any]) -> Prompt:

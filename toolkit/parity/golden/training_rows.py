@@ -19,6 +19,7 @@ import torch
 
 from toolkit.models.chat_template import NOTHING_TOLD
 from toolkit.models.reference import TeacherForced
+from toolkit.recipe.schema import SAMPLED, Objective
 from toolkit.run.artifacts import Artifact, read_jsonl, write_jsonl
 from toolkit.run.facts import AdapterFacts, DatasetFacts
 from toolkit.train.forward import FORWARD_FILE
@@ -83,6 +84,7 @@ class Answers(NamedTuple):
 
 def write_answers(
     dataset: Artifact[DatasetFacts] | None,
+    objective: Objective,
     tokenizer: Any,
     max_length: int,
     ends: list[int],
@@ -95,14 +97,14 @@ def write_answers(
     Args:
         fields: what the chat template was told.
     """
-    if dataset is None:
+    if dataset is None or objective in (*SAMPLED, "pretrain"):  # answers of its own, or none
         return Answers(None, None)
     rows = read_jsonl(dataset.folder / "train.jsonl")
     step = max(1, len(rows) // ANSWERS)
     written: npt.NDArray[np.bool_] = np.zeros(vocabulary, dtype=np.bool_)
     lengths = []
     for row in rows[::step]:
-        if not row["completion"]:
+        if row.get("label") is False or not row.get("completion", True):
             continue
         for part in tokenize(tokenizer, row, fields):
             trained = part.up_to(max_length)

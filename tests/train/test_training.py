@@ -28,11 +28,14 @@ from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, Cost
 from toolkit.run.facts import DatasetFacts
 from toolkit.train.memory import memory_advice, settings_to_lower
-from toolkit.train.model import load_for_training
+from toolkit.train.methods import trainer_of
+from toolkit.train.methods.common import Order
+from toolkit.train.methods.sft import check
+from toolkit.train.model import Loaded, load_for_training
 from toolkit.train.progress import COMPLETE, TrainingProgress, cut_metrics
 from toolkit.train.rows import ALL_SOURCES, LOSS_ROWS, TokenizedRow, answer_loss, losses, tokenize, tokenized
-from toolkit.train.sft import _check_batches, _losses_before, _trainer, train
 from toolkit.train.told import look_at, told
+from toolkit.train.training import _losses_before, train
 
 SYSTEM = "You are a careful assistant."
 
@@ -80,6 +83,12 @@ def alone(tokenizer: Any, row: dict[str, Any], **fields: Any) -> tuple[list[int]
 
 def sequences(tokenizer: Any, rows: list[dict[str, Any]]) -> list[TokenizedRow]:
     return tokenized(tokenizer, rows, 4096)[0]
+
+
+def trainer_for(recipe: Recipe, loaded: Loaded, rows: list[TokenizedRow], out: Path) -> Any:
+    """The trainer of fine-tuning, on rows that are tokens already."""
+    order = Order(recipe, loaded, out / "checkpoints")
+    return trainer_of("sft", order, [row.example() for row in rows], [TrainingProgress(out / "metrics.jsonl")])
 
 
 def make_dataset(folder: Path, rows: list[dict[str, Any]]) -> Artifact[DatasetFacts]:
@@ -199,7 +208,7 @@ def test_what_the_trainer_learns_from_is_the_answer_and_its_end_token(base: Path
         {"role": "assistant", "content": "An earlier answer."}, {"role": "user", "content": "And then?"},
     ]  # fmt: skip
     given = sequences(loaded.tokenizer, rows)
-    trainer = _trainer(recipe, loaded, given, out / "checkpoints", TrainingProgress(out / "metrics.jsonl"))
+    trainer = trainer_for(recipe, loaded, given, out)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
     decode = loaded.tokenizer.decode
     for row, ids, labels, mask in zip(rows, batch["input_ids"], batch["labels"], batch["attention_mask"]):
@@ -209,17 +218,17 @@ def test_what_the_trainer_learns_from_is_the_answer_and_its_end_token(base: Path
         assert ids[mask.bool()].tolist() == tokenize(loaded.tokenizer, row)[0].input_ids
 
     examples = [row.example() for row in given]
-    _check_batches(trainer, examples)
+    check(trainer, examples)
     # As a trainer would that learns the prompt too, or cuts a row.
     learns_all = [example | {"labels": example["input_ids"]} for example in examples]
     cut = [{name: ids[:-1] for name, ids in example.items()} for example in examples]
     for wanted in (learns_all, cut, examples[:2]):
         with pytest.raises(DataError, match="other tokens than the answers"):
-            _check_batches(trainer, wanted)
+            check(trainer, wanted)
     collate = trainer.data_collator
     trainer.data_collator = lambda rows: collate(rows) | {"labels": collate(rows)["input_ids"]}
     with pytest.raises(DataError, match="other tokens than the answers"):
-        _check_batches(trainer, examples)
+        check(trainer, examples)
 
 
 def test_the_first_step_does_not_foretell_the_others(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,13 +252,7 @@ def test_a_trainer_on_a_cpu_computes_as_the_recipe_says(base: Path, out: Path) -
     for given, checkpointing in (({}, False), ({"bf16": True, "gradient_checkpointing": True}, True)):
         recipe = make_recipe(base, method="lora", **given)
         loaded = load_for_training(recipe, resolve_base(str(base)))
-        args = _trainer(
-            recipe,
-            loaded,
-            sequences(loaded.tokenizer, make_rows(2)),
-            out / "x",
-            TrainingProgress(out / "metrics.jsonl"),
-        ).args
+        args = trainer_for(recipe, loaded, sequences(loaded.tokenizer, make_rows(2)), out).args
         # On a CPU bf16 is the type of the weights; autocast is for cards.
         assert (args.bf16, args.fp16, args.gradient_checkpointing) == (False, False, checkpointing)
 
@@ -367,8 +370,8 @@ def test_what_a_resumed_run_reads_is_written_whole_or_not_at_all(base: Path, out
 CHILD = """\
 import json, sys
 from pathlib import Path
-from tests.train.test_sft import make_dataset, make_recipe, make_rows
-from toolkit.train.sft import train
+from tests.train.test_training import make_dataset, make_recipe, make_rows
+from toolkit.train.training import train
 out = Path(sys.argv[2])
 out.mkdir(exist_ok=True)
 facts = train(make_recipe(Path(sys.argv[1])), make_dataset(out.parent / "data", make_rows(16)), out)

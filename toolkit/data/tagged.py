@@ -1,0 +1,2 @@
+def tagged(a):
+    return a

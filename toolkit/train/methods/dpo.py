@@ -1,0 +1,34 @@
+"""Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290; TRL's DPOTrainer). The reference is the model as it
+was when training began: the adapter off, or the adapter that an earlier step left, kept beside the one that is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toolkit.train.methods.common import (
+    Order,
+    check_rows,
+    dataset_of,
+    finished,
+    settings,
+    taking_tokens,
+    without_needless_reference,
+)
+from toolkit.train.methods.pairs import answers, masked
+
+
+def trainer(order: Order, examples: list[dict[str, Any]], callbacks: list[Any]) -> Any:
+    """A DPOTrainer."""
+    from trl import DPOConfig, DPOTrainer
+
+    beta = order.recipe.train.beta
+    config = DPOConfig(**settings(order), max_length=None, **({} if beta is None else {"beta": beta}))
+    model = order.loaded.model
+    made = taking_tokens(DPOTrainer)(
+        model=model, args=config, train_dataset=dataset_of(examples), processing_class=order.loaded.tokenizer,
+        callbacks=callbacks,
+    )  # fmt: skip
+    without_needless_reference(order)
+    finished(made, model)
+    check_rows(made, examples, lambda b: masked(b["input_ids"], b["completion_mask"]), answers(examples))
+    return made

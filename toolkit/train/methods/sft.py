@@ -1,0 +1,51 @@
+"""Supervised fine-tuning (TRL's SFTTrainer): loss on the answers alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toolkit.train.methods.common import Examples, Order, check_rows, dataset_of, finished, settings
+from toolkit.train.rows import NOT_LEARNED, tokenized
+
+
+def examples(tokenizer: Any, rows: list[dict[str, Any]], order: Order) -> Examples:
+    """Token ids with labels."""
+    train = order.recipe.train
+    sequences, long = tokenized(tokenizer, rows, train.max_length, train.chat_template_kwargs)
+    return Examples([row.example() for row in sequences], sequences, long)
+
+
+def trainer(order: Order, examples: list[dict[str, Any]], callbacks: list[Any]) -> Any:
+    """An SFTTrainer."""
+    from trl import SFTConfig, SFTTrainer
+
+    train, loaded = order.recipe.train, order.loaded
+    config = SFTConfig(
+        **settings(order),
+        max_length=None,  # `tokenized` left longer rows out; TRL would cut them
+        train_sampling_strategy=train.train_sampling_strategy,
+        # Never all logits at once: by TRL's loss, or by Unsloth's own, which TRL's would push aside.
+        loss_type="nll" if loaded.through_unsloth else "chunked_nll",
+        include_num_input_tokens_seen="non_padding",  # TRL counts them too, Unsloth's trainer does not
+    )
+    # As tokens with labels: TRL and Unsloth each render conversations in their own way.
+    made = SFTTrainer(
+        model=loaded.model, args=config, train_dataset=dataset_of(examples), processing_class=loaded.tokenizer,
+        callbacks=callbacks,
+    )  # fmt: skip
+    finished(made, loaded.model)
+    check(made, examples)
+    return made
+
+
+def check(trainer: Any, examples: list[dict[str, Any]]) -> None:
+    """Raises as `check_rows`. A batch is one row where the trainer does without padding, as Unsloth may."""
+    check_rows(trainer, examples, lambda batch: _learned(batch["labels"].flatten().tolist()), _wanted(examples))
+
+
+def _learned(labels: list[int]) -> list[int]:
+    return [token for token in labels if token != NOT_LEARNED]
+
+
+def _wanted(examples: list[dict[str, Any]]) -> list[int]:
+    return [token for row in examples[:4] for token in _learned(row["labels"])]
