@@ -85,4 +85,7 @@ def test_rows_of_other_methods_are_looked_at_too(tmp_path: Path) -> None:
     pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejected": "b"}]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     text = shown(look(tmp_path / "x.jsonl"))
-    assert "DPO and its kin" in text and "1 chosen and rejected are equal, first at x.jsonl:2" in text
+    assert (
+        "from these learn dpo, orpo, simpo, reward" in text
+        and "1 chosen and rejected are equal, first at x.jsonl:2" in text
+    )

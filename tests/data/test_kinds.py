@@ -19,6 +19,8 @@ from toolkit.data.loading import load
 from toolkit.data.peek import peek
 from toolkit.data.prepare import check_data, prepare_dataset
 from toolkit.errors import ExternalToolError, ToolkitError, UsageError
+from toolkit.recipe.init import write_recipe
+from toolkit.recipe.reading import load_recipe
 from toolkit.recipe.schema import Data, Recipe
 from toolkit.run.artifacts import read_jsonl
 from toolkit.run.facts import DatasetFacts
@@ -30,7 +32,9 @@ PAIRS = [
 OTHER = [(f"Which shelf holds part {i * i}?", f"Part {i * i} lies on shelf {i % 9}.") for i in range(30)]
 
 
-def prepared(path: Path, tmp_path: Path, **data: Any) -> tuple[DatasetFacts, list[dict[str, Any]]]:
+def prepared(
+    path: Path, tmp_path: Path, objective: str = "sft", **data: Any
+) -> tuple[DatasetFacts, list[dict[str, Any]]]:
     """What the first stage makes of a file, with the shares of `init` for so few rows; and all rows in their order."""
     settings = {"path": str(path), "validation": 0.1, "test": 0.2, **data}
     recipe = Recipe.model_validate(
@@ -39,7 +43,8 @@ def prepared(path: Path, tmp_path: Path, **data: Any) -> tuple[DatasetFacts, lis
             "base": "embedded:smollm2-135m-instruct",
             "system": "Be brief.",
             "data": settings,
-            "golden": {"from_test": 1},
+            "train": {"objective": objective},
+            "golden": {"prompts": ["Go on."]} if objective == "pretrain" else {"from_test": 1},
             "ollama": {"model": "t"},
         }
     )
@@ -254,7 +259,7 @@ def test_the_files_that_were_tried(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(CASES), str(tmp_path / "cases")], check=True)
     said = {
         "no_header.csv": "first line looks like a row", "unquoted_commas.csv": "40 of 40 rows have another number of fields",
-        "dpo.jsonl": "DPO", "text.txt": "continued pre-training",
+        "dpo.jsonl": "holds preference pairs", "text.txt": "holds plain text",
     }  # fmt: skip
     for file in sorted((tmp_path / "cases").iterdir()):
         (own := tmp_path / f"of {file.name}").mkdir()
@@ -299,33 +304,41 @@ def test_a_folder_of_mixed_files(tmp_path: Path) -> None:
 
 
 OTHERS: dict[str, tuple[str, Callable[[Path], None], str]] = {
-    "pairs": ("x.jsonl", jsonl([{"prompt": q, "chosen": a, "rejected": "No idea."} for q, a in PAIRS]), "DPO"),
+    "pairs": ("x.jsonl", jsonl([{"prompt": q, "chosen": a, "rejected": "No idea."} for q, a in PAIRS]), "dpo"),
     "pairs with their prompt inside": (
-        "x.jsonl", jsonl([{"chosen": t, "rejected": [t[0], {"role": "assistant", "content": "No."}]} for t in TURNS]), "DPO"),
+        "x.jsonl", jsonl([{"chosen": t, "rejected": [t[0], {"role": "assistant", "content": "No."}]} for t in TURNS]), "dpo"),
     "pairs in words": (
         "x.jsonl",
         jsonl(SPOKEN),
-        "DPO"),
-    "labelled": ("x.jsonl", jsonl([{"prompt": q, "completion": a, "label": len(a) % 2 == 0} for q, a in PAIRS]), "KTO"),
-    "text": ("x.txt", text("\n\n".join(a for _, a in PAIRS)), "continued pre-training"),
-    "Markdown": ("x.md", text("# Parts\n\n" + "\n\n".join(a for _, a in PAIRS)), "continued pre-training"),
+        "dpo"),
+    "labelled": ("x.jsonl", jsonl([{"prompt": q, "completion": a, "label": len(a) % 2 == 0} for q, a in PAIRS]), "kto"),
+    "text": ("x.txt", text("\n\n".join(a for _, a in PAIRS)), "pretrain"),
+    "Markdown": ("x.md", text("# Parts\n\n" + "\n\n".join(a for _, a in PAIRS)), "pretrain"),
     "a column of texts": (
-        "x.jsonl", jsonl([{"text": a, "id": i} for i, (_, a) in enumerate(PAIRS)]), "continued pre-training"),
+        "x.jsonl", jsonl([{"text": a, "id": i} for i, (_, a) in enumerate(PAIRS)]), "pretrain"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_rows_of_other_methods_are_read_and_the_method_is_named(kind: str, tmp_path: Path) -> None:
-    from toolkit.data.formats import read_row
-
-    name, write, method = OTHERS[kind]
+def test_rows_of_other_objectives_are_read_and_the_objective_is_named(kind: str, tmp_path: Path) -> None:
+    name, write, objective = OTHERS[kind]
     write(tmp_path / name)
-    with pytest.raises(AssertionError, match=method):
+    with pytest.raises(AssertionError, match=f"--set train.objective={objective}"):
         prepared(tmp_path / name, tmp_path)
-    loaded = load(Data(path=str(tmp_path / name)))
-    found = [read_row(row, loaded.shapes[row.file]) for row in loaded.table.rows]
-    assert len(found) >= 40
-    assert not [reason for reason in found if isinstance(reason, str)]
+    (own := tmp_path / "own").mkdir()
+    facts, rows = prepared(tmp_path / name, own, objective=objective)
+    assert len(rows) == facts.kept >= 40 and facts.dropped == {}
+    keys = {"dpo": {"prompt", "chosen", "rejected"}, "kto": {"prompt", "completion", "label"}, "pretrain": {"text"}}
+    assert all(row.keys() == keys[objective] | {"source"} for row in rows)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_init_writes_the_objective_that_learns_from_the_rows(kind: str, tmp_path: Path) -> None:
+    name, write, objective = OTHERS[kind]
+    write(tmp_path / name)
+    written = write_recipe(str(tmp_path / name), "mine", tmp_path / "mine.yaml")
+    recipe = load_recipe(written.path, "cpu")
+    assert (recipe.train.objective == objective and recipe.golden.from_test) or recipe.golden.prompts
 
 
 def test_the_chosen_answers_can_be_learnt_alone(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.report.plot import plot_losses, read_losses, smoothed
+from toolkit.report.plot import plot_losses, plot_rewards, read_losses, read_rewards, smoothed
 
 
 def _metrics(folder: Path, steps: int) -> Path:
@@ -52,3 +52,31 @@ def test_smoothing_starts_at_the_first_value_and_keeps_a_constant() -> None:
     assert smoothed([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
     assert smoothed([4.0, 0.0]) == pytest.approx([4.0, 4.0 * 0.8 / 1.8])
     assert smoothed([]) == []
+
+
+def _rewarded(folder: Path) -> Path:
+    lines: list[dict[str, float]] = [
+        {"step": i, "loss": 0.0, "reward": i / 10, "reward_std": 0.5, "rewards/soft_format/mean": i / 10,
+         "rewards/soft_format/std": 0.2, "rewards/accuracies": 0.5, "completions/mean_length": 9.0}
+        for i in range(1, 21)
+    ]  # fmt: skip
+    path = folder / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_rewards_are_read_by_names_for_people(tmp_path: Path) -> None:
+    found = read_rewards(_rewarded(tmp_path))
+    assert list(found) == ["reward, all together", "reward soft_format", "pairs told rightly"]
+    assert found["reward soft_format"].means[:2] == [0.1, 0.2] and found["reward soft_format"].spreads == [0.2] * 20
+    assert found["pairs told rightly"].spreads == [] and found["pairs told rightly"].steps[-1] == 20
+
+
+def test_it_draws_each_reward(tmp_path: Path) -> None:
+    from PIL import Image
+
+    assert plot_rewards(_rewarded(tmp_path), tmp_path / "rewards.png")
+    with Image.open(tmp_path / "rewards.png") as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or []}
+    assert {(31, 119, 180), (255, 127, 14), (44, 160, 44)} <= colours
+    assert not plot_rewards(_metrics(tmp_path, 30), tmp_path / "none.png") and not (tmp_path / "none.png").exists()

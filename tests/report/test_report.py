@@ -168,11 +168,11 @@ def test_the_summary_holds_what_was_measured(recipe: Recipe, artifacts: dict[str
 
 def test_memory_of_a_card_is_shown_where_one_was_used(recipe: Recipe, artifacts: dict[str, Artifact[Any]]) -> None:
     summary = summarize(recipe, artifacts)
-    assert "of the card" not in report_text(summary, drawn=False)
+    assert "of the card" not in report_text(summary, {})
     before = artifacts["train"]
     cost = Cost(seconds=245.0, peak_memory_bytes=500_000_000, peak_card_bytes=7_000_000_000)
     artifacts["train"] = Artifact(before.folder, before.facts, "", {}, cost)
-    lines = [line for line in report_text(summarize(recipe, artifacts), drawn=False).splitlines() if "7.00 GB" in line]
+    lines = [line for line in report_text(summarize(recipe, artifacts), {}).splitlines() if "7.00 GB" in line]
     assert [line.split("|")[1].strip() for line in lines] == ["train", "all"]
 
 

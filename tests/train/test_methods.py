@@ -24,6 +24,7 @@ from toolkit.train.methods import examples_of, trainer_of
 from toolkit.train.methods.common import Order
 from toolkit.train.model import load_for_training, load_tuned
 from toolkit.train.progress import TrainingProgress
+from toolkit.train.rewards import named
 from toolkit.train.rows import tokenize
 from toolkit.train.training import train
 
@@ -65,7 +66,7 @@ def dataset(folder: Path, rows: list[dict[str, Any]]) -> Artifact[DatasetFacts]:
 
 
 def recipe_for(base: Path, objective: str, **settings: Any) -> Recipe:
-    tree = make_recipe(base).model_dump(mode="json")
+    tree = {**make_recipe(base).model_dump(mode="json"), "golden": {"prompts": ["What is one?"]}}
     tree["train"] |= {
         "objective": objective,
         "max_steps": 3,
@@ -93,7 +94,8 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 
 def order_for(base: Path, objective: str, out: Path, **settings: Any) -> Order:
     recipe = recipe_for(base, objective, **settings)
-    return Order(recipe, load_for_training(recipe, resolve_base(str(base))), out / "checkpoints")
+    rewards = named(recipe.train.rewards) if objective in ("grpo", "rloo") else {}
+    return Order(recipe, load_for_training(recipe, resolve_base(str(base))), out / "checkpoints", rewards=rewards)
 
 
 @pytest.fixture(scope="module")

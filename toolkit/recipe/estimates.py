@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.schema import SAMPLED, Recipe
 from toolkit.recipe.sizes import EMBEDDED, Shape
 from toolkit.run.hardware import Hardware
 
@@ -19,6 +19,15 @@ NF4_BYTES = (4 + 0.127) / 8
 
 CPU_TOKENS_PER_SECOND = {("qlora", False): 202, ("qlora", True): 321, ("lora", False): 186, ("lora", True): 294}
 """(method, bf16) → trained tokens/s of the embedded 135M base on 2 cores (measured). Full tuning: 0.7 × LoRA."""
+SEQUENCES = {"dpo": 2.0, "orpo": 2.0, "simpo": 2.0, "reward": 2.0, "kto": 1.0}
+"""Sequences of a row, where it is not one."""
+PASSES = {"dpo": 1.45, "kto": 2.7, "reward": 1.35, "grpo": 1.3, "rloo": 1.3}
+"""What a sequence costs beside one of fine-tuning: the reference, and for kto the mismatched answer (measured: batches of 2
+with up to 128 tokens took 1.1 s for sft, 3.2 for dpo, 3.0 for kto and reward)."""
+CPU_SAMPLING_SECONDS = 0.12
+"""To sample one more token of a batch of answers, for the embedded base on 2 cores (measured with 4 answers of 64 tokens)."""
+CARD_SAMPLING_SECONDS = 0.03
+"""The same on a card, where starting the kernels of some 30 layers takes that long; not measured with vLLM, which is faster."""
 CARDS = {
     "T4": 65, "L4": 121, "V100": 112, "3060": 51, "3090": 71, "4060": 61, "4090": 165,
     "A100": 312, "A10": 125, "H100": 990, "H200": 990,
@@ -39,7 +48,8 @@ def training_memory(recipe: Recipe, shape: Shape, longest: int, on_gpu: bool) ->
     Weights (NF4: 4.127 bits for the linear layers), gradient and Adam states of what is trained (16 bytes a weight in
     fp32, 10 with an 8-bit optimizer), what the backward pass keeps of every layer (two norms, q, k, v, attention output
     and four of the gated MLP; with checkpointing one input a layer and one layer in full: Chen et al. 2016, arXiv
-    1604.06174), attention scores where no fused kernel spares them (CPU), and three copies of a chunk's logits in fp32.
+    1604.06174), attention scores where no fused kernel spares them (CPU), and three copies of a chunk's logits in fp32, or of all
+    tokens' where the objective needs every likelihood.
     """
     train = recipe.train
     size = 2 if on_gpu or (train.bf16 and not recipe.base.startswith("embedded:")) else 4
@@ -47,7 +57,9 @@ def training_memory(recipe: Recipe, shape: Shape, longest: int, on_gpu: bool) ->
     weights = linear * NF4_BYTES + (total - linear) * size if train.method == "qlora" else total * size
     trained = total if train.method == "full" else shape.lora_parameters(recipe.lora.r, recipe.lora.target_modules)
     states = trained * (10 if train.optim != "adamw_torch" else 16)
-    tokens = train.per_device_train_batch_size * longest
+    if train.objective in SAMPLED:
+        longest = min(longest + train.max_completion_length, train.max_length)
+    tokens = round(train.per_device_train_batch_size * SEQUENCES.get(train.objective, 1.0) * longest)
     keys = shape.projections()["k_proj"][1]
     layer = tokens * (5 * shape.hidden_size + 2 * keys + 4 * shape.intermediate_size) * size
     if not on_gpu:
@@ -56,7 +68,8 @@ def training_memory(recipe: Recipe, shape: Shape, longest: int, on_gpu: bool) ->
     if train.gradient_checkpointing:
         kept = shape.num_hidden_layers * tokens * shape.hidden_size * size + layer
     mapped = 0 if on_gpu else total * size  # on a CPU the base's files stay mapped after they were quantized
-    logits = 3 * min(tokens, LOGITS_ROWS) * shape.vocab_size * 4
+    at_once = min(tokens, LOGITS_ROWS) if train.objective in ("sft", "pretrain", "reward") else tokens
+    logits = 3 * at_once * shape.vocab_size * 4
     return weights + states + kept + logits + (mapped if train.method == "qlora" else 0)
 
 
@@ -72,3 +85,15 @@ def tokens_per_second(recipe: Recipe, shape: Shape, hardware: Hardware, tokens_p
     method = "lora" if recipe.train.method == "full" else recipe.train.method
     rate = CPU_TOKENS_PER_SECOND[method, recipe.train.bf16] * (0.7 if recipe.train.method == "full" else 1.0)
     return rate * EMBEDDED.parameters() / shape.parameters() * hardware.cores / 2
+
+
+def step_seconds(recipe: Recipe, shape: Shape, hardware: Hardware, tokens_per_row: float) -> float:
+    """Seconds of a step: what it trains on, and for grpo and rloo what it samples first, as long as answers may be."""
+    train = recipe.train
+    rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    sampled = train.max_completion_length if train.objective in SAMPLED else 0
+    tokens = rows * SEQUENCES.get(train.objective, 1.0) * (tokens_per_row + sampled / 2)
+    seconds = PASSES.get(train.objective, 1.0) * tokens / tokens_per_second(recipe, shape, hardware, tokens_per_row)
+    if hardware.gpu_memory_bytes:
+        return seconds + sampled * CARD_SAMPLING_SECONDS
+    return seconds + sampled * CPU_SAMPLING_SECONDS * shape.parameters() / EMBEDDED.parameters() * 2 / hardware.cores

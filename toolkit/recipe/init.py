@@ -23,6 +23,14 @@ _MAX_LENGTH = 512
 _TOKENS = {("en", False): 0.35, ("en", True): 0.35, ("zh", False): 1.0, ("zh", True): 3.0}
 _FRAME_TOKENS = 64
 _GOLDEN = 16
+_RATES = {
+    "sft": ("2.0e-4", "1.0e-3"),
+    "pretrain": ("5.0e-5", "5.0e-4"),
+    "dpo": ("5.0e-6", "1.0e-4"),
+    "kto": ("5.0e-6", "1.0e-4"),
+}
+"""Learning rates, on a card and for the embedded base: what moves a model by comparison needs less than what it copies."""
+_BEGINNINGS, _BEGINNING = 8, 40
 _LARGE_FILE_ROWS = 400
 
 _TEMPLATE = """\
@@ -48,11 +56,11 @@ data:
 system: {system}
 
 train:
-  method: qlora               # NF4 base with double quantization; lora: 16-bit base; full: every weight
+  method: qlora               # NF4 base with double quantization; lora: 16-bit base; full: every weight{objective}
   per_device_train_batch_size: 2
   gradient_accumulation_steps: 4
   num_train_epochs: 3
-  learning_rate: 2.0e-4
+  learning_rate: {rate}
   max_length: {max_length}             # tokens of system text, prompt and answer
   gradient_checkpointing: true
   bf16: true
@@ -63,7 +71,7 @@ lora:
   lora_alpha: 16              # the adapter acts with lora_alpha / r
 
 golden:
-  from_test: {golden:<17}# the proof is about so many prompts that were not trained on
+  {golden}
   max_new_tokens: 96
 
 export:
@@ -83,7 +91,7 @@ profiles:
     train:
       per_device_train_batch_size: 4
       gradient_accumulation_steps: 2
-      learning_rate: 1.0e-3   # a small model takes, and needs, a larger step
+      learning_rate: {cpu_rate}   # a small model takes, and needs, a larger step
       gradient_checkpointing: false
       bf16: false
       optim: adamw_torch
@@ -225,7 +233,12 @@ def recipe_text(data: str, name: str, path: Path, seen: Peek) -> str:
     rows = len(seen.examples)
     test = min(0.2, max(0.05, math.ceil(100 * 30 / max(rows, 1)) / 100))
     expected = test * rows
-    golden = max(1, min(_GOLDEN, int(expected - 2.5 * math.sqrt(expected))))
+    from_test = max(1, min(_GOLDEN, int(expected - 2.5 * math.sqrt(expected))))
+    golden = f"from_test: {from_test:<17}# the proof is about so many prompts that were not trained on"
+    objective = objectives_of(seen.shape.held)[0]
+    if objective == "pretrain":  # plain text asks nothing
+        golden = f"prompts: {json.dumps(_beginnings(seen), ensure_ascii=False)}   # questions of your own are better"
+    rate, cpu_rate = _RATES.get(objective, _RATES["sft"])
     return _TEMPLATE.format(
         title=" ".join(Path(data).name.split()),
         model=name.lower(),
@@ -243,9 +256,27 @@ def recipe_text(data: str, name: str, path: Path, seen: Peek) -> str:
         system=_quoted(system) if rows_own or system not in _SYSTEM.values() else system,
         max_length=_MAX_LENGTH,
         golden=golden,
+        objective=""
+        if objective == "sft"
+        else f"\n  objective: {objective:<14} # {_learns(seen)}; see docs/methods.md",
+        rate=rate,
+        cpu_rate=cpu_rate,
         cpu_characters=_characters(seen, embedded=True),
         cpu_rows=_LARGE_FILE_ROWS,
     )
+
+
+def _learns(seen: Peek) -> str:
+    held = seen.shape.held
+    others = ", ".join(objectives_of(held)[1:])
+    return f"the rows hold {held}" + (f"; {others} learn from them too" if others else "")
+
+
+def _beginnings(seen: Peek) -> list[str]:
+    """The first words of texts from all over the file, as prompts."""
+    step = max(1, len(seen.examples) // _BEGINNINGS)
+    words = {"en": "Go on: ", "zh": "请接着写："}[seen.language]
+    return [words + e.topic[:_BEGINNING].rsplit(None, 1)[0].strip() for e in seen.examples[::step][:_BEGINNINGS]]
 
 
 def _read_with(seen: Peek, kind: str, rows_own: bool) -> str:

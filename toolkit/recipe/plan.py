@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,10 +23,11 @@ from toolkit.recipe.estimates import (
     GIB,
     PROCESS_BYTES,
     TRAINING_PROCESS_BYTES,
+    step_seconds,
     tokens_per_second,
     training_memory,
 )
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.schema import SAMPLED, Recipe
 from toolkit.recipe.sizes import BITS_PER_WEIGHT, EMBEDDED, Shape, shape_of_base
 from toolkit.run.hardware import Hardware, free_disk_bytes
 
@@ -88,7 +89,8 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
     notes += _not_converted(recipe.base) or _not_by_its_template(recipe)
     rows = _rows(recipe, notes)
     train = recipe.train
-    batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    of_prompt = train.num_generations if train.objective in SAMPLED else 1
+    batch = train.per_device_train_batch_size * train.gradient_accumulation_steps / of_prompt
     steps = (
         train.max_steps if train.max_steps > 0 else math.ceil(math.ceil(rows.train / batch) * train.num_train_epochs)
     )
@@ -110,10 +112,22 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
         rows.train,
         round(rows.tokens),
         steps,
-        _stages(recipe, shape, hardware, rows, steps),
+        [*_earlier(recipe, hardware, notes), *_stages(recipe, shape, hardware, rows, steps)],
         settings_to_lower(recipe),
         notes,
     )
+
+
+def _earlier(recipe: Recipe, hardware: Hardware, notes: list[str]) -> list[StagePlan]:
+    """The stages of the steps before the recipe's own training."""
+    found = []
+    for step in recipe.earlier:
+        plan = make_plan(recipe.at(step), hardware)
+        notes += [note for note in plan.notes if note not in notes]
+        found += [
+            replace(stage, name=f"{stage.name}-{step}") for stage in plan.stages if stage.name in ("prepare", "train")
+        ]
+    return found
 
 
 def _not_converted(base: str) -> list[str]:
@@ -153,7 +167,9 @@ def check_plan(plan: Plan, hardware: Hardware, folder: Path, runs: Collection[st
     left = [stage for stage in plan.stages if stage.name in runs]
     hint = "Lower one of these, best first:\n  " + "\n  ".join(plan.lower)
     for stage in left:
-        advice = hint if stage.name == "train" else "Close other programs, or take a smaller base: --set base=…"
+        advice = (
+            hint if stage.name.startswith("train") else "Close other programs, or take a smaller base: --set base=…"
+        )
         if stage.memory_bytes > hardware.available_memory_bytes:
             have = hardware.available_memory_bytes
             faults.append(ResourceError(_short(stage.name, "memory", stage.memory_bytes, have), advice))
@@ -223,7 +239,6 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
     speed = EMBEDDED.parameters() / total * hardware.cores / 2
     rate = tokens_per_second(recipe, shape, hardware, rows.tokens)
     train, export = recipe.train, recipe.export
-    batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
     trained = total if train.method == "full" else shape.lora_parameters(recipe.lora.r, recipe.lora.target_modules)
     size = {name: total * BITS_PER_WEIGHT[name] / 8 for name in (export.converted, *export.quantized)}
     converted, merged = size[export.converted], total * (2 if on_gpu else 4)
@@ -239,7 +254,7 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
     host = PROCESS_BYTES
     served = size[export.serve] if export.serve in size else max(size.values())  # auto: one of them
     seconds = CARD_START_SECONDS if on_gpu else 10.0
-    seconds += steps * batch * rows.tokens / rate + 2 * rows.held_out * rows.tokens / (3 * rate)
+    seconds += steps * step_seconds(recipe, shape, hardware, rows.tokens) + 2 * rows.held_out * rows.tokens / (3 * rate)
     table: list[tuple[str, float, float, float, float]] = [
         ("prepare", 0.3 * GIB + 8 * rows.bytes, 0, 3 * rows.bytes, 2 + rows.bytes / 2e6),
         (

@@ -386,7 +386,7 @@ class Recipe(Section):
             return self
         found = self.earlier[step]
         golden = self.golden.model_copy(update={"from_test": 0})
-        return self.model_copy(update={"data": found.data, "train": found.train, "golden": golden})
+        return self.model_copy(update={"data": found.data, "train": found.train, "golden": golden, "earlier": {}})
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
@@ -461,6 +461,8 @@ def _of_objectives(recipe: Recipe) -> list[str]:
             )
         rewarded = rewarded or objective == "reward"
         trained = trained or objective != "reward"
+    if recipe.train.objective == "pretrain" and recipe.golden.from_test and recipe.golden.prompts is None:
+        faults.append("golden.prompts is needed with train.objective: pretrain: plain text asks nothing")
     methods = {train.method for _, train in steps if train.objective != "reward"}
     if len(methods) > 1:
         faults.append(

@@ -1,4 +1,4 @@
-"""The end of a run: the last screen, report.md, certificate.html, loss.png and model_card.md, all from one summary."""
+"""The end of a run: the last screen, report.md, certificate.html, model_card.md and pictures, all from one summary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.report.card import card_text
 from toolkit.report.certificate_table import certificate_table
 from toolkit.report.page import PAGE, write_page
-from toolkit.report.plot import plot_losses
+from toolkit.report.plot import plot_losses, plot_rewards
 from toolkit.report.summary import Answer, Summary, duration, size, summarize
 from toolkit.run.artifacts import Artifact, Cost, write_text
 from toolkit.run.facts import ReportFacts
@@ -26,7 +26,8 @@ _LONGEST_ANSWER = 600
 
 
 def write_report(recipe: Recipe, artifacts: dict[str, Artifact[Any]], out: Path) -> ReportFacts:
-    """Write report.md, certificate.html, model_card.md and (where something was trained here) loss.png into `out`.
+    """Write report.md, certificate.html, model_card.md and (where something was trained here) loss.png
+    and rewards.png into `out`.
 
     Args:
         artifacts: every stage before `report`.
@@ -34,8 +35,12 @@ def write_report(recipe: Recipe, artifacts: dict[str, Artifact[Any]], out: Path)
     summary = summarize(recipe, artifacts)
     adapter = artifacts["train"]
     validation = (adapter.facts.validation_loss_before, adapter.facts.validation_loss_after)
-    drawn = plot_losses(adapter.folder / "metrics.jsonl", validation, out / "loss.png")
-    write_text(out / "report.md", report_text(summary, drawn))
+    metrics = adapter.folder / "metrics.jsonl"
+    drawn = {
+        "Rewards over the steps": plot_rewards(metrics, out / "rewards.png") and "rewards.png",
+        "Training loss over the steps": plot_losses(metrics, validation, out / "loss.png") and "loss.png",
+    }
+    write_text(out / "report.md", report_text(summary, {told: name for told, name in drawn.items() if name}))
     write_page(summary.certificate, out)
     write_text(out / "model_card.md", card_text(recipe, adapter.facts, summary))
     return ReportFacts(verdict=summary.certificate["verdict"])
@@ -129,15 +134,14 @@ def _cost_cells(stage: str, cost: Cost) -> tuple[str, ...]:
     return stage, duration(cost.seconds), size(cost.peak_memory_bytes), of_card
 
 
-def report_text(summary: Summary, drawn: bool) -> str:
+def report_text(summary: Summary, drawn: Mapping[str, str]) -> str:
     """report.md: the same as the last screen.
 
     Args:
-        drawn: whether loss.png lies beside it.
+        drawn: pictures that lie beside it, what they show → file.
     """
     parts = [f"# {summary.name}", markdown_table(("", ""), summary.trained + summary.losses)]
-    if drawn:
-        parts.append("![Training loss over the steps](loss.png)")
+    parts += [f"![{told}]({name})" for told, name in drawn.items()]
     parts.append("## Answers before and after")
     for answer in summary.answers:
         parts.append(f"**{_inline(answer.question)}**")

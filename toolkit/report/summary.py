@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.recipe.prompts_file import asked
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.schema import Objective, Recipe
 from toolkit.report.page import with_served
+from toolkit.report.plot import read_rewards
 from toolkit.run.artifacts import Artifact, Cost, read_jsonl
 from toolkit.run.facts import AdapterFacts, DatasetFacts, GGUFFile, GoldenFacts, ModelFacts, OllamaFacts, SourceLoss
 
@@ -66,8 +67,12 @@ def summarize(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Summary
         name=recipe.name,
         model=ollama.model,
         language=artifacts["prepare"].facts.language if "prepare" in artifacts else "",
-        trained=[*_trained(recipe, adapter, artifacts.get("prepare")), *_ends(artifacts["golden"].facts)],
-        losses=_losses(adapter, artifacts["merge"].facts),
+        trained=[
+            *_trained(recipe, adapter, artifacts.get("prepare")),
+            *_steps_before(recipe, artifacts),
+            *_ends(artifacts["golden"].facts),
+        ],
+        losses=[*_rewards(artifacts["train"]), *_losses(adapter, artifacts["merge"].facts)],
         answers=_answers(artifacts["golden"].folder / "golden.jsonl", artifacts["create"].folder / SERVED),
         certificate=_certificate(artifacts["verify"].folder, artifacts["create"].folder),
         files=[made[t] for t in recipe.export.file_types if t in made],
@@ -122,6 +127,8 @@ def _trained(recipe: Recipe, adapter: AdapterFacts, prepared: Artifact[DatasetFa
         how += f", r = {lora.r}, alpha = {lora.lora_alpha}"
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
     rows.append(("method", f"{how}; {adapter.trained_parameters:,} weights trained"))
+    if adapter.objective != "sft":
+        rows.append(("objective", _OBJECTIVES[adapter.objective]))
     if adapter.thoughts:
         rows.append(("thoughts", f"before {adapter.thoughts:,} of {adapter.answers or adapter.train_rows:,} answers"))
     if adapter.answers > adapter.train_rows or adapter.rows_split or adapter.calls:
@@ -130,6 +137,44 @@ def _trained(recipe: Recipe, adapter: AdapterFacts, prepared: Artifact[DatasetFa
         ("steps", f"{adapter.steps:,} of {batch} rows, learning rate {train.learning_rate:g}, "
          f"{adapter.tokens_per_second:,.0f} tokens/s, profile {recipe.profile}")
     )  # fmt: skip
+    return rows
+
+
+_OBJECTIVES: dict[Objective, str] = {
+    "sft": "fine-tuning on answers",
+    "grpo": "GRPO: answers of its own, judged by rewards",
+    "rloo": "RLOO: answers of its own, judged by rewards",
+    "dpo": "DPO, on preference pairs",
+    "orpo": "ORPO, on preference pairs",
+    "simpo": "SimPO, on preference pairs",
+    "kto": "KTO, on answers with labels",
+    "reward": "a reward model, on preference pairs",
+    "pretrain": "continued pretraining, on plain text",
+}
+
+
+def _steps_before(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> list[tuple[str, str]]:
+    """What was trained before the recipe's own training."""
+    rows = []
+    for step in recipe.earlier:
+        facts: AdapterFacts = artifacts[f"train-{step}"].facts
+        told = f"{_OBJECTIVES[facts.objective]}; {facts.steps:,} steps over {facts.train_rows:,} rows"
+        if facts.validation_loss_before is not None and facts.validation_loss_after is not None:
+            told += f"; validation loss {facts.validation_loss_before:.3f} → {facts.validation_loss_after:.3f}"
+        if facts.pair_accuracy is not None:
+            told += f"; the better answer told in {facts.pair_accuracy:.0%} of held-out pairs"
+        rows.append((f"before: {step}", told))
+    return rows
+
+
+def _rewards(adapter: Artifact[AdapterFacts]) -> list[tuple[str, str]]:
+    """Each reward, and what preference methods call so: the mean of the first tenth of the steps and of the last."""
+    found = read_rewards(adapter.folder / "metrics.jsonl")
+    rows = []
+    for name, curve in found.items():
+        tenth = max(1, len(curve.means) // 10)
+        first, last = (sum(some) / tenth for some in (curve.means[:tenth], curve.means[-tenth:]))
+        rows.append((name, f"{first:.2f} → {last:.2f} (first and last tenth of the steps)"))
     return rows
 
 

@@ -135,6 +135,8 @@ def _after_earlier(recipe: Recipe, stage: Stage) -> Stage:
         more = list(before(recipe, "").values())
     if stage.name == "golden":  # its prompts were trained on in no step
         more = [f"prepare-{step}" for step in recipe.earlier]
+    if stage.name == "report":
+        more = [f"train-{step}" for step in recipe.earlier]
     return replace(stage, inputs=(*stage.inputs, *more)) if more else stage
 
 

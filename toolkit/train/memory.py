@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from toolkit.errors import ResourceError
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.schema import SAMPLED, Recipe
 
 
 def settings_to_lower(recipe: Recipe) -> list[str]:
     """Settings as `--set` takes them, cheapest first; the first ones change nothing in the result."""
     train, found = recipe.train, []
-    if train.per_device_train_batch_size > 1:
-        half = train.per_device_train_batch_size // 2
+    sampled = train.objective in SAMPLED
+    half = train.per_device_train_batch_size // 2
+    if half > (train.objective == "kto"):  # which compares within a batch
         steps = train.gradient_accumulation_steps * train.per_device_train_batch_size // half
         found.append(
             f"--set train.per_device_train_batch_size={half} --set train.gradient_accumulation_steps={steps}"
@@ -21,6 +22,13 @@ def settings_to_lower(recipe: Recipe) -> list[str]:
         )
     if not train.gradient_checkpointing:
         found.append("--set train.gradient_checkpointing=true   (same result, about a third slower)")
+    if sampled and train.num_generations > 4:
+        found.append(
+            "--set train.num_generations=4 --set train.per_device_train_batch_size=4 --set train.gradient_accumulation_steps=1"
+            "   (fewer answers to compare)"
+        )
+    if sampled and train.max_completion_length > 64:
+        found.append(f"--set train.max_completion_length={train.max_completion_length // 2}   (longer answers are cut)")
     if train.method == "lora":
         found.append("--set train.method=qlora   (base in 4 bits)")
     if train.method == "full":
