@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from toolkit.data.formats import Example, Found, Turn, read_row, shape_of, thought_columns
+from toolkit.data.formats import Example, Turn, read_row, shape_of, thought_columns
 from toolkit.data.readers import Row
 from toolkit.errors import UsageError
 from toolkit.recipe.schema import Data
 
 
-def convert(values: dict[str, Any], form: str = "auto", **settings: Any) -> Found | str:
+def convert(values: dict[str, Any], form: str = "auto", **settings: Any) -> Example | str:
     data = Data.model_validate({"path": "x", "format": form, **settings})
     return read_row(Row("x.csv", 7, values), shape_of("x.csv", list(values), [values], data), data.learn)
 

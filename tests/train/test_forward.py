@@ -20,7 +20,7 @@ from toolkit.parity.checks.forward import forward_check
 from toolkit.parity.golden.training_rows import recorded_rows, write_forward
 from toolkit.run.artifacts import Artifact, Cost, read_jsonl
 from toolkit.run.facts import AdapterFacts
-from toolkit.train import sft
+from toolkit.train import training
 from toolkit.train.forward import FORWARD_FILE, ROWS, Place, chosen_rows
 from toolkit.train.model import Loaded, load_for_training, load_tuned
 
@@ -47,12 +47,12 @@ def judged(
             fault(loaded.model.get_base_model())
         return loaded
 
-    monkeypatch.setattr(sft, "load_for_training", broken)
+    monkeypatch.setattr(training, "load_for_training", broken)
     out = folder / "train"
     out.mkdir(parents=True)
     dataset = make_dataset(folder / "data", rows())
     recipe = make_recipe(base, max_steps=2, max_length=512, **settings)
-    facts: AdapterFacts = sft.train(recipe, dataset, out)
+    facts: AdapterFacts = training.train(recipe, dataset, out)
     adapter = Artifact(out, facts, "", {}, Cost())
     tokenizer = AutoTokenizer.from_pretrained(out)
     recorded = recorded_rows(adapter, dataset, tokenizer)
