@@ -43,7 +43,7 @@ def prepared(path: Path, tmp_path: Path, **data: Any) -> tuple[DatasetFacts, lis
             "ollama": {"model": "t"},
         }
     )
-    assert check_data(recipe) == []
+    assert check_data(recipe)[1] == []
     out = tmp_path / "prepared"
     out.mkdir()
     facts = prepare_dataset(recipe, out)

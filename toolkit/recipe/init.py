@@ -142,7 +142,8 @@ def write_recipe(data: str, name: str | None = None, out: Path | None = None, se
     seen = peek(data_of(data, settings, "tune2ollama init"))
     if faults := for_other_methods(seen.loaded):
         raise UsageError(
-            "\n".join(fault.message for fault in faults), "\n".join(dict.fromkeys(fault.hint for fault in faults))
+            "\n".join(fault.message for fault in faults),
+            "\n".join(dict.fromkeys([*(fault.hint for fault in faults), *seen.loaded.doubts.values()])),
         )
     if not seen.examples:
         first = seen.dropped[0]

@@ -182,7 +182,11 @@ def _rows(recipe: Recipe, notes: list[str]) -> _Rows:
     try:
         files = [file for source in data.readings for _, file in places(source) if file is not None]
         size = sum(inside.stat().st_size for file in files for inside in _files(file))
-        texts = _texts(load(data)) if size <= LARGEST_READ else []
+        texts = []
+        if size <= LARGEST_READ:
+            loaded = load(data)
+            notes += loaded.doubts.values()
+            texts = _texts(loaded)
     except (ToolkitError, OSError) as error:
         notes.append(f"The data cannot be read yet, so it counts as no rows: {error}")
         return _Rows(0, 0, 64, 128, 0)

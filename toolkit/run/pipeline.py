@@ -11,10 +11,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from toolkit.errors import (
     DataError,
@@ -83,7 +85,7 @@ def _run(recipe: Recipe, folder: Path, upto: str, force: str) -> dict[str, Artif
     for stage in stages_of(recipe):
         finish_publishing(_partial(folder, stage), folder / stage.name)
         if not checked and _fetches(stage, recipe):
-            preflight(recipe, folder, _to_run(recipe, folder, upto))
+            _check(recipe, folder, _to_run(recipe, folder, upto))
             checked = True
         key = make_key(stage, recipe, have)
         artifact, reason = find_current(stage, folder, key)
@@ -91,7 +93,7 @@ def _run(recipe: Recipe, folder: Path, upto: str, force: str) -> dict[str, Artif
             artifact, reason = None, "asked for"
         if artifact is None:
             if not checked:
-                preflight(recipe, folder, _to_run(recipe, folder, upto) | {stage.name})
+                _check(recipe, folder, _to_run(recipe, folder, upto) | {stage.name})
                 checked = True
             artifact = _run_stage(stage, recipe, folder, key, reason)
         else:
@@ -102,6 +104,11 @@ def _run(recipe: Recipe, folder: Path, upto: str, force: str) -> dict[str, Artif
         if stage.name == upto:
             break
     return have
+
+
+def _check(recipe: Recipe, folder: Path, runs: Collection[str]) -> None:
+    for doubt in preflight(recipe, folder, runs):
+        stderr.print(f"[yellow]?[/] {escape(doubt)}", soft_wrap=True)
 
 
 def plan_of_stages(recipe: Recipe) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from toolkit.data.formats.cells import NOT_TEXT, text_of
+from toolkit.data.formats.doubts import doubt
 from toolkit.data.formats.judged import preference, unpaired
 from toolkit.data.formats.messages import asked_in, conversation
 from toolkit.data.formats.pairs import paired
@@ -20,8 +21,8 @@ from toolkit.data.formats.turns import Call, Example, Found, Preference, Text, T
 from toolkit.data.readers import Row
 
 __all__ = [
-    "FIRST_ROWS", "METHODS", "Call", "Example", "Found", "Kind", "Preference", "Shape", "Text", "Turn", "Unpaired", "read_row",
-    "shape_of", "thought_columns",
+    "FIRST_ROWS", "METHODS", "Call", "Example", "Found", "Kind", "Preference", "Shape", "Text", "Turn", "Unpaired", "doubt",
+    "read_row", "shape_of", "thought_columns",
 ]  # fmt: skip
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from toolkit.data.formats.cells import are_turns, is_true, parsed
+from toolkit.data.formats.cells import are_turns, parsed
+from toolkit.data.formats.labels import word_of
 from toolkit.data.formats.messages import Conversation, conversation
 from toolkit.data.formats.pairs import paired
 from toolkit.data.formats.shape import Shape
@@ -41,7 +42,7 @@ def preference(file: str, line: int, values: dict[str, Any], shape: Shape) -> Pr
 
 def unpaired(file: str, line: int, values: dict[str, Any], shape: Shape) -> Unpaired | str:
     """An answer and its label, or why it is none."""
-    good = is_true(values.get(shape.roles["label"]))
+    good = shape.labels.get(word_of(values.get(shape.roles["label"])))
     if good is None:
         return NO_LABEL
     found: Conversation | str
