@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from toolkit.errors import MAKE_ROOM, ExternalToolError, ResourceError, ToolkitError
-from toolkit.models.bases import EMBEDDED as EMBEDDED_NAMES
 from toolkit.models.bases import is_here, read_chat_template, settings_folder
-from toolkit.models.convertible import check_converts_base
+from toolkit.models.convertible import check_converts
 from toolkit.ollama.predict import told_before_training
 from toolkit.recipe.estimates import (
     CARD_START_SECONDS,
@@ -121,7 +120,7 @@ def _not_converted(base: str) -> list[str]:
     if not is_here(base):
         return []
     try:
-        check_converts_base(base)
+        check_converts(settings_folder(base))
     except ExternalToolError:
         return ["Whether llama.cpp knows this architecture is told once it is set up: make setup"]
     except ToolkitError as error:
@@ -131,7 +130,7 @@ def _not_converted(base: str) -> list[str]:
 
 def _not_by_its_template(recipe: Recipe) -> list[str]:
     """A note where Ollama does not serve the base's own chat template; nothing is fetched to find out."""
-    if not is_here(recipe.base) or recipe.base.startswith(EMBEDDED_NAMES):
+    if not is_here(recipe.base):
         return []
     from toolkit.models.layout import architecture_of
 
