@@ -212,13 +212,6 @@ def test_pairs_that_are_none(values: dict[str, Any], reason: str) -> None:
     assert convert(values, "preference") == reason
 
 
-@pytest.mark.parametrize("label", ["good", 2, None, 0.5])
-def test_labels_that_are_no_booleans(label: Any) -> None:
-    assert (
-        convert({"prompt": "a", "completion": "b", "label": label}, "unpaired") == "the label is neither true nor false"
-    )
-
-
 def test_cells() -> None:
     assert convert({"ask": ["a"], "answer": "b"}) == "a cell is not text"
     assert convert({"ask": True, "answer": "b"}) == "a cell is not text"

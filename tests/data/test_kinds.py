@@ -48,7 +48,7 @@ def prepared(
             "ollama": {"model": "t"},
         }
     )
-    assert check_data(recipe) == []
+    assert check_data(recipe)[1] == []
     out = tmp_path / "prepared"
     out.mkdir()
     facts = prepare_dataset(recipe, out)

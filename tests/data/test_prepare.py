@@ -152,17 +152,17 @@ def test_fewer_test_rows_than_golden_prompts(tmp_path: Path) -> None:
 
 
 def test_faults_of_the_first_second(tmp_path: Path) -> None:
-    assert check_data(recipe(table(tmp_path / "x.csv", 3))) == []
+    assert check_data(recipe(table(tmp_path / "x.csv", 3)))[1] == []
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "other.csv").write_text("x1,x2,x3\na,b,c\n")
     (tmp_path / "bad.csv").write_bytes(b"ask,answer\n\xff\xff,\n")
-    found = [fault.message for fault in check_data(recipe(tmp_path))]
+    found = [fault.message for fault in check_data(recipe(tmp_path))[1]]
     assert found[1:] == [
         "empty.csv is empty (0 bytes)",
         "other.csv:1: it has the columns x1, x2, x3, and none of them looks like the questions",
     ]
     assert found[0].startswith("bad.csv:2: byte 0xFF at offset 11")
-    assert [type(fault) for fault in check_data(recipe(tmp_path / "gone"))] == [UsageError]
+    assert [type(fault) for fault in check_data(recipe(tmp_path / "gone"))[1]] == [UsageError]
 
 
 def test_missing_column_stops(tmp_path: Path) -> None:

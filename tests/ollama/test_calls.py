@@ -20,11 +20,12 @@ from toolkit.models.chat_template import render_trained
 from toolkit.models.thinking import as_sent_back, marks_of
 from toolkit.models.tools import Tools, as_sent
 from toolkit.ollama.asked import Conversation, request_fields
-from toolkit.ollama.calls import ADDRESSES, Asked, Shown, Told, Writing, check_calls
+from toolkit.ollama.calls import ADDRESSES, Asked, Shown, Writing, check_calls
 from toolkit.ollama.conversations import rendered_at
 from toolkit.ollama.own_model import OwnModel
 from toolkit.ollama.repair import mended_template
 from toolkit.ollama.served import GREEDY
+from toolkit.ollama.told import Told
 from toolkit.train.rows import tokenize
 
 OWN = (Path(__file__).parents[2] / "recipes" / "tools.jinja").read_text(encoding="utf-8")

@@ -17,6 +17,7 @@ from toolkit.ollama.predict import abilities
 from toolkit.ollama.repair import mended_template
 from toolkit.ollama.served import GREEDY
 from toolkit.ollama.thoughts import THINKS, check_ways, fits, keeps_to_training, told_by, ways_of, who_sees_what
+from toolkit.ollama.told import Told
 
 QWEN3 = Marks("<think>\n", "\n</think>\n\n", "<think>\n\n</think>\n\n")
 PROMPT = "<|im_start|>assistant\n"
@@ -50,7 +51,7 @@ SERVED = [
     ],
 )
 def test_an_answer_is_whole(raw: str, told: Parts) -> None:
-    assert fits(QWEN3, PROMPT, raw, told)
+    assert fits(QWEN3, PROMPT, raw, Told(told.content, told.thought, []))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_an_answer_is_whole(raw: str, told: Parts) -> None:
     ],
 )
 def test_an_answer_is_not_whole(raw: str, told: Parts) -> None:
-    assert not fits(QWEN3, PROMPT, raw, told)
+    assert not fits(QWEN3, PROMPT, raw, Told(told.content, told.thought, []))
 
 
 def test_who_sees_what_is_said_where_it_differs() -> None:

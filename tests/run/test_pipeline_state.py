@@ -140,7 +140,7 @@ def _checked_with(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, upto: str = "
     """The stages that `run` has checked, because they will run."""
     told: list[set[str]] = []
 
-    def preflight(recipe: Recipe, folder: Path, runs: Collection[str], rewards: Path | None) -> None:
+    def preflight(recipe: Recipe, folder: Path, runs: Collection[str], rewards: Path | None) -> list[str]:
         told.append(set(runs))
         raise _Checked
 

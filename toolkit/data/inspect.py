@@ -6,7 +6,6 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from toolkit.data.findings import Finding, find
@@ -17,7 +16,7 @@ from toolkit.data.peek import peek
 from toolkit.data.prepare import divide
 from toolkit.data.readers import Dropped
 from toolkit.errors import DataError
-from toolkit.models.bases import EMBEDDED, resolve_base, settings_folder
+from toolkit.models.bases import settings_folder
 from toolkit.models.chat_template import template_file
 from toolkit.models.light_tokenizer import LightTokenizer
 from toolkit.recipe.schema import Recipe
@@ -101,7 +100,7 @@ def inspect(recipe: Recipe) -> Inspection:
     examples = [example.under(recipe.system, rule) for example in seen.examples]
     records = [example.record() for example in examples]
     named = recipe.train.chat_template
-    tokenizer = LightTokenizer(_folder(recipe.base), template_file(named) if named is not None else None)
+    tokenizer = LightTokenizer(settings_folder(recipe.base), template_file(named) if named is not None else None)
     counting = _Counting(tokenizer, records, recipe)
     found = [finding for of_row in find(examples) for finding in of_row]
     parts, _, alike, near = divide(examples, recipe, [])
@@ -112,10 +111,6 @@ def inspect(recipe: Recipe) -> Inspection:
         rows=rows, lengths=counting.lengths(examples), near=near, refused=refused,
         sides={side: len(held) for side, held in parts.items()}, resembling=alike, objective=others,
     )  # fmt: skip
-
-
-def _folder(base: str) -> Path:
-    return Path(resolve_base(base).folder) if base.startswith(EMBEDDED) else settings_folder(base)
 
 
 class _Counting:

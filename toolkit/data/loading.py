@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from toolkit.data.formats import FIRST_ROWS, Shape, objectives_of, rows_for, shape_of, thought_columns
+from toolkit.data.formats import FIRST_ROWS, Shape, doubt, objectives_of, rows_for, shape_of, thought_columns
 from toolkit.data.readers import Table, left_out, places, read_file
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.recipe.schema import Data, Objective, Source
@@ -19,6 +19,8 @@ class Loaded:
     table: Table = field(default_factory=Table)
     shapes: dict[str, Shape] = field(default_factory=dict)
     """File → its shape; a file without a row that could be read has none."""
+    doubts: dict[str, str] = field(default_factory=dict)
+    """File → what in it may be read otherwise than it is meant, with its line, and how to say so."""
 
     @property
     def read(self) -> int:
@@ -84,12 +86,16 @@ def _take(loaded: Loaded, table: Table, source: Source, named: str) -> list[Tool
 
     faults: list[ToolkitError] = []
     for file, columns in table.columns.items():
-        rows = [row.values for row in table.rows if row.file == file][:FIRST_ROWS]
+        rows = [row for row in table.rows if row.file == file][:FIRST_ROWS]
         if rows:
             try:
-                loaded.shapes[called(file)] = shape_of(called(file), columns, rows, source)
+                shape = shape_of(called(file), columns, [row.values for row in rows], source)
             except ToolkitError as error:
                 faults.append(error)
+                continue
+            loaded.shapes[called(file)] = shape
+            if said := doubt(called(file), shape, rows, source):
+                loaded.doubts[called(file)] = said
     whole = loaded.table
     whole.rows += [replace(row, file=called(row.file), source=named) for row in table.rows] if named else table.rows
     whole.dropped += [replace(d, file=called(d.file)) for d in table.dropped] if named else table.dropped
@@ -128,5 +134,7 @@ def for_other_objectives(loaded: Loaded, objective: Objective) -> list[ToolkitEr
                 f"; to learn {'the chosen answers alone' if 'chosen' in roles else 'all of these answers'}: --set "
                 f"data.columns.prompt={roles['prompt']} --set data.columns.completion={answers}"
             )
+        elif objective == "sft" and shape.kind == "unpaired":
+            hint += "; to learn all of these answers: --set data.format=messages"
         faults.append(UsageError(f"{file} holds {shape.held}: {shape.reason}", hint))
     return faults

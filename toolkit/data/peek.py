@@ -68,4 +68,11 @@ def peek(data: Data) -> Peek:
         notes.append(NO_HEADER)
     with_own = data.model_copy(update={"system": "row"})
     examples, dropped, repaired = clean(loaded.table.rows, loaded.shapes, with_own)
-    return Peek(data, loaded, examples, [*loaded.table.dropped, *dropped], repaired, notes + told(loaded))
+    return Peek(
+        data,
+        loaded,
+        examples,
+        [*loaded.table.dropped, *dropped],
+        repaired,
+        [*notes, *told(loaded), *loaded.doubts.values()],
+    )

@@ -184,22 +184,21 @@ def _language(examples: list[Example], said: str) -> str:
     return said if (found == "zh") == (said in _WRITTEN_IN_HAN) else found
 
 
-def check_data(recipe: Recipe) -> list[ToolkitError]:
-    """The faults that the files' names and first rows show: nothing there, not readable, columns missing, of another method."""
-    if recipe.data is None:
-        return [_no_data()]
-    loaded, faults = first_look(recipe.data)
-    return [*faults, *for_other_objectives(loaded, recipe.train.objective)]
+def check_data(recipe: Recipe) -> tuple[Loaded, list[ToolkitError]]:
+    """The first rows of every file, and the faults that these and the files' names show: nothing there, not readable, columns
+    missing, of another objective.
+
+    Raises:
+        UsageError: the recipe has no data.
+    """
+    loaded, faults = first_look(_data(recipe))
+    return loaded, [*faults, *for_other_objectives(loaded, recipe.train.objective)]
 
 
 def _data(recipe: Recipe) -> Data:
     if recipe.data is None:
-        raise _no_data()
+        raise UsageError("the recipe has no data", "Add data.path: a file or a folder with your rows.")
     return recipe.data
-
-
-def _no_data() -> UsageError:
-    return UsageError("the recipe has no data", "Add data.path: a file or a folder with your rows.")
 
 
 def _counts(dropped: Iterable[Dropped]) -> dict[str, int]:

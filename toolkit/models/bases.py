@@ -92,11 +92,13 @@ def check_base(base: str) -> None:
 
 
 def settings_folder(base: str) -> Path:
-    """A folder with a base's configuration, of a folder or a model of the hub; weights need not be there.
+    """A folder with a base's configuration, tokenizer and template; of a model of the hub, its weights need not be there.
 
     Raises:
         UsageError, DataError, ExternalToolError: as `resolve_base`.
     """
+    if base.startswith(EMBEDDED):
+        return _embedded_folder(base)[0]
     if (local := _local_folder(base)) is not None:
         return local
     name = _hub_name(base)

@@ -96,8 +96,7 @@ def answer(
     if endpoint == "/api/generate":
         fields = {"options": {**options, "num_predict": limit}, "logprobs": True, "top_logprobs": 20}
         return client.generate(model, messages[-1]["content"], **fields)
-    known = {key: options[key] for key in ("temperature", "seed", "top_p", "frequency_penalty", "presence_penalty")}
-    found = client.openai(model, messages, **known, max_tokens=limit, logprobs=True, top_logprobs=20)
+    found = client.openai(model, messages, **known_to_openai(options), max_tokens=limit, logprobs=True, top_logprobs=20)
     (choice,) = found["choices"]
     return {
         "prompt_eval_count": found["usage"]["prompt_tokens"],
@@ -105,6 +104,11 @@ def answer(
         "logprobs": (choice.get("logprobs") or {}).get("content"),
         "done_reason": choice["finish_reason"],
     }
+
+
+def known_to_openai(options: dict[str, Any]) -> dict[str, Any]:
+    """The part of Ollama's options that `/v1` takes."""
+    return {key: options[key] for key in ("temperature", "seed", "top_p", "frequency_penalty", "presence_penalty")}
 
 
 def raw_answer(client: Client, model: str, prompt: str, options: dict[str, Any], limit: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from toolkit.errors import DataError, ExternalToolError, ParityError
 from toolkit.models.chat_template import render_whole
@@ -19,6 +19,7 @@ from toolkit.models.tools import CALL_ID, Tools, calls_in, names_and_arguments, 
 from toolkit.ollama.asked import Conversation, Endpoint, Messages, request_fields
 from toolkit.ollama.client import Client
 from toolkit.ollama.conversations import require_prompt
+from toolkit.ollama.told import Told, raw_text, told_at
 
 ADDRESSES: tuple[Endpoint, ...] = ("/api/chat", "/v1/chat/completions")
 """`/api/generate` takes no functions."""
@@ -36,15 +37,6 @@ class Asked:
     """The same with the turns that the served model brings itself."""
     prompt: str
     """As the training template writes it."""
-
-
-class Told(NamedTuple):
-    """What an address gives; where it gives an error, its words."""
-
-    content: str
-    thinking: str
-    calls: list[dict[str, Any]]
-    error: str = ""
 
 
 @dataclass
@@ -153,7 +145,7 @@ def check_calls(
         for endpoint, request in requests.items():
             where = f"{one.name}, with its functions at {endpoint}"
             require_prompt(client, model, where, one.prompt, endpoint, request, bos)
-        raw, whole = _raw(client, model, one.prompt, bos, options, limit)
+        raw, _, whole = raw_text(client, model, one.prompt, bos, options, limit)
         called = calls_in(raw)
         shown.cut += not whole
         shown.not_offered += not offered(called, one.tools)
@@ -162,7 +154,7 @@ def check_calls(
                 told = _told(client, model, endpoint, request, options, limit)
                 if not writing.fits(one, raw, told):
                     # A near-tie may fall otherwise where the prompt was read in other pieces; now both find it read.
-                    raw, _ = _raw(client, model, one.prompt, bos, options, limit)
+                    raw, *_ = raw_text(client, model, one.prompt, bos, options, limit)
                     told = _told(client, model, endpoint, request, options, limit)
                 if not writing.fits(one, raw, told):
                     if writing.readable(one, raw):
@@ -186,29 +178,11 @@ def _otherwise(one: Asked, endpoint: Endpoint, raw: str, told: Told) -> str:
     return f"{one.name}, at {endpoint}: the server gives {given}, where the model writes {raw[:160]!r}"
 
 
-def _raw(client: Client, model: str, prompt: str, bos: str, options: dict[str, Any], limit: int) -> tuple[str, bool]:
-    """What the model writes after a prompt, and whether it ended there by itself."""
-    text = prompt.removeprefix(bos) if bos else prompt
-    answer = client.generate(model, text, raw=True, options={**options, "num_predict": limit})
-    return str(answer.get("response") or ""), answer.get("done_reason") == "stop"
-
-
 def _told(
     client: Client, model: str, endpoint: Endpoint, request: dict[str, Any], options: dict[str, Any], limit: int
 ) -> Told:
-    fields = dict(request)
+    """What an address gives, an error too: a server that cannot read its model's call gives one."""
     try:
-        if endpoint == "/api/chat":
-            answer = client.chat(model, fields.pop("messages"), options={**options, "num_predict": limit}, **fields)
-            message = answer["message"]
-            thinking = message.get("thinking")
-        else:
-            known = {
-                key: options[key] for key in ("temperature", "seed", "top_p", "frequency_penalty", "presence_penalty")
-            }
-            answer = client.openai(model, fields.pop("messages"), **known, max_tokens=limit, **fields)
-            message = answer["choices"][0]["message"]
-            thinking = message.get("reasoning")
+        return told_at(client, model, endpoint, request, options, limit)
     except ExternalToolError as error:
         return Told("", "", [], error.message)
-    return Told(str(message.get("content") or ""), str(thinking or ""), list(message.get("tool_calls") or []))

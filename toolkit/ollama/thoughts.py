@@ -15,10 +15,11 @@ from typing import Any
 
 from toolkit.errors import ParityError
 from toolkit.models.chat_template import AS_TRAINED, EFFORT, THINKING, render_trained
-from toolkit.models.thinking import Marks, Parts
-from toolkit.ollama.asked import ENDPOINTS, Conversation, Endpoint, Messages, request_fields
+from toolkit.models.thinking import Marks
+from toolkit.ollama.asked import ENDPOINTS, Conversation, Messages, request_fields
 from toolkit.ollama.client import Client
 from toolkit.ollama.predict import COUNTS_WHAT_IT_KEPT, GENERATE_RENDERS, numbers, thinks
+from toolkit.ollama.told import Raw, Told, raw_text, told_at
 
 Think = bool | str | None
 """What an app says: yes, no, a level, or nothing."""
@@ -138,76 +139,48 @@ def check_ways(
     from toolkit.ollama.conversations import require_prompt
 
     shown, most, version = Shown(), min(limit, MODE_TOKENS), numbers(client.version())
-    written: dict[str, tuple[str, int]] = {}
+    written: dict[str, Raw] = {}
     for one in asked:
         if one.prompt not in written:
             written[one.prompt] = raw_text(client, model, one.prompt, bos, options, most)
-        raw, tokens = written[one.prompt]
+        raw = written[one.prompt]
         for endpoint in ENDPOINTS:
             request = request_fields(Conversation(one.called, one.messages, think=one.think), endpoint)
             if isinstance(request, str) or (endpoint == "/api/generate" and version and version < GENERATE_RENDERS):
                 continue
             require_prompt(client, model, f"{one.called}, at {endpoint}", one.prompt, endpoint, request, bos)
-            told, read = _told(client, model, endpoint, request, options, most)
-            if read != tokens and (not version or version >= COUNTS_WHAT_IT_KEPT):
+            told = told_at(client, model, endpoint, request, options, most)
+            if told.tokens != raw.tokens and (not version or version >= COUNTS_WHAT_IT_KEPT):
                 raise ParityError(
-                    f"{one.called}, at {endpoint}: the served prompt has {read} tokens, as it is it has {tokens}",
+                    f"{one.called}, at {endpoint}: the served prompt has {told.tokens} tokens, as it is it has {raw.tokens}",
                     "The server adds or loses a special token (BOS), or cut the prompt.",
                 )
-            if not fits(marks, one.prompt, raw, told):
+            if not fits(marks, one.prompt, raw.text, told):
                 # A near-tie may fall otherwise where the prompt was read in other pieces; now both find it read.
-                raw, _ = raw_text(client, model, one.prompt, bos, options, most)
-                told, _ = _told(client, model, endpoint, request, options, most)
-            if not fits(marks, one.prompt, raw, told):
+                raw = raw_text(client, model, one.prompt, bos, options, most)
+                told = told_at(client, model, endpoint, request, options, most)
+            if not fits(marks, one.prompt, raw.text, told):
                 raise ParityError(
-                    f"{one.called}, at {endpoint}: the server gives the thought {told.thought[:60]!r} and the answer "
-                    f"{told.content[:60]!r}, where the model writes {raw[:120]!r}",
+                    f"{one.called}, at {endpoint}: the server gives the thought {told.thinking[:60]!r} and the answer "
+                    f"{told.content[:60]!r}, where the model writes {raw.text[:120]!r}",
                     "The server does not know this template's marks of a thought, or loses a part of the answer.",
                 )
             shown.answers += 1
-            shown.with_thoughts += bool(told.thought)
+            shown.with_thoughts += bool(told.thinking)
             opens, closes = marks.opens.strip(), marks.closes.strip()
             shown.with_marks += bool(closes) and (closes in told.content or (bool(opens) and opens in told.content))
         tick()
     return shown
 
 
-def raw_text(client: Client, model: str, prompt: str, bos: str, options: dict[str, Any], limit: int) -> tuple[str, int]:
-    """What the model writes after a prompt, its marks included; and the prompt's tokens."""
-    text = prompt.removeprefix(bos) if bos else prompt
-    answer = client.generate(model, text, raw=True, options={**options, "num_predict": limit})
-    return str(answer.get("response") or ""), int(answer.get("prompt_eval_count", 0))
-
-
-def _told(
-    client: Client, model: str, endpoint: Endpoint, request: dict[str, Any], options: dict[str, Any], limit: int
-) -> tuple[Parts, int]:
-    """Thought and content that an address gives, and the tokens of its prompt."""
-    fields = dict(request)
-    if endpoint == "/api/chat":
-        answer = client.chat(model, fields.pop("messages"), options={**options, "num_predict": limit}, **fields)
-        message = answer["message"]
-        found = Parts(str(message.get("thinking") or ""), str(message.get("content") or ""))
-        return found, int(answer.get("prompt_eval_count", 0))
-    if endpoint == "/api/generate":
-        answer = client.generate(model, fields.pop("prompt"), options={**options, "num_predict": limit}, **fields)
-        found = Parts(str(answer.get("thinking") or ""), str(answer.get("response") or ""))
-        return found, int(answer.get("prompt_eval_count", 0))
-    known = {key: options[key] for key in ("temperature", "seed", "top_p", "frequency_penalty", "presence_penalty")}
-    answer = client.openai(model, fields.pop("messages"), **known, max_tokens=limit, **fields)
-    message = answer["choices"][0]["message"]
-    found = Parts(str(message.get("reasoning") or ""), str(message.get("content") or ""))
-    return found, int(answer["usage"]["prompt_tokens"])
-
-
-def fits(marks: Marks, prompt: str, raw: str, told: Parts) -> bool:
+def fits(marks: Marks, prompt: str, raw: str, told: Told) -> bool:
     """Whether thought and content, put together in the model's order, are the text that it wrote: between and around them
     only the template's marks (the last perhaps cut) and white space are missing, and what is told as thought is one."""
-    raw, told = _whole(raw), Parts(_whole(told.thought), _whole(told.content))
+    raw, thought, content = _whole(raw), _whole(told.thinking), _whole(told.content)
     wanted = marks.split(prompt, raw)
-    rest = wanted.thought[len(told.thought) :].strip()
-    cut = wanted.thought.startswith(told.thought) and marks.closes.strip().startswith(rest)
-    if told.thought and told.thought != wanted.thought and not (cut and not told.content):
+    rest = wanted.thought[len(thought) :].strip()
+    cut = wanted.thought.startswith(thought) and marks.closes.strip().startswith(rest)
+    if thought and thought != wanted.thought and not (cut and not content):
         return False
     known = [mark for mark in (marks.plain.strip(), marks.opens.strip(), marks.closes.strip()) if mark]
     between = r"\s*(?:(?:" + "|".join(re.escape(mark) for mark in known) + r")\s*)*" if known else r"\s*"
@@ -216,7 +189,7 @@ def fits(marks: Marks, prompt: str, raw: str, told: Parts) -> bool:
         f"(?:{'|'.join(re.escape(part) for part in sorted(parts, key=len, reverse=True))})?" if parts else ""
     )
     # What the server told, and no more, may stand between the marks.
-    whole = between + re.escape(told.thought) + between + re.escape(told.content) + end
+    whole = between + re.escape(thought) + between + re.escape(content) + end
     return re.fullmatch(whole, raw) is not None
 
 

@@ -151,7 +151,8 @@ def write_recipe(data: str, name: str | None = None, out: Path | None = None, se
     seen = peek(data_of(data, settings, "tune2ollama init"))
     if faults := for_other_objectives(seen.loaded, objectives_of(seen.shape.held)[0]):
         raise UsageError(
-            "\n".join(fault.message for fault in faults), "\n".join(dict.fromkeys(fault.hint for fault in faults))
+            "\n".join(fault.message for fault in faults),
+            "\n".join(dict.fromkeys([*(fault.hint for fault in faults), *seen.loaded.doubts.values()])),
         )
     if not seen.examples:
         first = seen.dropped[0]

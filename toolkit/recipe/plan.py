@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from toolkit.errors import MAKE_ROOM, ExternalToolError, ResourceError, ToolkitError
-from toolkit.models.bases import EMBEDDED as EMBEDDED_NAMES
 from toolkit.models.bases import is_here, read_chat_template, settings_folder
-from toolkit.models.convertible import check_converts_base
+from toolkit.models.convertible import check_converts
 from toolkit.ollama.predict import told_before_training
 from toolkit.recipe.estimates import (
     CARD_START_SECONDS,
@@ -135,7 +134,7 @@ def _not_converted(base: str) -> list[str]:
     if not is_here(base):
         return []
     try:
-        check_converts_base(base)
+        check_converts(settings_folder(base))
     except ExternalToolError:
         return ["Whether llama.cpp knows this architecture is told once it is set up: make setup"]
     except ToolkitError as error:
@@ -145,7 +144,7 @@ def _not_converted(base: str) -> list[str]:
 
 def _not_by_its_template(recipe: Recipe) -> list[str]:
     """A note where Ollama does not serve the base's own chat template; nothing is fetched to find out."""
-    if not is_here(recipe.base) or recipe.base.startswith(EMBEDDED_NAMES):
+    if not is_here(recipe.base):
         return []
     from toolkit.models.layout import architecture_of
 
@@ -198,7 +197,11 @@ def _rows(recipe: Recipe, notes: list[str]) -> _Rows:
     try:
         files = [file for source in data.readings for _, file in places(source) if file is not None]
         size = sum(inside.stat().st_size for file in files for inside in _files(file))
-        texts = _texts(load(data)) if size <= LARGEST_READ else []
+        texts = []
+        if size <= LARGEST_READ:
+            loaded = load(data)
+            notes += loaded.doubts.values()
+            texts = _texts(loaded)
     except (ToolkitError, OSError) as error:
         notes.append(f"The data cannot be read yet, so it counts as no rows: {error}")
         return _Rows(0, 0, 64, 128, 0)

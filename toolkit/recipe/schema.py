@@ -50,6 +50,8 @@ class Columns(Section):
     completion: str | None = None
     thinking: str | None = None
     """The thought before the answer, where a column holds it; a `<think>…</think>` in the answer itself is found without."""
+    label: str | None = None
+    """Whether the answer is a good one: true or false, or what `Reading.labels` says."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -75,6 +77,15 @@ class Reading(Section):
     """Of tables: true: the first line; false: there is none, columns are called 1, 2, …; a number: that line; None: found."""
     sheet: str | None = None
     """Of a workbook; None: the one with the most rows, and those that have the same columns."""
+    labels: dict[str, bool] = {}
+    """Of answers that are judged: which words in the column of labels mean a good answer (gut: true, schlecht: false); rows with
+    other words are dropped. Empty: true and false, 1 and 0 or -1, yes and no, good and bad, 好 and 坏."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        # YAML reads stars and yes as a number and a boolean.
+        return {str(key): said for key, said in value.items()} if isinstance(value, dict) else value
 
     @field_validator("encoding")
     @classmethod

@@ -11,10 +11,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from toolkit.errors import (
     DataError,
@@ -84,7 +86,7 @@ def _run(recipe: Recipe, folder: Path, upto: str, force: str, rewards: Path | No
     for stage in stages_of(recipe):
         finish_publishing(_partial(folder, stage), folder / stage.name)
         if not checked and _fetches(stage, recipe):
-            preflight(recipe, folder, _to_run(recipe, folder, upto, rewards), rewards)
+            _check(recipe, folder, _to_run(recipe, folder, upto, rewards), rewards)
             checked = True
         key = make_key(stage, recipe, have, rewards)
         artifact, reason = find_current(stage, folder, key)
@@ -92,7 +94,7 @@ def _run(recipe: Recipe, folder: Path, upto: str, force: str, rewards: Path | No
             artifact, reason = None, "asked for"
         if artifact is None:
             if not checked:
-                preflight(recipe, folder, _to_run(recipe, folder, upto, rewards) | {stage.name}, rewards)
+                _check(recipe, folder, _to_run(recipe, folder, upto, rewards) | {stage.name}, rewards)
                 checked = True
             artifact = _run_stage(stage, recipe, folder, key, reason, rewards)
         else:
@@ -103,6 +105,11 @@ def _run(recipe: Recipe, folder: Path, upto: str, force: str, rewards: Path | No
         if stage.name == upto:
             break
     return have
+
+
+def _check(recipe: Recipe, folder: Path, runs: Collection[str], rewards: Path | None) -> None:
+    for doubt in preflight(recipe, folder, runs, rewards):
+        stderr.print(f"[yellow]?[/] {escape(doubt)}", soft_wrap=True)
 
 
 def plan_of_stages(recipe: Recipe, rewards: Path | None = None) -> list[tuple[str, str]]:

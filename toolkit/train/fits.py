@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from toolkit.errors import ToolkitError
-from toolkit.models.bases import EMBEDDED, read_chat_template, settings_folder
+from toolkit.models.bases import read_chat_template, settings_folder
 from toolkit.models.chat_template import template_file
 from toolkit.models.tools import require_tools, wants
 from toolkit.recipe.schema import Recipe
@@ -21,18 +21,11 @@ def check_template(recipe: Recipe, rows: Iterable[Mapping[str, Any]]) -> list[To
     named = recipe.train.chat_template
     wanted = set[str]().union(*(wants(row) for row in rows))
     try:
-        template = template_file(named) if named is not None else (_own_template(recipe.base) if wanted else None)
+        template = template_file(named) if named is not None else None
+        if template is None and wanted:
+            template = read_chat_template(settings_folder(recipe.base))
         if template is not None:
             require_tools(template, wanted, recipe.train.chat_template_kwargs)
     except ToolkitError as error:
         return [error]
     return []
-
-
-def _own_template(base: str) -> str | None:
-    if not base.startswith(EMBEDDED):
-        return read_chat_template(settings_folder(base))
-    from toolkit.models.embedded import find_gguf
-    from toolkit.models.gguf_file import read_gguf
-
-    return str(read_gguf(find_gguf()).metadata["tokenizer.chat_template"])

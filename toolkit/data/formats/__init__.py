@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from toolkit.data.formats.cells import NOT_TEXT, text_of
+from toolkit.data.formats.doubts import doubt
 from toolkit.data.formats.judged import preference, unpaired
 from toolkit.data.formats.messages import asked_in, conversation
 from toolkit.data.formats.pairs import paired
@@ -19,7 +20,7 @@ from toolkit.data.formats.turns import Call, Example, Turn
 from toolkit.data.readers import Row
 
 __all__ = [
-    "FIRST_ROWS", "Call", "Example", "Kind", "Shape", "Turn", "objectives_of", "read_row", "rows_for", "shape_of",
+    "FIRST_ROWS", "Call", "Example", "Kind", "Shape", "Turn", "doubt", "objectives_of", "read_row", "rows_for", "shape_of",
     "thought_columns",
 ]  # fmt: skip
 

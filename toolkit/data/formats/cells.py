@@ -44,11 +44,3 @@ def are_turns(value: Any) -> bool:
 def together(item: dict[str, Any]) -> tuple[str, str] | None:
     """The keys of a question and its answer in one item; None: it holds no such two."""
     return next((keys for keys in TOGETHER if item.keys() >= set(keys)), None)
-
-
-def is_true(value: Any) -> bool | None:
-    """What a label says; None: it is no label."""
-    if isinstance(value, bool):
-        return value
-    word = str(value).strip().casefold()
-    return {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}.get(word)

@@ -6,7 +6,8 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from toolkit.data.formats.cells import are_turns, is_true, parsed
+from toolkit.data.formats.cells import are_turns, parsed
+from toolkit.data.formats.labels import word_of
 from toolkit.data.formats.messages import Conversation, asked_in, conversation
 from toolkit.data.formats.pairs import paired
 from toolkit.data.formats.shape import Shape
@@ -42,7 +43,7 @@ def preference(file: str, line: int, values: dict[str, Any], shape: Shape) -> Ex
 
 def unpaired(file: str, line: int, values: dict[str, Any], shape: Shape) -> Example | str:
     """An answer and its label, or why it is none."""
-    good = is_true(values.get(shape.roles["label"]))
+    good = shape.labels.get(word_of(values.get(shape.roles["label"])))
     if good is None:
         return NO_LABEL
     found: Conversation | str

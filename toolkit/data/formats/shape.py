@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from toolkit.data.formats.cells import are_turns, is_true, parsed, text_of, together
+from toolkit.data.formats.cells import are_turns, parsed, text_of, together
+from toolkit.data.formats.labels import LABELS, are_labels, known_words, listed, setting, word_of
 from toolkit.data.formats.messages import KNOWN_KEYS
 from toolkit.errors import UsageError
 from toolkit.models.thinking import FIELDS
@@ -49,7 +50,6 @@ _BESIDE = {
     "history": ("history", "历史", "歷史"),
     "tools": ("tools", "functions"),
 }
-_LABELS = ("label", "labels", "kto_tag")
 _TEXTS = ("text", "content", "文本", "内容")
 _HANDFUL = 20
 
@@ -65,6 +65,8 @@ class Shape:
     """prompt, completion, thinking, system, history, tools, input, messages, chosen, rejected, label, text → column."""
     unused: tuple[str, ...] = ()
     """Columns, and keys of turns, that nothing is made of."""
+    labels: dict[str, bool] = field(default_factory=dict)
+    """Where a column judges answers: its word → whether that says good."""
 
     @property
     def held(self) -> str:
@@ -89,9 +91,11 @@ def shape_of(name: str, columns: Sequence[str], rows: Sequence[dict[str, Any]], 
         if column is not None:
             seen.take(role, column, f"data.columns.{role}")
     if reading.format == "auto":
-        kind, reason = _found(seen)
+        kind, reason = _found(seen, reading)
         named = [column for column in (chosen.prompt, chosen.completion) if column is not None]
-        if named and (kind == "columns" or set(named) & set(columns)):
+        if chosen.label is not None:
+            kind, reason = "unpaired", "by data.columns.label"
+        elif named and (kind == "columns" or set(named) & set(columns)):
             kind, reason = "columns", "by data.columns"
         elif named:  # a recipe made for tables, given rows of another shape
             seen.roles, seen.faults = {}, []
@@ -102,10 +106,11 @@ def shape_of(name: str, columns: Sequence[str], rows: Sequence[dict[str, Any]], 
     for role, names in _BESIDE.items():
         if kind in ("columns", "alpaca", "messages", "preference", "unpaired"):
             seen.find(role, names)
+    labels = _labels(seen, reading) if kind == "unpaired" and not seen.faults else {}
     if seen.faults:
         hints = "\n".join(dict.fromkeys(fault.hint for fault in seen.faults))
         raise UsageError("\n".join(fault.message for fault in seen.faults), hints)
-    return Shape(kind, reason, seen.roles, (*seen.left(), *_unused_keys(seen)))
+    return Shape(kind, reason, seen.roles, (*seen.left(), *_unused_keys(seen)), labels)
 
 
 class _Columns:
@@ -166,14 +171,20 @@ def _named(columns: Sequence[str], names: Sequence[str], within: bool) -> str | 
     return None
 
 
-def _found(seen: _Columns) -> tuple[Kind, str]:
+def _found(seen: _Columns, reading: Reading) -> tuple[Kind, str]:
     names = {column.strip().casefold() for column in seen.columns}
     if {"chosen", "rejected"} <= names:
         return "preference", "it has the columns chosen and rejected"
-    label = _named(seen.columns, _LABELS, False)
-    if label is not None and names & {"prompt", "messages", "conversations"} and _are_labels(seen.values(label)):
-        return "unpaired", f"it has the column {label} with true and false"
     turns = seen.with_turns()
+    label = _named(seen.columns, LABELS, False)
+    if label is not None and (reading.labels or names & {"prompt", "messages", "conversations"}):
+        values = seen.values(label)
+        answers = turns or _named([column for column in seen.columns if column != label], COMPLETION_NAMES, True)
+        words = known_words(values, reading.labels)
+        if answers and (
+            are_labels(values, words) or (reading.labels and any(word_of(value) in words for value in values))
+        ):
+            return "unpaired", f"it has the column {label} with {listed(values)}"
     if turns is not None and not {"prompt", "completion"} <= names:
         how = "from and value, as in ShareGPT" if "from" in parsed(seen.values(turns)[0])[0] else "role and content"
         return "messages", f"{turns} holds lists of turns ({how})"
@@ -193,11 +204,6 @@ def _found(seen: _Columns) -> tuple[Kind, str]:
     if len(_with_texts(seen)) == 2:
         return "columns", "two of its columns hold texts"
     return "columns", "nothing else fits"
-
-
-def _are_labels(values: list[Any]) -> bool:
-    found = [is_true(value) for value in values]
-    return bool(found) and 2 * found.count(None) < len(found)
 
 
 def _with_texts(seen: _Columns) -> list[str]:
@@ -256,10 +262,24 @@ def _fill_preference(seen: _Columns) -> None:
 
 
 def _fill_unpaired(seen: _Columns) -> None:
+    seen.need("label", LABELS)
     if not seen.find("messages", _TURNS_NAMES):
-        seen.need("prompt", PROMPT_NAMES)
-        seen.need("completion", COMPLETION_NAMES)
-    seen.need("label", _LABELS)
+        _fill_columns(seen)
+        seen.find("input", ("input", "context"))
+
+
+def _labels(seen: _Columns, reading: Reading) -> dict[str, bool]:
+    column = seen.roles["label"]
+    values = seen.values(column)
+    words = known_words(values, reading.labels)
+    if values and not any(word_of(value) in words for value in values):
+        seen.faults.append(
+            UsageError(
+                f"{seen.name}:1: {column} holds {listed(values)}: nothing says which of these mean a good answer",
+                f"Say it: {setting(values, words)}, with true or false for each",
+            )
+        )
+    return words
 
 
 def _fill_text(seen: _Columns) -> None:
