@@ -10,7 +10,7 @@ import pytest
 
 from toolkit.data.formats import read_row
 from toolkit.data.inspect import inspect
-from toolkit.data.loading import Loaded, for_other_methods, load
+from toolkit.data.loading import Loaded, for_other_objectives, load
 from toolkit.errors import UsageError
 from toolkit.recipe.init import recipe_to_look, write_recipe
 from toolkit.recipe.schema import Data, Recipe
@@ -90,7 +90,7 @@ def test_what_may_judge_and_is_not_used_is_said(
     assert (loaded.shapes["x.jsonl"].kind, loaded.shapes["x.jsonl"].unused) == ("columns", (names[2],))
     doubt = loaded.doubts.get("x.jsonl", "")
     assert doubt.startswith(f"x.jsonl:1: {said}" if said else "") and bool(doubt) == bool(said)
-    assert for_other_methods(loaded) == []
+    assert for_other_objectives(loaded, "sft") == []
 
 
 def test_the_words_of_a_language_can_be_said(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_conversations_with_labels(tmp_path: Path) -> None:
     talks = [[{"role": "user", "content": f"Q {i}"}, {"role": "assistant", "content": "A."}] for i in range(4)]
     loaded = read(tmp_path, [{"messages": talk, "label": i % 2} for i, talk in enumerate(talks)])
     assert judged(loaded) == [False, True] * 2
-    (fault,) = for_other_methods(loaded)
+    (fault,) = for_other_objectives(loaded, "sft")
     assert fault.hint.endswith("to learn all of these answers: --set data.format=messages.")
     assert read(tmp_path, [{"messages": talk, "label": "gut"} for talk in talks], format="messages").doubts
 

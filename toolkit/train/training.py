@@ -68,9 +68,9 @@ def train(
 def _rewards(recipe: Recipe, own: Path | None) -> Mapping[str, Reward]:
     if recipe.train.objective not in SAMPLED:
         return {}
-    from toolkit.train.rewards import guarded, named
+    from toolkit.train.rewards import named
 
-    return {name: guarded(name, reward) for name, reward in named(recipe.train.rewards, own).items()}
+    return named(recipe.train.rewards, own)
 
 
 def _judge(artifact: Artifact[AdapterFacts] | None) -> Callable[[list[list[int]]], list[float]] | None:
