@@ -323,6 +323,17 @@ class Export(Section):
         return [t for t in self.file_types if t != self.converted]
 
 
+class Evaluate(Section):
+    """How it is measured whether training helped, and what was forgotten."""
+
+    rows: Annotated[int, Field(ge=0)] = 16
+    """Held-out rows that are asked for answers, at most; 0: only losses are measured."""
+    max_new_tokens: Annotated[int, Field(gt=0)] | None = None
+    """Of an answer at most; None: as golden.max_new_tokens."""
+    forgetting: bool = True
+    """Whether general texts and questions are read too."""
+
+
 class Ollama(Section):
     """What is published."""
 
@@ -369,6 +380,7 @@ class Recipe(Section):
     golden: Golden = Golden(from_test=16)
     merge: Merge = Merge()
     export: Export = Export()
+    evaluate: Evaluate = Evaluate()
     ollama: Ollama
 
     @field_validator("name")

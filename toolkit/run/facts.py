@@ -230,6 +230,21 @@ class OllamaFacts(Facts):
     """Served against llama-cpp-python, over the golden answers' greedy tokens (nats)."""
 
 
+class EvaluationFacts(Facts):
+    """Files: evaluation.json, answers.jsonl; see `toolkit.evaluate.stage`."""
+
+    helped: Literal["helped", "harmed", "mixed", "undecided", "unknown"]
+    forgot: Literal["forgot", "nothing seen", "unknown"]
+    """unknown: it was not measured, or against no base."""
+    rows: int
+    """Held-out rows whose losses were measured."""
+    questions: int
+    """Of them, those that were asked for answers."""
+    subjects: list[str]
+    """Who was measured: base, tuned, exports by their file types, served."""
+    sentences: list[str]
+
+
 class ReportFacts(Facts):
     """Files: report.md, certificate.html, model_card.md, loss.png."""
 

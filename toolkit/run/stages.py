@@ -13,6 +13,7 @@ from toolkit.run.facts import (
     AdapterFacts,
     CertificateFacts,
     DatasetFacts,
+    EvaluationFacts,
     Facts,
     GGUFFacts,
     GoldenFacts,
@@ -95,12 +96,28 @@ STAGES = (
         OllamaFacts,
         ("golden", "verify"),
         ("ollama", "system", "export.serve", "license", "golden.max_new_tokens"),
-        version=3,
+        version=4,
+    ),
+    Stage(
+        "evaluate",
+        EvaluationFacts,
+        ("prepare", "train", "golden", "convert", "quantize", "verify", "create"),
+        (
+            "evaluate",
+            "system",
+            "merge",
+            "export",
+            "ollama.model",
+            "golden.max_new_tokens",
+            "train.max_length",
+            "train.rewards",
+        ),
+        (*_MODEL_LIBRARIES, "llama-cpp-python", "sacrebleu"),
     ),
     Stage(
         "report",
         ReportFacts,
-        ("prepare", "train", "golden", "merge", "convert", "quantize", "verify", "create"),
+        ("prepare", "train", "golden", "merge", "convert", "quantize", "verify", "create", "evaluate"),
         ("name", "profile"),
     ),
 )
@@ -204,6 +221,10 @@ def call_stage(
             from toolkit.ollama.publish import create
 
             return create(recipe, have["golden"], certified_file(have["verify"]), have["verify"], out)
+        case "evaluate":
+            from toolkit.evaluate.stage import evaluate
+
+            return evaluate(recipe, have, out, rewards)
         case "report":
             from toolkit.report.report import write_report
 
