@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from toolkit.evaluate.comparison import Interval, difference, interval, kept
-from toolkit.evaluate.readers import BASE, TUNED
+from toolkit.evaluate.names import BASE, TUNED
 
 About = Literal["help", "beside", "forgetting"]
 """Whether a figure says that training helped, stands beside those, or says that something was forgotten."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from toolkit.evaluate.figure import Figure
 from toolkit.evaluate.held_out import HeldOut
-from toolkit.evaluate.readers import BASE
+from toolkit.evaluate.names import BASE
 from toolkit.evaluate.seen import Seen
 
 MARGIN, WON = "margin of chosen over rejected", "pairs won against the base"

@@ -12,6 +12,7 @@ import torch
 from rich.progress import track
 
 from toolkit.errors import DataError
+from toolkit.evaluate.names import BASE, TUNED
 from toolkit.models.reference import Reference, TeacherForced, base_of, reference_of, stderr
 from toolkit.models.weights import weights_of
 from toolkit.parity.candidate import Candidate
@@ -22,8 +23,6 @@ from toolkit.run.facts import AdapterFacts
 from toolkit.train.model import load_tuned
 
 LogProbabilities = npt.NDArray[np.float64]
-BASE, TUNED, SERVED = "base", "tuned", "served"
-"""What these are called; an export is called by its file type."""
 _LOGITS_AT_ONCE = 2**26
 """Numbers (256 MB in float32): as many padded tokens are read together as their logits allow."""
 

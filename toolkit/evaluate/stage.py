@@ -16,7 +16,8 @@ from toolkit.evaluate import held_out as rows_apart
 from toolkit.evaluate.figures import figures_of, texts_reference
 from toolkit.evaluate.general_texts import General, read_general
 from toolkit.evaluate.held_out import HeldOut
-from toolkit.evaluate.readers import BASE, SERVED, TUNED, FileReader, tuned_and_base
+from toolkit.evaluate.names import BASE, SERVED, TUNED
+from toolkit.evaluate.readers import FileReader, tuned_and_base
 from toolkit.evaluate.seen import Seen, look, look_at_served
 from toolkit.evaluate.texts import all_alike
 from toolkit.evaluate.told import Told, forgot_of, sentences, verdict_of
@@ -63,7 +64,7 @@ def evaluate(
             seen[name] = look(reader, held_out, general, new_tokens, tokenizer, known[name])
         seen = {name: seen[name] for name in (BASE, TUNED)}
         for name, path in _files(recipe, have).items():
-            seen[name] = look(FileReader(path, len(tokenizer)), held_out, general, new_tokens, tokenizer, {})
+            seen[name] = look(FileReader(path), held_out, general, new_tokens, tokenizer, {})
         if have["create"].facts.published and held_out.questions:
             seen |= _served(recipe, held_out, new_tokens, tokenizer, out)
     served = next(
@@ -88,10 +89,13 @@ def write(
         export: the file type that is served; empty: none.
         subject: who is compared with the base.
     """
+    facts = EvaluationFacts(
+        helped=verdict_of(figures, subject), forgot=forgot_of(figures, subject), rows=len(held_out.rows),
+        questions=len(held_out.questions), subjects=list(seen), sentences=sentences(figures, export, subject),
+    )  # fmt: skip
     told = {
-        "helped": verdict_of(figures, subject), "forgot": forgot_of(figures, subject),
-        "sentences": sentences(figures, export, subject), "remarks": remarks(held_out, seen), "figures": figures,
-        "rows": {"kind": held_out.kind, "splits": held_out.splits, "too_long": held_out.too_long},
+        "helped": facts.helped, "forgot": facts.forgot, "sentences": facts.sentences, "remarks": remarks(held_out, seen),
+        "figures": figures, "rows": {"kind": held_out.kind, "splits": held_out.splits, "too_long": held_out.too_long},
     }  # fmt: skip
     write_json(out / EVALUATION, told)
     write_jsonl(
@@ -104,10 +108,7 @@ def write(
             for number, question in enumerate(held_out.questions)
         ),
     )  # fmt: skip
-    return EvaluationFacts(
-        helped=told["helped"], forgot=told["forgot"], rows=len(held_out.rows), questions=len(held_out.questions),
-        subjects=list(seen), sentences=told["sentences"],
-    )  # fmt: skip
+    return facts
 
 
 def remarks(held_out: HeldOut, seen: Mapping[str, Seen]) -> list[str]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from toolkit.evaluate.readers import BASE, SERVED, TUNED
+from toolkit.evaluate.names import BASE, SERVED, TUNED
 
 Told = dict[str, Any]
 """A figure as evaluation.json holds it; see `toolkit.evaluate.figure`."""
+Helped = Literal["helped", "harmed", "mixed", "undecided", "unknown"]
+Forgot = Literal["forgot", "nothing seen", "unknown"]
 A_LITTLE = 0.1
 """Of a loss in nats a token: ten per cent more perplexity."""
 
 
-def verdict_of(figures: list[Told], subject: str = TUNED) -> str:
+def verdict_of(figures: list[Told], subject: str = TUNED) -> Helped:
     """helped, harmed, mixed or undecided; "unknown" where nothing was measured against a base.
 
     One figure that is surely better, and none that is surely worse, is a help; nothing is balanced against each other.
@@ -27,7 +29,7 @@ def verdict_of(figures: list[Told], subject: str = TUNED) -> str:
     return "helped" if better else "harmed" if worse else "undecided"
 
 
-def forgot_of(figures: list[Told], subject: str = TUNED) -> str:
+def forgot_of(figures: list[Told], subject: str = TUNED) -> Forgot:
     """forgot, nothing seen, or unknown where it was not measured."""
     verdicts = [change["verdict"] for figure in _of(figures, "forgetting") if (change := _change(figure, subject))]
     if not verdicts:
@@ -50,7 +52,7 @@ def _helped(figures: list[Told], subject: str) -> str:
     verdict = verdict_of(figures, subject)
     if verdict == "unknown":
         return ""
-    told = {name: [] for name in ("better", "worse", "broken", "undecided", "too few")}  # type: dict[str, list[str]]
+    told: dict[str, list[str]] = {name: [] for name in ("better", "worse", "broken", "undecided", "too few")}
     open_ones = []
     for figure in _of(figures, "help"):
         change = _change(figure, subject)
@@ -165,20 +167,3 @@ def subjects_of(figures: list[Told]) -> list[str]:
     """Everybody who has a figure, as a table has them: base, tuned, exports, served."""
     names = list(dict.fromkeys(name for figure in figures for name in figure["subjects"]))
     return sorted(names, key=lambda name: {BASE: 0, TUNED: 1, SERVED: 3}.get(name, 2))
-
-
-def table(figures: list[Told]) -> tuple[list[str], list[list[str]]]:
-    """(head, rows): a row for each subject, a column for each figure; perplexity stands under a loss."""
-    names = subjects_of(figures)
-    head = ["", *(f"{figure['name']}, {figure['rows']} rows" for figure in figures)]
-    rows = []
-    for name in names:
-        cells = [name]
-        for figure in figures:
-            found = figure["subjects"].get(name)
-            cell = with_interval(found, figure) if found else "–"
-            if found and found.get("perplexity") is not None:
-                cell += f"\nperplexity {found['perplexity']:.2f}"
-            cells.append(cell)
-        rows.append(cells)
-    return head, rows
