@@ -53,7 +53,7 @@ def answers(style: list[str]) -> list[dict[str, Any]]:
 
 
 def run(
-    clean: Chain, out: Path, rows: list[dict[str, Any]] | None, adapter: Any = None, **settings: Any
+    clean: Chain, out: Path, held_out: list[dict[str, Any]] | None, adapter: Any = None, **settings: Any
 ) -> tuple[EvaluationFacts, dict[str, Any]]:
     """The stage on these held-out rows; nothing is published."""
     certificate = CertificateFacts(verdict="pass", checks={}, served_file=clean.export.quantized.facts.files[0].name)
@@ -63,8 +63,8 @@ def run(
         "quantize": clean.export.quantized, "verify": finished(clean.folder, certificate),
         "create": finished(clean.folder, unpublished),
     }  # fmt: skip
-    if rows is not None:
-        have["prepare"] = dataset(out / "data", rows)
+    if held_out is not None:
+        have["prepare"] = dataset(out / "data", held_out)
     chosen = {"rows": 8, "max_new_tokens": 24, "forgetting": False, **settings}
     recipe = clean.recipe.model_copy(update={"evaluate": clean.recipe.evaluate.model_copy(update=chosen)})
     out.mkdir(parents=True, exist_ok=True)

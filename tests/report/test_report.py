@@ -12,6 +12,8 @@ import pytest
 import yaml
 from rich.console import Console
 
+from toolkit.evaluate.figure import Figure
+from toolkit.evaluate.told import sentences
 from toolkit.parity.certificate import SCHEMA, Check, Subject, chain_of, higher_is_better, lower_is_better
 from toolkit.recipe.schema import Recipe
 from toolkit.report.report import last_screen, report_text, write_report
@@ -22,6 +24,7 @@ from toolkit.run.facts import (
     BaseFacts,
     CertificateFacts,
     DatasetFacts,
+    EvaluationFacts,
     Facts,
     GGUFFacts,
     GGUFFile,
@@ -357,3 +360,44 @@ def test_an_adapter_of_another_tool_has_no_data_and_no_curve(
     card = (tmp_path / "model_card.md").read_text(encoding="utf-8")
     assert "base_model" not in card
     assert "trained by another tool" in card
+
+
+def test_did_it_help_stands_on_the_screen_in_the_report_and_in_the_card(
+    recipe: Recipe, artifacts: dict[str, Artifact[Any]], tmp_path: Path
+) -> None:
+    rows = [3.0, 2.5, 2.0, 3.5, 2.2, 2.8, 3.1, 2.9]
+    values = {"base": rows, "tuned": [v - 1 for v in rows], "Q8_0": [v - 0.99 for v in rows]}
+    loss = Figure("held-out loss", "nats a token", False, "help", [1.0] * 8, values, perplexity=True).as_json()
+    beside = Figure("BLEU", "0 to 1", True, "beside", [1.0] * 8, {"base": [0.1] * 8, "served": [0.3] * 8}).as_json()
+    evaluation = {
+        "helped": "helped", "forgot": "unknown", "figures": [loss, beside], "remarks": ["2 of 8 answers of tuned are empty"],
+        "sentences": sentences([loss, beside], "Q8_0"),
+    }  # fmt: skip
+    facts = EvaluationFacts(helped="helped", forgot="unknown", rows=8, questions=8, subjects=["base"], sentences=[])
+    artifacts["evaluate"] = _artifact(tmp_path, "evaluate", facts, {"evaluation.json": json.dumps(evaluation)})
+    screen = _screen(recipe, artifacts, 200)
+    assert "Helped: held-out loss 2.750 → 1.750 (-1.000, between -1.000 and -1.000)." in screen
+    assert "Q8_0, which is served, keeps 99 % [99, 99] of it (held-out loss)." in screen
+    assert "2 of 8 answers of tuned are empty." in screen and "BLEU" not in screen
+    (tmp_path / "report").mkdir()
+    write_report(recipe, artifacts, tmp_path / "report")
+    for page in ("report.md", "model_card.md"):
+        text = (tmp_path / "report" / page).read_text(encoding="utf-8")
+        assert "keeps 99 %" in text and "|  | base | tuned | Q8_0 | served |" in text, page
+        assert "| perplexity (held-out loss) | 15.643 | 5.755 | 5.812 | – |" in text, page
+        assert "| BLEU, 8 rows | 0.100 [0.100, 0.100] | – | – | 0.300 [0.300, 0.300] |" in text, page
+
+
+def test_the_served_answer_stands_beside_before_and_after(
+    recipe: Recipe, artifacts: dict[str, Artifact[Any]], tmp_path: Path
+) -> None:
+    texts = ["Yes.", "<think>\nIt is a cold.\n</think>\n\nRest, and tea.", "Cool it with wat\ufffd"]
+    checks = [Check.of("answers", [], "equal", {"texts": texts})]
+    served = Subject(name="health:v2", kind="served", file="f", file_type="Q8_0", counts="everything", checks=checks)
+    (artifacts["create"].folder / "served.json").write_text(json.dumps(served.as_json()), encoding="utf-8")
+    first, second = summarize(recipe, artifacts).answers
+    assert (first.question, first.served) == ("What helps | against a cold?", "(It is a cold.) Rest, and tea.")
+    assert (second.question, second.served) == ("Is a burn bad?", "Cool it with wat")
+    assert "served" in _screen(recipe, artifacts, 200)
+    write_report(recipe, artifacts, tmp_path)
+    assert "Served, as an app is given it:\n\n> (It is a cold.)" in (tmp_path / "report.md").read_text(encoding="utf-8")
