@@ -286,6 +286,13 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
             15 + len(size) * (answers + prompts * rows.tokens) / (150 * speed),
         ),
         ("create", 0.3 * GIB + served, 0, served, 15 + answers / (40 * speed)),
+        (
+            "evaluate",
+            host + whole,
+            0,
+            0,
+            20 + 5 * recipe.evaluate.rows / speed + 25 / speed * recipe.evaluate.forgetting,
+        ),
         ("report", 0.3 * GIB, 0, 0, 3),
     ]
     if recipe.adapter is not None:

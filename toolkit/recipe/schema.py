@@ -323,6 +323,17 @@ class Export(Section):
         return [t for t in self.file_types if t != self.converted]
 
 
+class Evaluate(Section):
+    """What is asked to tell whether training helped, and whether it forgot."""
+
+    rows: Annotated[int, Field(ge=0)] = 16
+    """Held-out rows, of the validation split and then of the test split."""
+    max_new_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens of an answer at most; 0: as golden.max_new_tokens."""
+    forgetting: bool = True
+    """Whether general texts and questions are asked too."""
+
+
 class Ollama(Section):
     """What is published."""
 
@@ -369,6 +380,7 @@ class Recipe(Section):
     golden: Golden = Golden(from_test=16)
     merge: Merge = Merge()
     export: Export = Export()
+    evaluate: Evaluate = Evaluate()
     ollama: Ollama
 
     @field_validator("name")

@@ -40,6 +40,8 @@ def card_text(recipe: Recipe, adapter: AdapterFacts, summary: Summary) -> str:
             "It was trained with this system text, and is served with it:\n\n> " + " ".join(recipe.system.split())
         )
     parts.append("## How well\n\n" + "\n".join(f"- {k}: {v}" for k, v in summary.losses))
+    if summary.evaluation.sentences:
+        parts.append("\n".join(f"- {one}" for one in summary.evaluation.sentences))
     parts.append("## Is what runs what was trained?\n\n" + _certificate(summary))
     parts.append(
         "## Files\n\n" + "\n".join(f"- {file.name}: {file.file_type}, {size(file.bytes)}" for file in summary.files)

@@ -20,7 +20,7 @@ from toolkit.report.page import PAGE, write_page
 from toolkit.report.plot import plot_losses, plot_rewards
 from toolkit.report.summary import Answer, Summary, duration, size, summarize
 from toolkit.run.artifacts import Artifact, Cost, write_text
-from toolkit.run.facts import ReportFacts
+from toolkit.run.facts import EvaluationFacts, ReportFacts
 
 _LONGEST_ANSWER = 600
 
@@ -57,6 +57,7 @@ def last_screen(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Rende
     parts: list[RenderableType] = [Rule(summary.name), _pairs(summary.trained + summary.losses)]
     for answer in summary.answers:
         parts += [Text(""), _answer_table(answer)]
+    parts += [Text(""), *_evaluation(summary.evaluation)]
     parts += [Text(""), certificate_table(summary.certificate)]
     parts += [Text(warning, style="yellow") for warning in summary.certificate.get("warnings", [])]
     parts += [Text(summary.served)] if summary.served else []
@@ -68,6 +69,28 @@ def last_screen(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Rende
     parts.append(Text(""))
     parts += [Text(command, style="bold green", no_wrap=True, overflow="ignore") for command in summary.commands]
     return Group(*parts)
+
+
+def _evaluation(found: EvaluationFacts) -> list[RenderableType]:
+    if not found.measures:
+        return []
+    return [evaluation_table(found), *(Text(sentence, style="bold") for sentence in found.sentences)]
+
+
+def evaluation_table(found: EvaluationFacts) -> Table:
+    """A row for each measure, a column for each subject; in brackets the 95 % interval."""
+    subjects = list(dict.fromkeys(subject for measure in found.measures for subject in measure.values))
+    table = Table("measure", *subjects, title="Did it help, did it forget?", title_justify="left", box=box.SIMPLE_HEAD)
+    for measure in found.measures:
+        unit = f", {measure.unit}" if measure.unit else ""
+        cells = [_with_interval(measure.values[subject]) if subject in measure.values else "–" for subject in subjects]
+        table.add_row(f"{measure.name}{unit}", *cells)
+    return table
+
+
+def _with_interval(value: tuple[float, float, float]) -> str:
+    mean, low, high = value
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _pairs(pairs: list[tuple[str, str]]) -> Table:
@@ -148,6 +171,10 @@ def report_text(summary: Summary, drawn: Mapping[str, str]) -> str:
         parts.append(f"Before:\n\n{_quote(answer.before)}")
         parts.append(f"After:\n\n{_quote(_after(answer.after, answer.ended))}")
         parts += [f"Served, as an app is given it:\n\n{_quote(answer.served)}"] if answer.served else []
+    if summary.evaluation.measures:
+        parts += ["## Did it help, did it forget?", "\n".join(f"- {one}" for one in summary.evaluation.sentences)]
+        parts.append(_as_markdown(evaluation_table(summary.evaluation)))
+        parts.append("In brackets: where the mean would lie for other rows of the kind (95 %, paired bootstrap).")
     parts += ["## Certificate", f"**{summary.certificate['verdict']}**: {_inline(summary.certificate['message'])}."]
     parts.append(_as_markdown(certificate_table(summary.certificate)))
     parts += [f"- {_inline(warning)}" for warning in summary.certificate.get("warnings", [])]

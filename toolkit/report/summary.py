@@ -14,7 +14,16 @@ from toolkit.recipe.schema import Objective, Recipe
 from toolkit.report.page import with_served
 from toolkit.report.plot import read_rewards
 from toolkit.run.artifacts import Artifact, Cost, read_jsonl
-from toolkit.run.facts import AdapterFacts, DatasetFacts, GGUFFile, GoldenFacts, ModelFacts, OllamaFacts, SourceLoss
+from toolkit.run.facts import (
+    AdapterFacts,
+    DatasetFacts,
+    EvaluationFacts,
+    GGUFFile,
+    GoldenFacts,
+    ModelFacts,
+    OllamaFacts,
+    SourceLoss,
+)
 
 SHOWN_ANSWERS = 2
 SERVED = "served.json"
@@ -54,6 +63,8 @@ class Summary:
     """What every stage spent."""
     served: str
     """What the real server showed, in a sentence; empty where none is installed."""
+    evaluation: EvaluationFacts
+    """Whether it helped, and whether it forgot."""
     commands: list[str]
     """What to run now, the last one last."""
 
@@ -79,6 +90,7 @@ def summarize(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Summary
         served_file=artifacts["verify"].facts.served_file,
         costs=[(stage, artifact.cost) for stage, artifact in artifacts.items()],
         served=_served(ollama),
+        evaluation=artifacts["evaluate"].facts,
         commands=[*ollama.remaining, f"ollama run {ollama.model}"],
     )
 

@@ -230,6 +230,28 @@ class OllamaFacts(Facts):
     """Served against llama-cpp-python, over the golden answers' greedy tokens (nats)."""
 
 
+class Measured(Facts):
+    """A measure of an evaluation."""
+
+    name: str
+    unit: str
+    better: str
+    """higher or lower."""
+    rows: int
+    values: Mapping[str, tuple[float, float, float]]
+    """Subject (base, tuned, a file type, served) → mean over the rows, and its 95 % interval."""
+    changes: Mapping[str, tuple[float, float, float]]
+    """Subject → mean difference to the base, row by row, and its interval."""
+
+
+class EvaluationFacts(Facts):
+    """Files: evaluation.json."""
+
+    measures: list[Measured]
+    sentences: list[str]
+    served_type: str
+
+
 class ReportFacts(Facts):
     """Files: report.md, certificate.html, model_card.md, loss.png."""
 

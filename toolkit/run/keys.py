@@ -59,7 +59,7 @@ def _outside_files(stage: Stage, recipe: Recipe, have: dict[str, Artifact[Any]])
 
 
 def _own_rewards(stage: Stage, recipe: Recipe, rewards: Path | None) -> dict[str, str]:
-    samples = stage.does == "train" and recipe.train.objective in SAMPLED
+    samples = stage.does in ("train", "evaluate") and recipe.train.objective in SAMPLED
     return {"--rewards": file_sha256(rewards)} if rewards is not None and samples else {}
 
 

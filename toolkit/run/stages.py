@@ -13,6 +13,7 @@ from toolkit.run.facts import (
     AdapterFacts,
     CertificateFacts,
     DatasetFacts,
+    EvaluationFacts,
     Facts,
     GGUFFacts,
     GoldenFacts,
@@ -98,9 +99,16 @@ STAGES = (
         version=3,
     ),
     Stage(
+        "evaluate",
+        EvaluationFacts,
+        ("prepare", "train", "convert", "quantize", "verify", "create"),
+        ("evaluate", "golden.max_new_tokens", "train.rewards", "export.file_types"),
+        ("llama-cpp-python", "sacrebleu"),
+    ),
+    Stage(
         "report",
         ReportFacts,
-        ("prepare", "train", "golden", "merge", "convert", "quantize", "verify", "create"),
+        ("prepare", "train", "golden", "merge", "convert", "quantize", "verify", "create", "evaluate"),
         ("name", "profile"),
     ),
 )
@@ -204,6 +212,10 @@ def call_stage(
             from toolkit.ollama.publish import create
 
             return create(recipe, have["golden"], certified_file(have["verify"]), have["verify"], out)
+        case "evaluate":
+            from toolkit.evaluate.stage import evaluate
+
+            return evaluate(recipe, have, out, rewards)
         case "report":
             from toolkit.report.report import write_report
 

@@ -21,8 +21,9 @@ from toolkit.run.artifacts import Artifact, read_jsonl, text_sha256, write_json,
 from toolkit.run.facts import AdapterFacts, BaseFacts, DatasetFacts, SourceLoss
 from toolkit.train.memory import memory_advice
 from toolkit.train.methods import examples_of, trainer_of
-from toolkit.train.methods.common import Order, Reward
+from toolkit.train.methods.common import Order
 from toolkit.train.model import load_for_training
+from toolkit.train.own_rewards import Reward
 from toolkit.train.rows import ALL_SOURCES, LOSS_ROWS, TokenizedRow, losses, source_of
 from toolkit.train.told import look_at, told
 

@@ -16,10 +16,8 @@ import torch
 from toolkit.errors import DataError
 from toolkit.recipe.schema import Recipe
 from toolkit.train.model import Loaded, autocast_of
+from toolkit.train.own_rewards import Reward
 from toolkit.train.rows import TokenizedRow
-
-Reward = Callable[[list[str], list[str]], list[float]]
-"""(answers, references) → a number for each answer."""
 
 
 @dataclass(frozen=True)
