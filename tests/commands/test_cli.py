@@ -17,7 +17,7 @@ from toolkit.commands.exports import ADOPTED
 from toolkit.run.stages import STAGE_NAMES
 
 VERBS = [
-    "chat", "clean", "convert", "create", "doctor", "export", "golden", "init", "inspect", "list", "merge", "modelfile", "plan",
+    "chat", "clean", "convert", "create", "doctor", "evaluate", "export", "golden", "init", "inspect", "list", "merge", "modelfile", "plan",
     "prepare", "quantize", "report", "run", "train", "verify",
 ]  # fmt: skip
 

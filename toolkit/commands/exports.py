@@ -19,7 +19,7 @@ from toolkit.commands.options import (
     settings_option,
 )
 
-ADOPTED = ("train", "golden", "merge", "convert", "quantize", "verify", "create", "report")
+ADOPTED = ("train", "golden", "merge", "convert", "quantize", "verify", "create", "evaluate", "report")
 """The stages of an adapter that was trained elsewhere; spelled out, because importing `stages` takes time."""
 
 

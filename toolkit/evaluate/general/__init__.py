@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Question(NamedTuple):
@@ -26,6 +26,6 @@ def questions() -> list[Question]:
     ]
 
 
-def _lines(name: str) -> list[dict[str, object]]:
+def _lines(name: str) -> list[dict[str, Any]]:
     text = (Path(__file__).parent / name).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
