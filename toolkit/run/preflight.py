@@ -31,6 +31,7 @@ def preflight(recipe: Recipe, folder: Path, runs: Collection[str], rewards: Path
             faults += _collect(lambda stage=stage: check_data(recipe.at(stage.step)))  # type: ignore[misc]
         if stage.does == "train":
             faults += _check_rewards(recipe.at(stage.step), rewards)
+            faults += _check_reporters(recipe.at(stage.step))
     if "train" in runs:
         from toolkit.models.bases import check_base
         from toolkit.models.convertible import check_converts_base
@@ -64,6 +65,14 @@ def _check_rewards(recipe: Recipe, rewards: Path | None) -> list[ToolkitError]:
     from toolkit.train.rewards import named
 
     return _raised(lambda: named(recipe.train.rewards, rewards))
+
+
+def _check_reporters(recipe: Recipe) -> list[ToolkitError]:
+    if not recipe.train.reporters or recipe.adapter is not None:
+        return []
+    from toolkit.train.reporters import check_reporters
+
+    return check_reporters(recipe.train.reporters)
 
 
 def _check_template(recipe: Recipe) -> list[ToolkitError]:
