@@ -19,7 +19,7 @@ from toolkit.run.facts import Measured
     [
         ("the cat sat on the mat", "the cat sat on the mat", 1.0),
         ("the cat sat", "the cat sat on the mat", 2 * 3 / 9),
-        ("mat the on sat cat the", "the cat sat on the mat", 2 * 2 / 12),
+        ("mat the on sat cat the", "the cat sat on the mat", 2 * 3 / 12),
         ("The CAT, sat!", "the cat sat", 1.0),
         ("", "the cat", 0.0), ("", "", 1.0), ("?!", "...", 1.0),
         ("多喝水", "多喝温水", 2 * 3 / 7),
@@ -36,7 +36,7 @@ def test_pieces_are_words_or_characters() -> None:
 
 def test_chrf_is_sacrebleus() -> None:
     assert chrf("the cat", "the cat") == pytest.approx(1.0) and chrf("dog", "the cat") < 0.2
-    assert 0.3 < chrf("多喝水，早休息", "多喝温水，早点休息") < 1
+    assert 0.2 < chrf("多喝水，早休息", "多喝温水，早点休息") < 1
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from toolkit.recipe.estimates import (
 )
 from toolkit.recipe.schema import SAMPLED, Recipe
 from toolkit.recipe.sizes import BITS_PER_WEIGHT, EMBEDDED, Shape, shape_of_base
+from toolkit.recipe.trained import trained_parameters
 from toolkit.run.hardware import Hardware, free_disk_bytes
 
 if TYPE_CHECKING:
@@ -88,6 +89,10 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
     notes += _not_converted(recipe.base) or _not_by_its_template(recipe)
     rows = _rows(recipe, notes)
     train = recipe.train
+    if train.packing:
+        rows = _packed(rows, train.max_length)
+        if not hardware.gpu_memory_bytes:
+            notes.append("Packed rows are slower on a CPU than rows of their own: train.packing is for a card.")
     of_prompt = train.num_generations if train.objective in SAMPLED else 1
     batch = train.per_device_train_batch_size * train.gradient_accumulation_steps / of_prompt
     steps = (
@@ -97,17 +102,12 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
         steps = 0
     if recipe.profile.startswith("gpu") and not hardware.gpu_memory_bytes:
         notes.append(f"Profile {recipe.profile}, but no NVIDIA card is here: everything is counted on the CPU.")
-    trained = (
-        shape.parameters()
-        if train.method == "full"
-        else shape.lora_parameters(recipe.lora.r, recipe.lora.target_modules)
-    )
     return Plan(
         recipe.name,
         recipe.profile,
         recipe.base,
         shape.parameters(),
-        trained,
+        trained_parameters(recipe, shape),
         rows.train,
         round(rows.tokens),
         steps,
@@ -220,6 +220,13 @@ def _rows(recipe: Recipe, notes: list[str]) -> _Rows:
     return _Rows(train, held_out, sum(lengths) / len(lengths), math.ceil(max(lengths)), size)
 
 
+def _packed(rows: _Rows, max_length: int) -> _Rows:
+    """Rows put behind each other in sequences of `max_length` tokens."""
+    sequences = math.ceil(rows.train * rows.tokens / max_length)
+    tokens = rows.train * rows.tokens / sequences if sequences else rows.tokens
+    return rows._replace(train=sequences, tokens=tokens, longest=max_length)
+
+
 def _files(file: Path) -> list[Path]:
     return [inside for inside in file.rglob("*") if inside.is_file()] if file.is_dir() else [file]
 
@@ -242,7 +249,7 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
     speed = EMBEDDED.parameters() / total * hardware.cores / 2
     rate = tokens_per_second(recipe, shape, hardware, rows.tokens)
     train, export = recipe.train, recipe.export
-    trained = total if train.method == "full" else shape.lora_parameters(recipe.lora.r, recipe.lora.target_modules)
+    trained = trained_parameters(recipe, shape)
     size = {name: total * BITS_PER_WEIGHT[name] / 8 for name in (export.converted, *export.quantized)}
     converted, merged = size[export.converted], total * (2 if on_gpu else 4)
     listed = recipe.golden.prompts
@@ -257,7 +264,9 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
     host = PROCESS_BYTES
     served = size[export.serve] if export.serve in size else max(size.values())  # auto: one of them
     seconds = CARD_START_SECONDS if on_gpu else 10.0
-    seconds += steps * step_seconds(recipe, shape, hardware, rows.tokens) + 2 * rows.held_out * rows.tokens / (3 * rate)
+    looks = 2 + (steps // train.looks_every if train.looks_every else 0)
+    seconds += steps * step_seconds(recipe, shape, hardware, rows.tokens)
+    seconds += looks * rows.held_out * rows.tokens / (3 * rate)
     table: list[tuple[str, float, float, float, float]] = [
         ("prepare", 0.3 * GIB + 8 * rows.bytes, 0, 3 * rows.bytes, 2 + rows.bytes / 2e6),
         (

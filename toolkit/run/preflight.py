@@ -77,7 +77,11 @@ def _check_step(
     looked, faults = check_data(recipe)
     faults = faults if prepares else []
     if trains:
-        faults += _check_rewards(recipe, rewards) + (_check_template(recipe, looked) if base_is_right else [])
+        faults += (
+            _check_rewards(recipe, rewards)
+            + _check_reporters(recipe)
+            + (_check_template(recipe, looked) if base_is_right else [])
+        )
     return faults, list(looked.doubts.values()) if prepares else []
 
 
@@ -87,6 +91,14 @@ def _check_rewards(recipe: Recipe, rewards: Path | None) -> list[ToolkitError]:
     from toolkit.train.rewards import named
 
     return _raised(lambda: named(recipe.train.rewards, rewards))
+
+
+def _check_reporters(recipe: Recipe) -> list[ToolkitError]:
+    if not recipe.train.reporters or recipe.adapter is not None:
+        return []
+    from toolkit.train.reporters import check_reporters
+
+    return check_reporters(recipe.train.reporters)
 
 
 def _check_template(recipe: Recipe, looked: Loaded) -> list[ToolkitError]:

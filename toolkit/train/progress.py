@@ -2,7 +2,8 @@
 
 metrics.jsonl: step, epoch, loss, grad_norm, learning_rate; and of what the objective has, as TRL calls it: reward, reward_std,
 rewards/<name>/mean and /std (grpo, rloo), rewards/chosen, rewards/rejected, rewards/margins, rewards/accuracies (preferences),
-kl, entropy, completions/mean_length, completions/clipped_ratio, accuracy, margin.
+kl, entropy, completions/mean_length, completions/clipped_ratio, accuracy, margin. Where held-out rows are looked at while
+training, a line of its own for each look: step, epoch, eval_loss.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
         Raises:
             DataError: the loss or the gradient is no number any more.
         """
+        if logs is not None and "eval_loss" in logs:
+            self._look(state, logs)
         if logs is None or "loss" not in logs:
             return
         for name in ("loss", "grad_norm"):
@@ -114,6 +117,12 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
             seconds, _, steps = self._after_the_first()
             left = seconds / steps * (state.max_steps - state.global_step)
             self.bar.console.print(f"  step {state.global_step}/{state.max_steps} · {note} · {left:.0f} s left")
+
+    def _look(self, state: Any, logs: dict[str, Any]) -> None:
+        line = {"step": state.global_step, "epoch": logs.get("epoch"), "eval_loss": logs["eval_loss"]}
+        with self.metrics.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        self.bar.console.print(f"  step {state.global_step}: loss of held-out rows {logs['eval_loss']:.3f}")
 
     def _note(self, line: dict[str, Any]) -> str:
         if "reward" in line:

@@ -7,11 +7,13 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from toolkit.errors import DataError
 from toolkit.models.bases import resolve_base
 from toolkit.models.chat_template import template_file
 from toolkit.models.ends import ends_of
@@ -19,10 +21,11 @@ from toolkit.models.safetensors_file import writing
 from toolkit.recipe.schema import SAMPLED, Recipe
 from toolkit.run.artifacts import Artifact, read_jsonl, text_sha256, write_json, write_text
 from toolkit.run.facts import AdapterFacts, BaseFacts, DatasetFacts, SourceLoss
+from toolkit.train.adapter import resized_rows, save_adapter
 from toolkit.train.memory import memory_advice
 from toolkit.train.methods import examples_of, trainer_of
 from toolkit.train.methods.common import Order
-from toolkit.train.model import load_for_training
+from toolkit.train.model import Loaded, load_for_training
 from toolkit.train.own_rewards import Reward
 from toolkit.train.rows import ALL_SOURCES, LOSS_ROWS, TokenizedRow, losses, source_of
 from toolkit.train.told import look_at, told
@@ -114,6 +117,7 @@ def _train(
     before = _losses_before(out, model, validation, sources)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     progress = TrainingProgress(out / "metrics.jsonl", objective)
+    order = replace(order, held_out=_looked_at(recipe, of_held_out.given if of_held_out else []))
     trainer = trainer_of(objective, order, given, [progress])
     if resume:
         stderr.print(f"Going on from step {_step(resume)}, the last complete checkpoint.")
@@ -121,12 +125,13 @@ def _train(
         result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     finally:
         progress.bar.stop()
+    best = _kept(trainer.state) if recipe.train.early_stopping_patience else None
     if objective != "reward":
         record_forward(trainer, tokenizer, {"validation": held_out, "train": rows}, recipe, out)
     compared = _compared(before, losses(model, validation, sources), validation)
     _tell(compared)
     of_all = compared.get(ALL_SOURCES)
-    _save(model, tokenizer, out)
+    _save(loaded, out)
     shutil.rmtree(checkpoints, ignore_errors=True)
     (out / "loss_before.json").unlink(missing_ok=True)
     _name_base(out, base)
@@ -137,6 +142,7 @@ def _train(
         # What is trained is made float32, and so it is saved.
         base_dtype="float32" if recipe.train.method == "full" else loaded.base_dtype,  # type: ignore[arg-type]
         quantization=loaded.quantization,
+        vocabulary=resized_rows(model, Path(base.folder)) if recipe.tokens.add else None,
         chat_template_sha256=text_sha256(tokenizer.get_chat_template()),
         chat_template_kwargs=fields,
         system=recipe.system,
@@ -148,6 +154,7 @@ def _train(
         validation_rows_measured=min(len(validation), LOSS_ROWS),
         pair_accuracy=_pair_accuracy(order, of_held_out.given if of_held_out else []),
         steps=int(result.global_step),
+        best_step=best,
         train_rows=len(given),
         answers=sum(len(sequence.spans) for sequence in learnt),
         rows_split=found.split,
@@ -158,6 +165,26 @@ def _train(
         tokens_per_second=round(progress.tokens_per_second, 1),
         computed_in=computed_in(model, trainer.args),
     )
+
+
+def _looked_at(recipe: Recipe, held_out: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if recipe.train.looks_every is not None and not held_out:
+        raise DataError(
+            "train.early_stopping_patience and eval_steps look at held-out rows, and there are none",
+            "Give more rows, raise data.validation, or leave these keys out.",
+        )
+    return held_out
+
+
+def _kept(state: Any) -> int:
+    """Tell which step's weights are kept; gives it."""
+    best = int(state.best_global_step)
+    early = f"Stopped at step {state.global_step} of {state.max_steps}" if state.global_step < state.max_steps else ""
+    stderr.print(
+        f"{early or f'All {state.max_steps} steps were done'}: the loss of held-out rows was lowest at step {best} "
+        f"({state.best_metric:.3f}), whose weights are kept."
+    )
+    return best
 
 
 def _has_losses(objective: str) -> bool:
@@ -189,10 +216,12 @@ def _pair_accuracy(order: Order, pairs: list[dict[str, Any]]) -> float | None:
     return share
 
 
-def _save(model: Any, tokenizer: Any, out: Path) -> None:
-    # Of a PEFT model the adapter that was trained alone: a trainer may have kept a copy beside it, as its reference.
-    model.save_pretrained(out, **({"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}))
-    tokenizer.save_pretrained(out)
+def _save(loaded: Loaded, out: Path) -> None:
+    if hasattr(loaded.model, "peft_config"):
+        save_adapter(loaded.model, loaded.start, out)
+    else:
+        loaded.model.save_pretrained(out)
+    loaded.tokenizer.save_pretrained(out)
 
 
 def _list_long(long: list[dict[str, Any]], max_length: int, out: Path) -> None:
