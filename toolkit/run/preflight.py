@@ -49,8 +49,12 @@ def preflight(recipe: Recipe, folder: Path, runs: Collection[str], rewards: Path
 
         faults += _collect(lambda: check_modelfile(recipe))
     from toolkit.recipe.plan import check_plan, make_plan
+    from toolkit.train.engines import check_processes
 
     hardware = read_hardware()
+    trained = [recipe.at(stage.step).train for stage in steps if stage.does == "train" and recipe.adapter is None]
+    for train in trained:
+        faults += [fault for fault in check_processes(train, hardware) if str(fault) not in map(str, faults)]
     faults += _collect(lambda: check_plan(make_plan(recipe, hardware), hardware, folder, runs))
     if faults:
         hints = "\n".join(dict.fromkeys(f.hint for f in faults if f.hint))

@@ -16,7 +16,7 @@ from rich.console import Console
 from toolkit.errors import DataError, UsageError
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.models.weights import TrainedWeights, attention_of, loaded_bytes, weights_of
-from toolkit.recipe.schema import Lora, Recipe
+from toolkit.recipe.schema import SHARDED, Lora, Recipe
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts, BaseFacts, Quantization
 from toolkit.run.places import cache_home
@@ -43,7 +43,8 @@ class Loaded(NamedTuple):
 def load_for_training(recipe: Recipe, base: BaseFacts, start: Path | None = None) -> Loaded:
     """Load the base as the recipe says and put an adapter on it: a fresh one, or what an earlier step left.
 
-    With a CUDA card and Unsloth installed, through Unsloth; elsewhere transformers, PEFT and bitsandbytes.
+    With a CUDA card and Unsloth installed, through Unsloth; elsewhere, and where several processes train together,
+    transformers, PEFT and bitsandbytes.
 
     Args:
         start: folder of the adapter (of the whole model, for method "full") that is trained on.
@@ -85,7 +86,7 @@ def _go_on(model: Any, start: Path) -> None:
 
 def _load(recipe: Recipe, base: BaseFacts) -> Loaded:
     dtype = training_dtype(recipe, Path(base.folder))
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and recipe.train.distributed == "none":
         if importlib.util.find_spec("unsloth") is not None:
             return _through_unsloth(recipe, base, dtype)
         stderr.print("Unsloth is not installed: training with transformers, slower. To mend:", style="yellow")
@@ -152,7 +153,9 @@ def _through_transformers(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -
     asked = None
     if recipe.train.method == "qlora":
         asked = Quantization(double_quantization=recipe.train.bnb_4bit_use_double_quant)
-    model = _load_base(Path(base.folder), dtype, asked, compute, torch.cuda.is_available())
+    # What is cut into parts goes to the cards in parts.
+    on_card = torch.cuda.is_available() and recipe.train.distributed not in SHARDED
+    model = _load_base(Path(base.folder), dtype, asked, compute, on_card)
     tokenizer = load_tokenizer(base.folder)
     name, quantization = _as_loaded(recipe, model)
     if recipe.train.method == "full":
@@ -231,7 +234,7 @@ def _load_base(
             folder,
             dtype=dtype,
             quantization_config=quantized,
-            device_map={"": 0 if on_card else "cpu"},
+            device_map={"": torch.cuda.current_device() if on_card else "cpu"},
             trust_remote_code=False,
             use_safetensors=True,
             attn_implementation=attention_of(AutoConfig.from_pretrained(folder, trust_remote_code=False)),

@@ -25,6 +25,7 @@ from toolkit.train.methods.common import Order, Reward
 from toolkit.train.model import load_for_training
 from toolkit.train.rows import ALL_SOURCES, LOSS_ROWS, TokenizedRow, losses, source_of
 from toolkit.train.told import look_at, told
+from toolkit.train.world import check_engine, check_world, is_first, wait_for_all, whole_weights
 
 stderr = Console(stderr=True)
 
@@ -41,7 +42,8 @@ def train(
 ) -> AdapterFacts:
     """Train an adapter (or, with method "full", the whole model) and leave it in `out`.
 
-    A killed run that finds its own checkpoints in `out` goes on from the last complete one.
+    A killed run that finds its own checkpoints in `out` goes on from the last complete one. Of processes that train together each
+    calls this; what computes is done by all of them, since weights may be divided, and the first alone writes.
 
     Args:
         recipe: as the step sees it (`Recipe.at`).
@@ -52,7 +54,9 @@ def train(
     Raises:
         DataError: most rows are too long for `train.max_length`, a reward fails, or the numbers break down.
         ResourceError: memory ran out; the hint lists what to lower. Or the disk is full.
+        ExternalToolError: there are other processes than `train.num_processes`, or they are divided otherwise.
     """
+    check_world(recipe.train)
     base = resolve_base(recipe.base)
     rows = read_jsonl(dataset.folder / "train.jsonl")
     held_out = read_jsonl(dataset.folder / "validation.jsonl")
@@ -102,18 +106,20 @@ def _train(
     # Few rows are held out, and one that is long says nothing of the others.
     of_held_out = examples_of(objective, tokenizer, held_out, order) if held_out else None
     validation = of_held_out.learnt if of_held_out and _has_losses(objective) else []
-    _list_long([*long, *(of_held_out.long if of_held_out else [])], recipe.train.max_length, out)
     resume = last_complete_checkpoint(checkpoints)
-    for folder in checkpoints.glob("checkpoint-*"):
-        if folder != resume and (resume is None or _step(folder) > _step(resume)):
-            shutil.rmtree(folder)
-    cut_metrics(out / "metrics.jsonl", _step(resume) if resume else 0)
+    if is_first():
+        _list_long([*long, *(of_held_out.long if of_held_out else [])], recipe.train.max_length, out)
+        for folder in checkpoints.glob("checkpoint-*"):
+            if folder != resume and (resume is None or _step(folder) > _step(resume)):
+                shutil.rmtree(folder)
+        cut_metrics(out / "metrics.jsonl", _step(resume) if resume else 0)
     sources = sorted({source_of(row) for row in rows + held_out})
     sources = sources if len(sources) > 1 else []
     before = _losses_before(out, model, validation, sources)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     progress = TrainingProgress(out / "metrics.jsonl", objective)
     trainer = trainer_of(objective, order, given, [progress])
+    check_engine(recipe.train, trainer)
     if resume:
         stderr.print(f"Going on from step {_step(resume)}, the last complete checkpoint.")
     try:
@@ -125,10 +131,14 @@ def _train(
     compared = _compared(before, losses(model, validation, sources), validation)
     _tell(compared)
     of_all = compared.get(ALL_SOURCES)
-    _save(model, tokenizer, out)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    (out / "loss_before.json").unlink(missing_ok=True)
-    _name_base(out, base)
+    weights = whole_weights(trainer, recipe.train)
+    pair_accuracy = _pair_accuracy(order, of_held_out.given if of_held_out else [])
+    wait_for_all()
+    if is_first():
+        _save(model, tokenizer, out, weights)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        (out / "loss_before.json").unlink(missing_ok=True)
+        _name_base(out, base)
     return AdapterFacts(
         method=recipe.train.method,
         objective=objective,
@@ -145,7 +155,7 @@ def _train(
         validation_by_source={name: compared.get(name) for name in sources},
         validation_rows=len(validation),
         validation_rows_measured=min(len(validation), LOSS_ROWS),
-        pair_accuracy=_pair_accuracy(order, of_held_out.given if of_held_out else []),
+        pair_accuracy=pair_accuracy,
         steps=int(result.global_step),
         train_rows=len(given),
         answers=sum(len(sequence.spans) for sequence in learnt),
@@ -188,9 +198,10 @@ def _pair_accuracy(order: Order, pairs: list[dict[str, Any]]) -> float | None:
     return share
 
 
-def _save(model: Any, tokenizer: Any, out: Path) -> None:
+def _save(model: Any, tokenizer: Any, out: Path, weights: dict[str, Any] | None) -> None:
     # Of a PEFT model the adapter that was trained alone: a trainer may have kept a copy beside it, as its reference.
-    model.save_pretrained(out, **({"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}))
+    chosen = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
+    model.save_pretrained(out, state_dict=weights, **chosen)
     tokenizer.save_pretrained(out)
 
 
@@ -226,7 +237,8 @@ def _losses_before(out: Path, model: Any, validation: list[TokenizedRow], source
         return dict(json.loads(path.read_text(encoding="utf-8")))
     # A fresh adapter changes nothing (B = 0), so this is the base, quantized as it will be trained on.
     before = losses(model, validation, sources)
-    write_json(path, before)
+    if is_first():
+        write_json(path, before)
     return before
 
 
