@@ -17,8 +17,8 @@ from toolkit.commands.exports import ADOPTED
 from toolkit.run.stages import STAGE_NAMES
 
 VERBS = [
-    "chat", "clean", "convert", "create", "doctor", "evaluate", "export", "golden", "init", "inspect", "list", "merge", "modelfile", "plan",
-    "prepare", "quantize", "report", "run", "train", "verify",
+    "chat", "clean", "convert", "create", "doctor", "evaluate", "export", "golden", "init", "inspect", "list", "merge",
+    "modelfile", "plan", "prepare", "quantize", "report", "run", "train", "verify",
 ]  # fmt: skip
 
 

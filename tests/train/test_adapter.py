@@ -205,8 +205,8 @@ def test_the_loss_sees_a_head_that_the_adapter_changes(name: str, bases: Any, tm
     assert trainer.args.loss_type == "nll" and head_is_wrapped(loaded.model)
     names = dict(loaded.model.named_parameters())
     with torch.no_grad():
-        for name, parameter in names.items():
-            if parameter.requires_grad and "lm_head" in name and "lora_B" in name:
+        for called, parameter in names.items():
+            if parameter.requires_grad and "lm_head" in called and "lora_B" in called:
                 parameter.normal_(std=0.1)
     batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[0]]))
     loss = trainer.compute_loss(loaded.model, dict(batch))

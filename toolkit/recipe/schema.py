@@ -27,6 +27,8 @@ Objective = Literal["sft", "grpo", "dpo", "orpo", "kto", "simpo", "reward", "rlo
 """What training learns from, and how; see `toolkit.train.methods`."""
 SAMPLED = ("grpo", "rloo")
 """Objectives that learn from answers of the model's own, by rewards."""
+SHARDED = ("fsdp", "zero3")
+"""Of `train.distributed`: each process holds a part of the weights."""
 
 OLLAMA_NAME = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}(/[A-Za-z0-9][A-Za-z0-9._-]{0,79})*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,79})?"
@@ -205,6 +207,11 @@ class Train(Section):
     """Of grpo and rloo: functions of `toolkit.train.rewards`, or of the file that --rewards names; their sum is what counts."""
     per_device_train_batch_size: Annotated[int, Field(gt=0)] = 2
     gradient_accumulation_steps: Annotated[int, Field(gt=0)] = 4
+    distributed: Literal["none", "ddp", "fsdp", "zero2", "zero3"] = "none"
+    """What several processes, a card each, divide among them (docs/scale.md): rows (ddp), optimizer and gradients too (zero2, by
+    DeepSpeed), weights too (fsdp, zero3). On a CPU ddp only."""
+    num_processes: Annotated[int, Field(gt=0)] = 1
+    """With `distributed`: how many. A step learns from the rows of all of them."""
     num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
     max_steps: Annotated[int, Field(ge=-1)] = -1
     """-1: as many as the epochs need."""
@@ -279,6 +286,30 @@ class Train(Section):
         if self.eval_steps is None and self.early_stopping_patience is None:
             return None
         return self.eval_steps or self.save_steps
+
+    @property
+    def rows_a_step(self) -> int:
+        """Rows (of grpo and rloo: answers) that a step learns from, over all processes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_processes
+
+    @model_validator(mode="after")
+    def _in_processes(self) -> Train:
+        """What does not go together with `distributed`; sources in docs/scale.md."""
+        how, number = self.distributed, self.num_processes
+        if how == "none" and number > 1:
+            raise ValueError(f"num_processes: {number} processes need distributed: ddp, fsdp, zero2 or zero3")
+        if how != "none" and number == 1:
+            raise ValueError(f"distributed: {how} needs num_processes above 1, as many as there are cards")
+        if how in SHARDED and self.method == "qlora":
+            raise ValueError(
+                f"distributed: {how} cuts weights into parts, and a base in NF4 loses on the way how it is to be read: "
+                "distributed: ddp or zero2 with method: qlora, or method: lora"
+            )
+        if how == "fsdp" and self.optim != "adamw_torch":
+            raise ValueError(
+                f"distributed: fsdp cuts weights into parts that optim: {self.optim} cannot read: optim: adamw_torch"
+            )
+        return self
 
     @field_validator("chat_template_kwargs")
     @classmethod
@@ -505,11 +536,10 @@ def _of_objectives(recipe: Recipe) -> list[str]:
         if objective in SAMPLED and not train.rewards and not (objective == "rloo" and rewarded):
             needs = "train.rewards" + (", or an earlier step with objective reward" if objective == "rloo" else "")
             faults.append(f"{where}train.objective: {objective} needs {needs}")
-        batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
-        if objective in SAMPLED and batch % train.num_generations:
+        if objective in SAMPLED and train.rows_a_step % train.num_generations:
             faults.append(
-                f"{where}train.num_generations: {train.num_generations} answers to a prompt do not divide the {batch} of a step "
-                "(per_device_train_batch_size × gradient_accumulation_steps)"
+                f"{where}train.num_generations: {train.num_generations} answers to a prompt do not divide the "
+                f"{train.rows_a_step} of a step (per_device_train_batch_size × gradient_accumulation_steps × num_processes)"
             )
         if objective == "kto" and train.per_device_train_batch_size < 2:
             faults.append(

@@ -183,7 +183,10 @@ def call_stage(
 
             return adopt_adapter(recipe, out)
         case "train":
-            from toolkit.train.training import train
+            if recipe.train.distributed == "none":
+                from toolkit.train.training import train
+            else:
+                from toolkit.train.together import train_together as train
 
             earlier = {role: have[name] for role, name in before(whole, stage.step).items()}
             return train(recipe, have[f"prepare{suffix}"], out, **earlier, own_rewards=rewards)

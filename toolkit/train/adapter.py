@@ -214,15 +214,18 @@ def go_on(model: Any, start: Path) -> None:
         )
 
 
-def save_adapter(model: Any, begun: Mapping[str, torch.Tensor], out: Path) -> None:
+def save_adapter(
+    model: Any, begun: Mapping[str, torch.Tensor], out: Path, weights: dict[str, Any] | None = None
+) -> None:
     """Write the adapter that was trained into `out`; of one that began with a part of the base, what training changed.
 
     Args:
         begun: as `put_adapter` gave it.
+        weights: put together, where each process holds a part of them.
     """
     # That one alone: a trainer may have kept a copy beside it, as its reference. The base's embeddings are in the base; what is
     # trained of them is in the adapter.
-    model.save_pretrained(out, selected_adapters=[NAME], save_embedding_layers=False)
+    model.save_pretrained(out, state_dict=weights, selected_adapters=[NAME], save_embedding_layers=False)
     if begun:
         write_as_lora(
             LoraAdapter(out),

@@ -45,7 +45,8 @@ def _body(base: BaseFacts, dtype: torch.dtype, tokenizer: Any) -> Any:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=1, dtype=dtype, trust_remote_code=False, use_safetensors=True,
-        attn_implementation=attention_of(config), device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        attn_implementation=attention_of(config),
+        device_map={"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
     )  # fmt: skip
     # The number is read at the last token that is no padding.
     model.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

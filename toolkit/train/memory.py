@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from toolkit.errors import ResourceError
-from toolkit.recipe.schema import SAMPLED, Recipe
+from toolkit.recipe.schema import SAMPLED, SHARDED, Recipe
 
 
 def settings_to_lower(recipe: Recipe) -> list[str]:
@@ -31,11 +31,14 @@ def settings_to_lower(recipe: Recipe) -> list[str]:
         )
     if sampled and train.max_completion_length > 64:
         found.append(f"--set train.max_completion_length={train.max_completion_length // 2}   (longer answers are cut)")
-    if train.method == "lora":
+    on_cards = recipe.profile.startswith("gpu")
+    if on_cards and train.distributed in ("ddp", "zero2") and train.method != "qlora" and train.optim == "adamw_torch":
+        found.append("--set train.distributed=fsdp   (each card holds a part of the weights; same result)")
+    if train.method == "lora" and train.distributed not in SHARDED:
         found.append("--set train.method=qlora   (base in 4 bits)")
     if train.method == "full":
         found.append("--set train.method=lora   (trains an adapter only)")
-    if train.optim == "adamw_torch" and recipe.profile.startswith("gpu"):
+    if train.optim == "adamw_torch" and on_cards and train.distributed != "fsdp":
         found.append("--set train.optim=adamw_8bit")
     if train.max_length > 256:
         found.append(f"--set train.max_length={train.max_length // 2}   (with a lower data.max_characters)")

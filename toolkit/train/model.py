@@ -17,7 +17,7 @@ from rich.console import Console
 from toolkit.errors import DataError, UsageError
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.models.weights import attention_of, loaded_bytes, weights_of
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.schema import SHARDED, Recipe
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts, BaseFacts, Quantization
 from toolkit.run.places import cache_home
@@ -47,7 +47,8 @@ class Loaded(NamedTuple):
 def load_for_training(recipe: Recipe, base: BaseFacts, start: Path | None = None) -> Loaded:
     """Load the base as the recipe says and put an adapter on it: a fresh one, or what an earlier step left.
 
-    With a CUDA card and Unsloth installed, through Unsloth; elsewhere transformers, PEFT and bitsandbytes.
+    With a CUDA card and Unsloth installed, through Unsloth; elsewhere, and where several processes train together,
+    transformers, PEFT and bitsandbytes.
 
     Args:
         start: folder of the adapter (of the whole model, for method "full") that is trained on.
@@ -78,7 +79,7 @@ def _reward_model(recipe: Recipe, base: BaseFacts) -> Loaded:
 
 def _load(recipe: Recipe, base: BaseFacts) -> Loaded:
     dtype = training_dtype(recipe, Path(base.folder))
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and recipe.train.distributed == "none":
         unknown = unknown_to_unsloth(recipe)
         if unknown:
             stderr.print(f"Unsloth does not know {unknown}: training with transformers, slower.", style="yellow")
@@ -149,7 +150,9 @@ def _through_transformers(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -
     asked = None
     if recipe.train.method == "qlora":
         asked = Quantization(double_quantization=recipe.train.bnb_4bit_use_double_quant)
-    model = _load_base(Path(base.folder), dtype, asked, compute, torch.cuda.is_available())
+    # What is cut into parts goes to the cards in parts.
+    on_card = torch.cuda.is_available() and recipe.train.distributed not in SHARDED
+    model = _load_base(Path(base.folder), dtype, asked, compute, on_card)
     tokenizer = load_tokenizer(base.folder)
     name, quantization = _as_loaded(recipe, model)
     added = add_tokens(model, tokenizer, recipe.tokens.add, Path(base.folder))
@@ -207,7 +210,7 @@ def _load_base(
             folder,
             dtype=dtype,
             quantization_config=quantized,
-            device_map={"": 0 if on_card else "cpu"},
+            device_map={"": torch.cuda.current_device() if on_card else "cpu"},
             trust_remote_code=False,
             use_safetensors=True,
             attn_implementation=attention_of(AutoConfig.from_pretrained(folder, trust_remote_code=False)),

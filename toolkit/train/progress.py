@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from toolkit.errors import DataError
 from toolkit.recipe.schema import Objective
 from toolkit.run.artifacts import write_text
+from toolkit.train.world import is_first, wait_for_all
 
 COMPLETE = "complete"
 """A checkpoint folder that holds a file of this name was written to its end."""
@@ -35,7 +36,8 @@ SECONDS_BETWEEN_LINES = 15
 
 
 class TrainingProgress(TrainerCallback):  # type: ignore[misc]
-    """Shows loss, tokens/s and remaining time; keeps metrics.jsonl; marks complete checkpoints."""
+    """Shows loss, tokens/s and remaining time; keeps metrics.jsonl; marks complete checkpoints. Of processes that train together
+    the first does so; the others stop when the numbers break, as it does."""
 
     def __init__(self, metrics: Path, objective: Objective = "sft") -> None:
         self.metrics, self.objective = metrics, objective
@@ -50,6 +52,7 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=Console(stderr=True),
+            disable=not is_first(),
         )
         self.task: Any = None
         self._steps_here = 0
@@ -95,6 +98,8 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
                     f"step {state.global_step}: {name} is {logs[name]}; training has broken down",
                     _mend(self.objective, last_complete_checkpoint(Path(args.output_dir))),
                 )
+        if not is_first():
+            return
         told = {
             name: value
             for name, value in sorted(logs.items())
@@ -152,8 +157,10 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
             )  # fmt: skip
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Mark the checkpoint that was just written as whole."""
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        """Mark the checkpoint that was just written as whole: each process has written its part."""
+        wait_for_all()
+        if is_first():
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the bar."""

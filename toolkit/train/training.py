@@ -29,6 +29,7 @@ from toolkit.train.model import Loaded, load_for_training
 from toolkit.train.own_rewards import Reward
 from toolkit.train.rows import ALL_SOURCES, LOSS_ROWS, TokenizedRow, losses, source_of
 from toolkit.train.told import look_at, told
+from toolkit.train.world import check_engine, check_world, is_first, wait_for_all, whole_weights
 
 stderr = Console(stderr=True)
 
@@ -45,7 +46,8 @@ def train(
 ) -> AdapterFacts:
     """Train an adapter (or, with method "full", the whole model) and leave it in `out`.
 
-    A killed run that finds its own checkpoints in `out` goes on from the last complete one.
+    A killed run that finds its own checkpoints in `out` goes on from the last complete one. Of processes that train together each
+    calls this; what computes is done by all of them, since weights may be divided, and the first alone writes.
 
     Args:
         recipe: as the step sees it (`Recipe.at`).
@@ -56,7 +58,9 @@ def train(
     Raises:
         DataError: most rows are too long for `train.max_length`, a reward fails, or the numbers break down.
         ResourceError: memory ran out; the hint lists what to lower. Or the disk is full.
+        ExternalToolError: there are other processes than `train.num_processes`, or they are divided otherwise.
     """
+    check_world(recipe.train)
     base = resolve_base(recipe.base)
     rows = read_jsonl(dataset.folder / "train.jsonl")
     held_out = read_jsonl(dataset.folder / "validation.jsonl")
@@ -106,12 +110,13 @@ def _train(
     # Few rows are held out, and one that is long says nothing of the others.
     of_held_out = examples_of(objective, tokenizer, held_out, order) if held_out else None
     validation = of_held_out.learnt if of_held_out and _has_losses(objective) else []
-    _list_long([*long, *(of_held_out.long if of_held_out else [])], recipe.train.max_length, out)
     resume = last_complete_checkpoint(checkpoints)
-    for folder in checkpoints.glob("checkpoint-*"):
-        if folder != resume and (resume is None or _step(folder) > _step(resume)):
-            shutil.rmtree(folder)
-    cut_metrics(out / "metrics.jsonl", _step(resume) if resume else 0)
+    if is_first():
+        _list_long([*long, *(of_held_out.long if of_held_out else [])], recipe.train.max_length, out)
+        for folder in checkpoints.glob("checkpoint-*"):
+            if folder != resume and (resume is None or _step(folder) > _step(resume)):
+                shutil.rmtree(folder)
+        cut_metrics(out / "metrics.jsonl", _step(resume) if resume else 0)
     sources = sorted({source_of(row) for row in rows + held_out})
     sources = sources if len(sources) > 1 else []
     before = _losses_before(out, model, validation, sources)
@@ -119,6 +124,7 @@ def _train(
     progress = TrainingProgress(out / "metrics.jsonl", objective)
     order = replace(order, held_out=_looked_at(recipe, of_held_out.given if of_held_out else []))
     trainer = trainer_of(objective, order, given, [progress])
+    check_engine(recipe.train, trainer)
     if resume:
         stderr.print(f"Going on from step {_step(resume)}, the last complete checkpoint.")
     try:
@@ -131,10 +137,14 @@ def _train(
     compared = _compared(before, losses(model, validation, sources), validation)
     _tell(compared)
     of_all = compared.get(ALL_SOURCES)
-    _save(loaded, out)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    (out / "loss_before.json").unlink(missing_ok=True)
-    _name_base(out, base)
+    weights = whole_weights(trainer, recipe.train)
+    pair_accuracy = _pair_accuracy(order, of_held_out.given if of_held_out else [])
+    wait_for_all()
+    if is_first():
+        _save(loaded, out, weights)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        (out / "loss_before.json").unlink(missing_ok=True)
+        _name_base(out, base)
     return AdapterFacts(
         method=recipe.train.method,
         objective=objective,
@@ -152,7 +162,7 @@ def _train(
         validation_by_source={name: compared.get(name) for name in sources},
         validation_rows=len(validation),
         validation_rows_measured=min(len(validation), LOSS_ROWS),
-        pair_accuracy=_pair_accuracy(order, of_held_out.given if of_held_out else []),
+        pair_accuracy=pair_accuracy,
         steps=int(result.global_step),
         best_step=best,
         train_rows=len(given),
@@ -216,11 +226,16 @@ def _pair_accuracy(order: Order, pairs: list[dict[str, Any]]) -> float | None:
     return share
 
 
-def _save(loaded: Loaded, out: Path) -> None:
+def _save(loaded: Loaded, out: Path, weights: dict[str, Any] | None) -> None:
+    """Write what was trained.
+
+    Args:
+        weights: put together, where each process holds a part of them.
+    """
     if hasattr(loaded.model, "peft_config"):
-        save_adapter(loaded.model, loaded.start, out)
+        save_adapter(loaded.model, loaded.start, out, weights)
     else:
-        loaded.model.save_pretrained(out)
+        loaded.model.save_pretrained(out, state_dict=weights)
     loaded.tokenizer.save_pretrained(out)
 
 
@@ -256,7 +271,8 @@ def _losses_before(out: Path, model: Any, validation: list[TokenizedRow], source
         return dict(json.loads(path.read_text(encoding="utf-8")))
     # A fresh adapter changes nothing (B = 0), so this is the base, quantized as it will be trained on.
     before = losses(model, validation, sources)
-    write_json(path, before)
+    if is_first():
+        write_json(path, before)
     return before
 
 

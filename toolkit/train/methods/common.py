@@ -77,6 +77,7 @@ def settings(order: Order) -> dict[str, Any]:
         **({"neftune_noise_alpha": train.neftune_noise_alpha} if train.neftune_noise_alpha else {}),
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,  # what is trained is used in every step
         "disable_tqdm": True,
     }
 
