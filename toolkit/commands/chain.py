@@ -105,11 +105,6 @@ STAGE_COMMANDS = [
         ("convert", "Write the merged model as a GGUF file.", "quantize"),
         ("quantize", "Write the recipe's quantized GGUF files.", "verify"),
         ("create", "Publish to Ollama: a candidate first, checked as it is served, then the name.", "evaluate"),
-        (
-            "evaluate",
-            "Did it help, did it forget? Base, tuned model, exports and what is served, side by side.",
-            "report",
-        ),
         ("report", "Write report.md and the model card.", ""),
     )
 ]

@@ -428,7 +428,7 @@ def _agreement_check(
         measures.append(Measure(name=name, value=value))
         if value != greedy:
             message += f"; apps that do not say {name} get {value:g}, and these answers are for {greedy:g}"
-    return Check.of("answers", measures, message)
+    return Check.of("answers", measures, message, {"texts": agreement.texts})
 
 
 @contextlib.contextmanager

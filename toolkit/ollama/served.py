@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,8 @@ class Agreement:
     largest: float = 0.0
     largest_flip: float = 0.0
     """Largest lead of llama.cpp's own choice over the token that the server chose."""
+    texts: list[str] = field(default_factory=list)
+    """The answers at `/api/chat`, in the order of the questions; where thoughts or calls are in play, as the model writes."""
 
     @property
     def mean(self) -> float:
@@ -116,6 +118,7 @@ class Agreement:
         return Agreement(
             self.answers + other.answers, self.tokens + other.tokens, self.total + other.total, self.told + other.told,
             self.told_total + other.told_total, max(self.largest, other.largest), max(self.largest_flip, other.largest_flip),
+            [*self.texts, *other.texts],
         )  # fmt: skip
 
 
@@ -264,6 +267,7 @@ def check_answers(
             )
         _Follower(own, served.stops, agreement, where).follow(answer, question)
         agreement.answers += 1
+        agreement.texts.append(_text(answer))
         tick()
     return agreement
 

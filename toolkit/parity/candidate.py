@@ -244,9 +244,21 @@ class Slots:
         The last token is not evaluated: nothing follows it.
         """
         self._clear(slot)
+        return self._forced(slot, ids, first, 0)
+
+    def logits_after(self, slot: int, ids: Sequence[int], first: int) -> Logits:
+        """The same of a sequence that may begin as what the slot holds: that part is not evaluated again."""
+        pairs = zip(self._held.get(slot, []), ids[: first - 1])
+        alike = next((place for place, (held, wanted) in enumerate(pairs) if held != wanted), None)
+        if alike is None:
+            alike = min(len(self._held.get(slot, [])), first - 1)
+        self.shorten(slot, alike)
+        return self._forced(slot, ids, first, alike)
+
+    def _forced(self, slot: int, ids: Sequence[int], first: int, held: int) -> Logits:
         rows = np.empty((len(ids) - first, self._candidate.vocabulary), dtype=np.float32)
         done = 0
-        for start in range(0, len(ids) - 1, self._size):
+        for start in range(held, len(ids) - 1, self._size):
             chunk = [
                 (slot, position, ids[position], position >= first - 1)
                 for position in range(start, min(start + self._size, len(ids) - 1))

@@ -395,14 +395,14 @@ class Export(Section):
 
 
 class Evaluate(Section):
-    """What is asked to tell whether training helped, and whether it forgot."""
+    """How it is measured whether training helped, and what was forgotten."""
 
     rows: Annotated[int, Field(ge=0)] = 16
-    """Held-out rows, of the validation split and then of the test split."""
-    max_new_tokens: Annotated[int, Field(ge=0)] = 0
-    """Tokens of an answer at most; 0: as golden.max_new_tokens."""
+    """Held-out rows that are asked for answers, at most; 0: only losses are measured."""
+    max_new_tokens: Annotated[int, Field(gt=0)] | None = None
+    """Of an answer at most; None: as golden.max_new_tokens."""
     forgetting: bool = True
-    """Whether general texts and questions are asked too."""
+    """Whether general texts and questions are read too."""
 
 
 class Ollama(Section):

@@ -9,6 +9,8 @@ import yaml
 
 from toolkit.parity.summary_in_file import served_measures
 from toolkit.recipe.schema import Recipe
+from toolkit.report.evaluated import evaluation_cells, evaluation_lines
+from toolkit.report.markdown import markdown_table
 from toolkit.report.page import PAGE
 from toolkit.report.summary import Summary, size
 from toolkit.run.facts import AdapterFacts
@@ -40,8 +42,9 @@ def card_text(recipe: Recipe, adapter: AdapterFacts, summary: Summary) -> str:
             "It was trained with this system text, and is served with it:\n\n> " + " ".join(recipe.system.split())
         )
     parts.append("## How well\n\n" + "\n".join(f"- {k}: {v}" for k, v in summary.losses))
-    if summary.evaluation.sentences:
-        parts.append("\n".join(f"- {one}" for one in summary.evaluation.sentences))
+    if summary.evaluation:
+        figures = markdown_table(*evaluation_cells(summary.evaluation))
+        parts += ["\n".join(f"- {line}" for line in evaluation_lines(summary.evaluation)), figures]
     parts.append("## Is what runs what was trained?\n\n" + _certificate(summary))
     parts.append(
         "## Files\n\n" + "\n".join(f"- {file.name}: {file.file_type}, {size(file.bytes)}" for file in summary.files)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from rich.text import Text
 from toolkit.recipe.schema import Recipe
 from toolkit.report.card import card_text
 from toolkit.report.certificate_table import certificate_table
+from toolkit.report.evaluated import evaluation_cells, evaluation_lines, evaluation_parts
+from toolkit.report.markdown import inline, markdown_table
 from toolkit.report.page import PAGE, write_page
 from toolkit.report.plot import plot_losses, plot_rewards
 from toolkit.report.summary import Answer, Summary, duration, size, summarize
 from toolkit.run.artifacts import Artifact, Cost, write_text
-from toolkit.run.facts import EvaluationFacts, ReportFacts
+from toolkit.run.facts import ReportFacts
 
 _LONGEST_ANSWER = 600
 
@@ -57,7 +59,8 @@ def last_screen(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Rende
     parts: list[RenderableType] = [Rule(summary.name), _pairs(summary.trained + summary.losses)]
     for answer in summary.answers:
         parts += [Text(""), _answer_table(answer)]
-    parts += [Text(""), *_evaluation(summary.evaluation)]
+    if summary.evaluation:
+        parts += [Text(""), *evaluation_parts(summary.evaluation)]
     parts += [Text(""), certificate_table(summary.certificate)]
     parts += [Text(warning, style="yellow") for warning in summary.certificate.get("warnings", [])]
     parts += [Text(summary.served)] if summary.served else []
@@ -71,28 +74,6 @@ def last_screen(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Rende
     return Group(*parts)
 
 
-def _evaluation(found: EvaluationFacts) -> list[RenderableType]:
-    if not found.measures:
-        return []
-    return [evaluation_table(found), *(Text(sentence, style="bold") for sentence in found.sentences)]
-
-
-def evaluation_table(found: EvaluationFacts) -> Table:
-    """A row for each measure, a column for each subject; in brackets the 95 % interval."""
-    subjects = list(dict.fromkeys(subject for measure in found.measures for subject in measure.values))
-    table = Table("measure", *subjects, title="Did it help, did it forget?", title_justify="left", box=box.SIMPLE_HEAD)
-    for measure in found.measures:
-        unit = f", {measure.unit}" if measure.unit else ""
-        cells = [_with_interval(measure.values[subject]) if subject in measure.values else "–" for subject in subjects]
-        table.add_row(f"{measure.name}{unit}", *cells)
-    return table
-
-
-def _with_interval(value: tuple[float, float, float]) -> str:
-    mean, low, high = value
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
-
-
 def _pairs(pairs: list[tuple[str, str]]) -> Table:
     table = Table.grid(padding=(0, 2))
     for label, value in pairs:
@@ -103,7 +84,7 @@ def _pairs(pairs: list[tuple[str, str]]) -> Table:
 def _answer_table(answer: Answer) -> Table:
     table = Table(title=Text(answer.question, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, expand=True)
     cells = {"before": _short(answer.before), "after": _after(answer.after, answer.ended)}
-    cells |= {"served": answer.served} if answer.served else {}
+    cells |= {"served": _short(answer.served)} if answer.served else {}
     for name in cells:
         table.add_column(name, ratio=1)
     table.add_row(*map(Text, cells.values()))
@@ -167,17 +148,16 @@ def report_text(summary: Summary, drawn: Mapping[str, str]) -> str:
     parts += [f"![{told}]({name})" for told, name in drawn.items()]
     parts.append("## Answers before and after")
     for answer in summary.answers:
-        parts.append(f"**{_inline(answer.question)}**")
+        parts.append(f"**{inline(answer.question)}**")
         parts.append(f"Before:\n\n{_quote(answer.before)}")
         parts.append(f"After:\n\n{_quote(_after(answer.after, answer.ended))}")
         parts += [f"Served, as an app is given it:\n\n{_quote(answer.served)}"] if answer.served else []
-    if summary.evaluation.measures:
-        parts += ["## Did it help, did it forget?", "\n".join(f"- {one}" for one in summary.evaluation.sentences)]
-        parts.append(_as_markdown(evaluation_table(summary.evaluation)))
-        parts.append("In brackets: where the mean would lie for other rows of the kind (95 %, paired bootstrap).")
-    parts += ["## Certificate", f"**{summary.certificate['verdict']}**: {_inline(summary.certificate['message'])}."]
+    if summary.evaluation:
+        parts += ["## Did it help, did it forget?", *evaluation_lines(summary.evaluation)]
+        parts.append(markdown_table(*evaluation_cells(summary.evaluation)))
+    parts += ["## Certificate", f"**{summary.certificate['verdict']}**: {inline(summary.certificate['message'])}."]
     parts.append(_as_markdown(certificate_table(summary.certificate)))
-    parts += [f"- {_inline(warning)}" for warning in summary.certificate.get("warnings", [])]
+    parts += [f"- {inline(warning)}" for warning in summary.certificate.get("warnings", [])]
     parts += [summary.served] if summary.served else []
     parts += [
         f"A star marks the file that is served. The whole certificate, for people: [{PAGE}]({PAGE}); for machines: "
@@ -187,13 +167,6 @@ def report_text(summary: Summary, drawn: Mapping[str, str]) -> str:
     parts += ["## Time and memory", _as_markdown(costs_table(summary))]
     parts += ["## Run it", "```\n" + "\n".join(summary.commands) + "\n```"]
     return "\n\n".join(parts) + "\n"
-
-
-def markdown_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """A table in Markdown; `|` and line ends in cells are made harmless."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(_inline(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
 
 
 def _as_markdown(table: Table) -> str:
@@ -206,10 +179,6 @@ def _as_markdown(table: Table) -> str:
     head, rule, *rows = [line for line in target.getvalue().splitlines() if line.strip()]
     # A total stands under a rule on the screen; a Markdown table has only the one under its head.
     return "\n".join([head, rule, *(row for row in rows if set(row) - set("|- "))])
-
-
-def _inline(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _quote(text: str) -> str:

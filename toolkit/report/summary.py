@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.models.thinking import in_text
 from toolkit.recipe.prompts_file import asked
 from toolkit.recipe.schema import Objective, Recipe
 from toolkit.report.page import with_served
@@ -17,7 +18,6 @@ from toolkit.run.artifacts import Artifact, Cost, read_jsonl
 from toolkit.run.facts import (
     AdapterFacts,
     DatasetFacts,
-    EvaluationFacts,
     GGUFFile,
     GoldenFacts,
     ModelFacts,
@@ -26,6 +26,8 @@ from toolkit.run.facts import (
 )
 
 SHOWN_ANSWERS = 2
+EVALUATION = "evaluation.json"
+"""Of the evaluate stage; see `toolkit.evaluate.stage`."""
 SERVED = "served.json"
 """Of the create stage: what the server showed, as a subject of a certificate."""
 
@@ -40,7 +42,7 @@ class Answer:
     ended: bool
     """The tuned model ended its answer by itself."""
     served: str = ""
-    """What an app is given by the server where functions were sent along: the call's name and arguments, apart from the text."""
+    """What the server answers; where functions were sent along and it told a call apart, the call's name and arguments."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class Summary:
     """What every stage spent."""
     served: str
     """What the real server showed, in a sentence; empty where none is installed."""
-    evaluation: EvaluationFacts
-    """Whether it helped, and whether it forgot."""
+    evaluation: dict[str, Any] | None
+    """evaluation.json: did it help, did it forget."""
     commands: list[str]
     """What to run now, the last one last."""
 
@@ -90,9 +92,16 @@ def summarize(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Summary
         served_file=artifacts["verify"].facts.served_file,
         costs=[(stage, artifact.cost) for stage, artifact in artifacts.items()],
         served=_served(ollama),
-        evaluation=artifacts["evaluate"].facts,
+        evaluation=_evaluation(artifacts.get("evaluate")),
         commands=[*ollama.remaining, f"ollama run {ollama.model}"],
     )
+
+
+def _evaluation(artifact: Artifact[Any] | None) -> dict[str, Any] | None:
+    if artifact is None:
+        return None
+    found: dict[str, Any] = json.loads((artifact.folder / EVALUATION).read_text(encoding="utf-8"))
+    return found
 
 
 def _certificate(verified: Path, created: Path) -> dict[str, Any]:
@@ -241,15 +250,22 @@ def _onto(model: ModelFacts) -> str:
 
 
 def _answers(golden: Path, served: Path) -> list[Answer]:
-    given = _given(served)
-    rows = [(row, given.get(f"golden question {number}", "")) for number, row in enumerate(read_jsonl(golden), 1)]
+    called, texts = _given(served)
+    rows = [(row, called.get(f"golden question {number}", "")) for number, row in enumerate(read_jsonl(golden), 1)]
+    said = {id(row): text for (row, _), text in zip(rows, texts)}
     # A question where nothing changed shows nothing, and an answer that was cut shows less than one that ended.
     rows.sort(key=lambda one: (one[0]["completion"] == one[0]["base_completion"], not one[0]["stopped"]))
     # A call first, then an answer in words.
     shown = [*[one for one in rows if one[1]][:1], *[one for one in rows if not one[1]]]
     return [
-        Answer(_question(row), _whole(row["base_completion"]), _whole(_without_marks(row)), row["stopped"], called)
-        for row, called in (shown if len(shown) >= SHOWN_ANSWERS else rows)[:SHOWN_ANSWERS]
+        Answer(
+            _question(row),
+            _whole(row["base_completion"]),
+            _whole(_without_marks(row)),
+            row["stopped"],
+            call or _whole(said.get(id(row), "")),
+        )
+        for row, call in (shown if len(shown) >= SHOWN_ANSWERS else rows)[:SHOWN_ANSWERS]
     ]
 
 
@@ -260,13 +276,20 @@ def _question(row: dict[str, Any]) -> str:
     return " ".join([asked(turns), *(f"({result})" for result in results)])
 
 
-def _given(served: Path) -> dict[str, str]:
-    """The calls that the server told apart, by question."""
+def _given(served: Path) -> tuple[dict[str, str], list[str]]:
+    """The calls that the server told apart, by question; and what it answered to every question, in their order."""
     if not served.is_file():
-        return {}
+        return {}, []
     checks = json.loads(served.read_text(encoding="utf-8"))["checks"]
     examples = [one for check in checks for one in check["details"].get("calls", [])]
-    return {one["question"]: "\n".join(f"{name}({arguments})" for name, arguments in one["calls"]) for one in examples}
+    texts = [text for check in checks for text in check["details"].get("texts", [])]
+    calls = {one["question"]: "\n".join(f"{name}({arguments})" for name, arguments in one["calls"]) for one in examples}
+    return calls, [_thought_apart(text) for text in texts]
+
+
+def _thought_apart(text: str) -> str:
+    parts = in_text(text)
+    return f"({parts.thought}) {parts.content}" if parts and parts.thought else parts.content if parts else text
 
 
 def _without_marks(row: dict[str, Any]) -> str:

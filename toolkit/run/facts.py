@@ -232,26 +232,19 @@ class OllamaFacts(Facts):
     """Served against llama-cpp-python, over the golden answers' greedy tokens (nats)."""
 
 
-class Measured(Facts):
-    """A measure of an evaluation."""
-
-    name: str
-    unit: str
-    better: str
-    """higher or lower."""
-    rows: int
-    values: Mapping[str, tuple[float, float, float]]
-    """Subject (base, tuned, a file type, served) → mean over the rows, and its 95 % interval."""
-    changes: Mapping[str, tuple[float, float, float]]
-    """Subject → mean difference to the base, row by row, and its interval."""
-
-
 class EvaluationFacts(Facts):
-    """Files: evaluation.json."""
+    """Files: evaluation.json, answers.jsonl; see `toolkit.evaluate.stage`."""
 
-    measures: list[Measured]
+    helped: Literal["helped", "harmed", "mixed", "undecided", "unknown"]
+    forgot: Literal["forgot", "nothing seen", "unknown"]
+    """unknown: it was not measured, or against no base."""
+    rows: int
+    """Held-out rows whose losses were measured."""
+    questions: int
+    """Of them, those that were asked for answers."""
+    subjects: list[str]
+    """Who was measured: base, tuned, exports by their file types, served."""
     sentences: list[str]
-    served_type: str
 
 
 class ReportFacts(Facts):

@@ -118,7 +118,7 @@ def record_golden(
             write_forward(recorded, model_logits(model, [r.forced for r in recorded]), ends, out)
         if whole:
             write_logits(model_logits(model, forced), out / "tuned.npy", shape, "tuned logits")
-        with _base(model, adapter, torch.float32 if whole else torch.bfloat16) as base:
+        with base_beside(model, adapter, torch.float32 if whole else torch.bfloat16) as base:
             del model
             before = greedy(base, prompts, ends, recipe.golden.max_new_tokens, "base answers")
             if whole:
@@ -159,11 +159,15 @@ def computed_whole(weights: TrainedWeights) -> bool:
     return fits_whole(parameter_count(weights))
 
 
+def can_answer(weights: TrainedWeights) -> bool:
+    """Whether the tuned model fits into memory or onto the card in 16 bits, so that it can be asked itself."""
+    return not too_large(parameter_count(weights)) or card_holds(loaded_bytes(weights, torch.bfloat16))
+
+
 def _refuse_too_large(weights: TrainedWeights) -> None:
-    parameters = parameter_count(weights)
-    if too_large(parameters) and not card_holds(loaded_bytes(weights, torch.bfloat16)):
+    if not can_answer(weights):
         raise ResourceError(
-            f"the tuned model needs {2 * parameters / 2**30:.1f} GiB of memory to be asked; less is free",
+            f"the tuned model needs {2 * parameter_count(weights) / 2**30:.1f} GiB of memory to be asked; less is free",
             "Close other programs. Or name an export whose answers are taken, while the tuned model is read a layer at a time: "
             "--set golden.answers_from=FILE.gguf (verify --gguf does so by itself).",
         )
@@ -282,7 +286,8 @@ def _until_end(tokens: list[int], ends: list[int]) -> list[int]:
 
 
 @contextmanager
-def _base(model: Any, adapter: Artifact[AdapterFacts], dtype: torch.dtype) -> Iterator[Any]:
+def base_beside(model: Any, adapter: Artifact[AdapterFacts], dtype: torch.dtype) -> Iterator[Any]:
+    """The base of a tuned model in memory: the same with its adapter off, where one can be turned off."""
     if hasattr(model, "disable_adapter") and not adapter.facts.stacked:
         with model.disable_adapter():
             yield model

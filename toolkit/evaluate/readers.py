@@ -1,0 +1,196 @@
+"""Whoever is asked: a model in memory, a model that is read a layer at a time, a GGUF file. All read the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.progress import track
+
+from toolkit.errors import DataError
+from toolkit.evaluate.names import BASE, TUNED
+from toolkit.models.reference import Reference, TeacherForced, base_of, reference_of, stderr
+from toolkit.models.weights import weights_of
+from toolkit.parity.candidate import Candidate
+from toolkit.parity.golden.export_answers import answers_of
+from toolkit.parity.golden.record import Prompt, base_beside, can_answer, computed_whole, greedy
+from toolkit.run.artifacts import Artifact
+from toolkit.run.facts import AdapterFacts
+from toolkit.train.model import load_tuned
+
+LogProbabilities = npt.NDArray[np.float64]
+_LOGITS_AT_ONCE = 2**26
+"""Numbers (256 MB in float32): as many padded tokens are read together as their logits allow."""
+
+
+class Said(NamedTuple):
+    """A greedy answer."""
+
+    tokens: list[int]
+    """Without the end token."""
+    ended: bool
+    """It ended by itself; else it was cut."""
+
+
+class Reader(Protocol):
+    """Somebody who reads tokens and goes on from them."""
+
+    answers: bool
+    """Whether it can be asked for answers; a model that is read a layer at a time cannot."""
+
+    def read(self, sequences: Sequence[TeacherForced]) -> list[LogProbabilities]:
+        """The natural logarithm of the probability of ids[first], ids[first + 1], … of each sequence: [positions]."""
+        ...
+
+    def say(self, prompts: list[list[int]], new_tokens: int) -> list[Said]:
+        """Greedy answers to prompts of token ids."""
+        ...
+
+
+class ModelReader:
+    """A transformers model or PeftModel in memory, in eval mode.
+
+    Args:
+        ends: tokens at which it ends.
+    """
+
+    answers = True
+
+    def __init__(self, model: Any, ends: list[int], title: str) -> None:
+        self._model, self._ends, self._title = model, ends, title
+
+    @torch.no_grad()
+    def read(self, sequences: Sequence[TeacherForced]) -> list[LogProbabilities]:
+        """See `Reader`; batches are padded at their ends, where no token of a sequence can see it."""
+        device = next(self._model.parameters()).device
+        vocabulary = int(self._model.get_output_embeddings().weight.shape[0])
+        found: dict[int, LogProbabilities] = {}
+        batches = _batches(sequences, _LOGITS_AT_ONCE // vocabulary)
+        for batch in track(batches, f"{self._title} reads", console=stderr, transient=True):
+            some = [sequences[place] for place in batch]
+            ids = torch.zeros(len(some), max(len(one.ids) for one in some) - 1, dtype=torch.long)
+            for row, one in enumerate(some):
+                ids[row, : len(one.ids) - 1] = torch.tensor(one.ids[:-1])
+            wanted = torch.arange(min(one.first for one in some) - 1, ids.shape[1], device=device)
+            logits = self._model(ids.to(device), use_cache=False, logits_to_keep=wanted).logits
+            for row, (place, one) in enumerate(zip(batch, some)):
+                begins = one.first - 1 - int(wanted[0])
+                own = logits[row, begins : begins + one.positions].float().cpu()
+                found[place] = _of_tokens(own, one)
+        return [found[place] for place in range(len(sequences))]
+
+    def say(self, prompts: list[list[int]], new_tokens: int) -> list[Said]:
+        """See `Reader`."""
+        asked = [Prompt([], None, "", ids) for ids in prompts]
+        said = greedy(self._model, asked, self._ends, new_tokens, f"{self._title} answers")
+        return [
+            Said(
+                tokens[:-1] if tokens and tokens[-1] in self._ends else tokens,
+                bool(tokens) and tokens[-1] in self._ends,
+            )
+            for tokens in said
+        ]
+
+
+class LayerReader:
+    """A model that is read from its files a layer at a time: it reads, and is too slow to answer."""
+
+    answers = False
+
+    def __init__(self, reference: Reference, title: str) -> None:
+        self._reference, self._title = reference, title
+
+    def read(self, sequences: Sequence[TeacherForced]) -> list[LogProbabilities]:
+        """See `Reader`."""
+        shown = track(
+            self._reference.logits(sequences), f"{self._title} reads", len(sequences), console=stderr, transient=True
+        )
+        return [_of_tokens(logits, one) for logits, one in zip(shown, sequences, strict=True)]
+
+    def say(self, prompts: list[list[int]], new_tokens: int) -> list[Said]:
+        """Raises AssertionError: `answers` says that it cannot."""
+        raise AssertionError("a model that is read a layer at a time is not asked")
+
+
+class FileReader:
+    """A GGUF file, through llama.cpp.
+
+    Raises:
+        DataError: it cannot be loaded; or, when it reads, it does not know a token.
+    """
+
+    answers = True
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with Candidate(path, vocab_only=True) as candidate:
+            self._ends, self._vocabulary = candidate.end_tokens, candidate.vocabulary
+
+    def read(self, sequences: Sequence[TeacherForced]) -> list[LogProbabilities]:
+        """See `Reader`. What the last sequence and the next begin with alike is evaluated once."""
+        if not sequences:
+            return []
+        if (largest := max(max(one.ids) for one in sequences)) >= self._vocabulary:
+            raise DataError(
+                f"{self._path} knows {self._vocabulary} tokens, and is to read the token {largest}",
+                "It was made of another base: name that one.",
+            )
+        found = []
+        with Candidate(self._path) as candidate, candidate.slots(1, max(len(one.ids) for one in sequences)) as slots:
+            for one in track(sequences, f"{self._path.name} reads", console=stderr, transient=True):
+                found.append(_of_tokens(torch.from_numpy(slots.logits_after(0, one.ids, one.first)), one))
+        return found
+
+    def say(self, prompts: list[list[int]], new_tokens: int) -> list[Said]:
+        """See `Reader`."""
+        return [
+            Said(tokens[:-1], True) if tokens and tokens[-1] in self._ends else Said(tokens, False)
+            for tokens in answers_of(self._path, prompts, new_tokens)
+        ]
+
+
+def tuned_and_base(adapter: Artifact[AdapterFacts], ends: list[int]) -> Iterator[tuple[str, Reader]]:
+    """The tuned model under the name `TUNED`, then its base under `BASE`, each as training saw it. They are one model in memory:
+    use the first before the second is taken.
+
+    In float32 where that fits into memory (NF4 weights are unpacked once, which reads twice as fast as the packed layers); else
+    in bfloat16 where that does; else layer by layer.
+    """
+    weights = weights_of(adapter)
+    if computed_whole(weights):
+        reference = reference_of(adapter, whole=True)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        yield TUNED, ModelReader(reference.tuned.to(device), ends, "the tuned model")
+        with base_of(reference, adapter) as base:
+            yield BASE, ModelReader(base.tuned.to(device), ends, "the base")
+    elif can_answer(weights):
+        model, _ = load_tuned(adapter, torch.bfloat16)
+        yield TUNED, ModelReader(model, ends, "the tuned model")
+        with base_beside(model, adapter, torch.bfloat16) as plain:
+            yield BASE, ModelReader(plain, ends, "the base")
+    else:
+        reference = reference_of(adapter, whole=False)
+        yield TUNED, LayerReader(reference, "the tuned model")
+        with base_of(reference, adapter) as base:
+            yield BASE, LayerReader(base, "the base")
+
+
+def _batches(sequences: Sequence[TeacherForced], tokens: int) -> list[list[int]]:
+    """Places of sequences of about one length, together at most so many padded tokens."""
+    batches: list[list[int]] = []
+    for place in sorted(range(len(sequences)), key=lambda place: len(sequences[place].ids)):
+        if batches and len(sequences[place].ids) * (len(batches[-1]) + 1) <= tokens:
+            batches[-1].append(place)
+        else:
+            batches.append([place])
+    return batches
+
+
+def _of_tokens(logits: torch.Tensor, one: TeacherForced) -> LogProbabilities:
+    wanted = torch.tensor(one.ids[one.first :])[:, None]
+    chosen = logits.gather(1, wanted)[:, 0] - logits.logsumexp(1)
+    return np.asarray(chosen.double().numpy(), dtype=np.float64)

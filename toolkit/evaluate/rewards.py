@@ -1,0 +1,39 @@
+"""The rewards that were trained with, of the answers to held-out rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from toolkit.evaluate.figure import Figure
+
+ALL = "reward, all together"
+
+
+def rewards_of(
+    told: Mapping[str, list[str]], references: list[str], rewards: Mapping[str, Callable[..., Any]]
+) -> list[Figure]:
+    """A figure for each reward, and first for their sum, which is what was trained for; none where there are no rewards.
+
+    A reward that is no number counts as 0, as in training.
+
+    Args:
+        told: subject → its answers.
+    """
+    if not rewards:
+        return []
+    weights = [1.0] * len(references)
+    each = {
+        name: {subject: [_number(value) for value in reward(answers, references)] for subject, answers in told.items()}
+        for name, reward in rewards.items()
+    }
+    summed = {subject: [sum(row) for row in zip(*(each[name][subject] for name in each))] for subject in told}
+    found = [Figure(ALL, "points", True, "help", weights, summed)]
+    if len(each) > 1:
+        found += [Figure(f"reward {name}", "points", True, "beside", weights, values) for name, values in each.items()]
+    return found
+
+
+def _number(value: float) -> float:
+    return float(value) if math.isfinite(float(value)) else 0.0
