@@ -157,7 +157,7 @@ def test_a_killed_worker_ends_the_stage_and_it_goes_on_from_its_checkpoint(long:
     assert {c.laddr.ip for p in (first, second) for c in p.net_connections("tcp")} <= {"127.0.0.1", "::1"}
     second.send_signal(signal.SIGKILL)
     _, said = process.communicate()
-    assert process.returncode == 4
+    assert process.returncode == 4, said
     assert "process 2 of 2 was killed by the system, most likely because memory ran out" in said
     assert "goes on from its last complete checkpoint" in said and "Traceback" not in said and "torch" not in said
     assert not first.is_running() and not (long.folder / "train").exists()

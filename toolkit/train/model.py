@@ -86,7 +86,9 @@ def _go_on(model: Any, start: Path) -> None:
 
 def _load(recipe: Recipe, base: BaseFacts) -> Loaded:
     dtype = training_dtype(recipe, Path(base.folder))
-    if torch.cuda.is_available() and recipe.train.distributed == "none":
+    if recipe.train.distributed != "none":
+        return _through_transformers(recipe, base, dtype)
+    if torch.cuda.is_available():
         if importlib.util.find_spec("unsloth") is not None:
             return _through_unsloth(recipe, base, dtype)
         stderr.print("Unsloth is not installed: training with transformers, slower. To mend:", style="yellow")

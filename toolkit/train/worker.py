@@ -68,7 +68,11 @@ def _write_error(error: Exception, path: Path) -> int:
     told = error if isinstance(error, ToolkitError) else translated(error)
     # One that was translated to no kind of its own was not foreseen.
     foreseen = type(told) is not ToolkitError
-    write_json(path, {"kind": type(told).__name__, "message": told.message, "hint": told.hint, "foreseen": foreseen})
+    what = {"kind": type(told).__name__, "message": told.message, "hint": told.hint, "foreseen": foreseen}
+    try:
+        write_json(path, what)
+    except OSError:  # the disk is full: it is said here, then
+        print(f"{told.message}\n{told.hint}", file=sys.stderr)
     return told.exit_code
 
 
