@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,15 @@ from toolkit.train.together import FOLDER, ORDER, RESULT, error_of
 
 pytestmark = pytest.mark.slow
 
+STEPS = 20
+"""Enough to be killed among them."""
 IN_TWO = {"distributed": "ddp", "num_processes": 2, "per_device_train_batch_size": 2}
 """The same four rows a step as one process with batches of 4."""
 
 
 def recipe(base: Path, **train: Any) -> dict[str, Any]:
     """A recipe whose training takes seconds. Dropout is 0: each process would draw its own."""
-    common = {"method": "lora", "max_steps": 6, "save_steps": 2, "learning_rate": 1e-2, "warmup_steps": 0,
+    common = {"method": "lora", "max_steps": STEPS, "save_steps": 2, "learning_rate": 3e-3, "warmup_steps": 0,
               "gradient_accumulation_steps": 1, "per_device_train_batch_size": 4}  # fmt: skip
     tree = {"name": "small", "base": str(base), "data": {"path": "rows.csv"}, "train": common | train}
     return Recipe.model_validate({**tree, "ollama": {"model": "small"}}).model_dump(mode="json")
@@ -144,15 +145,12 @@ def workers(run: Run, number: int = 2) -> list[psutil.Process]:
     return found
 
 
-@pytest.fixture
-def long(base: Path, tmp_path: Path) -> Iterator[Run]:
-    """A run that is not over before it is killed."""
-    yield Run(tmp_path, base, **IN_TWO, **{"max_steps": 4000, "lr_scheduler_type": "constant"})
-
-
-def test_a_killed_worker_ends_the_stage_and_it_goes_on_from_its_checkpoint(long: Run) -> None:
-    process = long.start()
-    first, second = sorted(workers(long), key=lambda worker: int(worker.environ()["RANK"]))
+def test_a_killed_worker_ends_the_stage_and_training_goes_on_to_the_same_end(
+    in_two: Run, base: Path, tmp_path: Path
+) -> None:
+    cut = Run(tmp_path, base, **IN_TWO)
+    process = cut.start()
+    first, second = sorted(workers(cut), key=lambda worker: int(worker.environ()["RANK"]))
     # Nobody outside this machine can reach them.
     assert {c.laddr.ip for p in (first, second) for c in p.net_connections("tcp")} <= {"127.0.0.1", "::1"}
     second.send_signal(signal.SIGKILL)
@@ -160,37 +158,23 @@ def test_a_killed_worker_ends_the_stage_and_it_goes_on_from_its_checkpoint(long:
     assert process.returncode == 4, said
     assert "process 2 of 2 was killed by the system, most likely because memory ran out" in said
     assert "goes on from its last complete checkpoint" in said and "Traceback" not in said and "torch" not in said
-    assert not first.is_running() and not (long.folder / "train").exists()
-    # As a run that was never killed: with fewer steps, since these are enough to see it.
-    done = max(int(p.parent.name[11:]) for p in (long.partial / "checkpoints").glob("checkpoint-*/complete"))
-    long.recipe["train"]["max_steps"] = done + 2
-    code, said = long.run()
-    assert code == 0 and f"Going on from step {done}" in said, said
-    assert [line["step"] for line in long.metrics] == list(range(1, done + 3))
-    assert not (long.folder / "train" / FOLDER).exists()
+    assert not first.is_running() and not (cut.folder / "train").exists()
+    code, said = cut.run()
+    assert code == 0 and "Going on from step" in said, said
+    assert all(torch.equal(cut.weights[name], weight) for name, weight in in_two.weights.items())
+    assert cut.metrics == in_two.metrics
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_nothing_outlives_a_stage_that_is_ended(long: Run, number: signal.Signals) -> None:
-    process = long.start()
-    found = workers(long)
+def test_nothing_outlives_a_stage_that_is_ended(base: Path, tmp_path: Path, number: signal.Signals) -> None:
+    run = Run(tmp_path, base, **IN_TWO)
+    process = run.start()
+    found = workers(run)
     process.send_signal(number)
     _, said = process.communicate()
     assert process.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL), said
     assert psutil.wait_procs(found, timeout=10)[1] == []
-    assert not (long.folder / "train").exists()
-
-
-def test_a_resumed_run_ends_where_a_whole_one_does(in_two: Run, base: Path, tmp_path: Path) -> None:
-    cut = Run(tmp_path, base, **IN_TWO)
-    process = cut.start()
-    workers(cut)
-    process.kill()
-    process.communicate()
-    code, said = cut.run()
-    assert code == 0 and "Going on from step" in said, said
-    assert all(torch.equal(cut.weights[name], weight) for name, weight in in_two.weights.items())
-    assert [line["loss"] for line in cut.metrics] == [line["loss"] for line in in_two.metrics]
+    assert not (run.folder / "train").exists()
 
 
 def launched(run: Run, *arguments: str) -> tuple[int, Path]:
@@ -215,7 +199,7 @@ def test_accelerate_s_launcher_trains_the_same(in_two: Run, base: Path, tmp_path
     arguments = accelerate_arguments(config, tmp_path / "logs", run.partial / FOLDER / ORDER)
     code, folder = launched(run, *arguments)
     assert code == 0
-    assert json.loads((folder / RESULT).read_text())["facts"]["steps"] == 6
+    assert json.loads((folder / RESULT).read_text())["facts"]["steps"] == STEPS
     found = load_file(run.partial / "adapter_model.safetensors")
     assert all(torch.equal(found[name], weight) for name, weight in in_two.weights.items())
 
