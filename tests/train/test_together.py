@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from tests.children import child_environment
 from tests.small_models import tiny_llama
+from tests.train.test_methods import dataset, rows_for
 from tests.train.test_training import make_dataset, make_rows
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Cost, publish, write_json
@@ -44,18 +45,24 @@ class Run:
     """A folder of a run whose rows are prepared."""
 
     def __init__(self, folder: Path, base: Path, **train: Any) -> None:
-        self.folder, self.recipe = folder, recipe(base, **train)
+        self.folder, self.recipe, self.stage = folder, recipe(base, **train), "train"
         rows = make_rows(20)
         for i, row in enumerate(rows):  # answers of many lengths: a mean over rows is another than one over tokens
             row["completion"][0]["content"] += " And so on." * (3 * (i % 4))
-        dataset = make_dataset(folder / "prepare.partial", rows)
-        publish(dataset.folder, folder / "prepare", dataset.facts, {}, Cost())
+        prepared = make_dataset(folder / "prepare.partial", rows)
+        publish(prepared.folder, folder / "prepare", prepared.facts, {}, Cost())
         self.partial = folder / "train.partial"
         self.partial.mkdir()
 
     def start(self, **environment: str) -> subprocess.Popen[str]:
         """The stage's process, as `run` starts it."""
-        order = {"parent": os.getpid(), "stage": "train", "recipe": self.recipe, "key": {}, "folder": str(self.folder)}
+        order = {
+            "parent": os.getpid(),
+            "stage": self.stage,
+            "recipe": self.recipe,
+            "key": {},
+            "folder": str(self.folder),
+        }
         process = subprocess.Popen(
             [sys.executable, "-m", "toolkit.cli", "stage-process"],
             env=child_environment(OMP_NUM_THREADS="1", TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error", **environment),
@@ -185,7 +192,7 @@ def launched(run: Run, *arguments: str) -> tuple[int, Path]:
     command = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     # The launcher imports torch before it starts anything.
-    order = {"parent": process.pid, "recipe": run.recipe, "dataset": str(run.folder / "prepare"), "start": None,
+    order = {"parent": process.pid, "recipe": run.recipe, "step": "", "dataset": str(run.folder / "prepare"), "start": None,
              "judge": None, "own_rewards": None, "out": str(run.partial)}  # fmt: skip
     write_json(folder / ORDER, order)
     return process.wait(), folder
@@ -215,8 +222,16 @@ def test_an_engine_that_starts_one_process_instead_of_two_is_refused(base: Path,
     assert not (run.partial / "adapter_model.safetensors").exists()
 
 
-def test_a_trainer_that_leaves_fsdp_out_is_refused(base: Path, tmp_path: Path) -> None:
+def test_a_trainer_that_leaves_fsdp_out_is_refused_in_a_step_too(base: Path, tmp_path: Path) -> None:
+    """A step with a reward model cannot be a recipe of its own."""
     run = Run(tmp_path, base, **{**IN_TWO, "distributed": "fsdp"})
+    step = {"data": run.recipe["data"], "train": run.recipe["train"] | {"objective": "reward"}}
+    run.recipe |= {"earlier": {"judge": step}}
+    run.recipe["train"] |= {"objective": "rloo", "num_generations": 2}
+    run.stage = "train-judge"
+    (run.folder / "train.partial").rename(run.folder / "train-judge.partial")
+    pairs = dataset(run.folder / "pairs", rows_for("reward"))
+    publish(pairs.folder, run.folder / "prepare-judge", pairs.facts, {}, Cost())
     code, said = run.run(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
     assert code == 5, said
     assert "train.distributed is fsdp, but the trainer does without it" in said

@@ -43,6 +43,7 @@ def error_of(number: int) -> str:
 
 def train_together(
     recipe: Recipe,
+    step: str,
     dataset: Artifact[DatasetFacts],
     out: Path,
     start: Artifact[AdapterFacts] | None = None,
@@ -50,6 +51,10 @@ def train_together(
     own_rewards: Path | None = None,
 ) -> AdapterFacts:
     """As `toolkit.train.training.train`, by `train.num_processes` processes of `train.distributed`.
+
+    Args:
+        recipe: the whole.
+        step: which of its training steps; "" for its own.
 
     Raises:
         ToolkitError: what ended the first process that failed; a ResourceError where the system killed one.
@@ -62,6 +67,7 @@ def train_together(
         {
             "parent": os.getpid(),
             "recipe": recipe.model_dump(mode="json"),
+            "step": step,
             "dataset": str(dataset.folder),
             "start": str(start.folder) if start else None,
             "judge": str(judge.folder) if judge else None,
@@ -69,7 +75,7 @@ def train_together(
             "out": str(out),
         },
     )
-    _launch(recipe, folder)
+    _launch(recipe.at(step), folder)
     result = folder / RESULT
     if not result.is_file():
         raise ExternalToolError("the training's processes ended without a result", "Check: tune2ollama doctor")

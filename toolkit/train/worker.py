@@ -53,7 +53,8 @@ def _train(order: dict[str, Any], folder: Path) -> None:
     )
     rewards = Path(order["own_rewards"]) if order["own_rewards"] else None
     join(folder / MEETING)
-    facts = train(Recipe.model_validate(order["recipe"]), dataset, Path(order["out"]), start, judge, rewards)
+    recipe = Recipe.model_validate(order["recipe"]).at(order["step"])
+    facts = train(recipe, dataset, Path(order["out"]), start, judge, rewards)
     memory, card = gathered(peak_memory()), gathered(peak_card_memory())
     if is_first():
         peaks = {"peak_memory_bytes": sum(memory), "peak_card_bytes": max(card)}
