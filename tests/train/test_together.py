@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 
 from tests.children import child_environment
 from tests.small_models import tiny_llama
+from tests.train.test_methods import dataset, rows_for
 from tests.train.test_training import make_dataset, make_rows
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Cost, publish, write_json
@@ -27,13 +27,15 @@ from toolkit.train.together import FOLDER, ORDER, RESULT, error_of
 
 pytestmark = pytest.mark.slow
 
+STEPS = 20
+"""Enough to be killed among them."""
 IN_TWO = {"distributed": "ddp", "num_processes": 2, "per_device_train_batch_size": 2}
 """The same four rows a step as one process with batches of 4."""
 
 
 def recipe(base: Path, **train: Any) -> dict[str, Any]:
     """A recipe whose training takes seconds. Dropout is 0: each process would draw its own."""
-    common = {"method": "lora", "max_steps": 6, "save_steps": 2, "learning_rate": 1e-2, "warmup_steps": 0,
+    common = {"method": "lora", "max_steps": STEPS, "save_steps": 2, "learning_rate": 3e-3, "warmup_steps": 0,
               "gradient_accumulation_steps": 1, "per_device_train_batch_size": 4}  # fmt: skip
     tree = {"name": "small", "base": str(base), "data": {"path": "rows.csv"}, "train": common | train}
     return Recipe.model_validate({**tree, "ollama": {"model": "small"}}).model_dump(mode="json")
@@ -43,18 +45,24 @@ class Run:
     """A folder of a run whose rows are prepared."""
 
     def __init__(self, folder: Path, base: Path, **train: Any) -> None:
-        self.folder, self.recipe = folder, recipe(base, **train)
+        self.folder, self.recipe, self.stage = folder, recipe(base, **train), "train"
         rows = make_rows(20)
         for i, row in enumerate(rows):  # answers of many lengths: a mean over rows is another than one over tokens
             row["completion"][0]["content"] += " And so on." * (3 * (i % 4))
-        dataset = make_dataset(folder / "prepare.partial", rows)
-        publish(dataset.folder, folder / "prepare", dataset.facts, {}, Cost())
+        prepared = make_dataset(folder / "prepare.partial", rows)
+        publish(prepared.folder, folder / "prepare", prepared.facts, {}, Cost())
         self.partial = folder / "train.partial"
         self.partial.mkdir()
 
     def start(self, **environment: str) -> subprocess.Popen[str]:
         """The stage's process, as `run` starts it."""
-        order = {"parent": os.getpid(), "stage": "train", "recipe": self.recipe, "key": {}, "folder": str(self.folder)}
+        order = {
+            "parent": os.getpid(),
+            "stage": self.stage,
+            "recipe": self.recipe,
+            "key": {},
+            "folder": str(self.folder),
+        }
         process = subprocess.Popen(
             [sys.executable, "-m", "toolkit.cli", "stage-process"],
             env=child_environment(OMP_NUM_THREADS="1", TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error", **environment),
@@ -144,53 +152,36 @@ def workers(run: Run, number: int = 2) -> list[psutil.Process]:
     return found
 
 
-@pytest.fixture
-def long(base: Path, tmp_path: Path) -> Iterator[Run]:
-    """A run that is not over before it is killed."""
-    yield Run(tmp_path, base, **IN_TWO, **{"max_steps": 4000, "lr_scheduler_type": "constant"})
-
-
-def test_a_killed_worker_ends_the_stage_and_it_goes_on_from_its_checkpoint(long: Run) -> None:
-    process = long.start()
-    first, second = sorted(workers(long), key=lambda worker: int(worker.environ()["RANK"]))
+def test_a_killed_worker_ends_the_stage_and_training_goes_on_to_the_same_end(
+    in_two: Run, base: Path, tmp_path: Path
+) -> None:
+    cut = Run(tmp_path, base, **IN_TWO)
+    process = cut.start()
+    first, second = sorted(workers(cut), key=lambda worker: int(worker.environ()["RANK"]))
     # Nobody outside this machine can reach them.
     assert {c.laddr.ip for p in (first, second) for c in p.net_connections("tcp")} <= {"127.0.0.1", "::1"}
     second.send_signal(signal.SIGKILL)
     _, said = process.communicate()
-    assert process.returncode == 4
+    assert process.returncode == 4, said
     assert "process 2 of 2 was killed by the system, most likely because memory ran out" in said
     assert "goes on from its last complete checkpoint" in said and "Traceback" not in said and "torch" not in said
-    assert not first.is_running() and not (long.folder / "train").exists()
-    # As a run that was never killed: with fewer steps, since these are enough to see it.
-    done = max(int(p.parent.name[11:]) for p in (long.partial / "checkpoints").glob("checkpoint-*/complete"))
-    long.recipe["train"]["max_steps"] = done + 2
-    code, said = long.run()
-    assert code == 0 and f"Going on from step {done}" in said, said
-    assert [line["step"] for line in long.metrics] == list(range(1, done + 3))
-    assert not (long.folder / "train" / FOLDER).exists()
+    assert not first.is_running() and not (cut.folder / "train").exists()
+    code, said = cut.run()
+    assert code == 0 and "Going on from step" in said, said
+    assert all(torch.equal(cut.weights[name], weight) for name, weight in in_two.weights.items())
+    assert cut.metrics == in_two.metrics
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_nothing_outlives_a_stage_that_is_ended(long: Run, number: signal.Signals) -> None:
-    process = long.start()
-    found = workers(long)
+def test_nothing_outlives_a_stage_that_is_ended(base: Path, tmp_path: Path, number: signal.Signals) -> None:
+    run = Run(tmp_path, base, **IN_TWO)
+    process = run.start()
+    found = workers(run)
     process.send_signal(number)
     _, said = process.communicate()
     assert process.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL), said
     assert psutil.wait_procs(found, timeout=10)[1] == []
-    assert not (long.folder / "train").exists()
-
-
-def test_a_resumed_run_ends_where_a_whole_one_does(in_two: Run, base: Path, tmp_path: Path) -> None:
-    cut = Run(tmp_path, base, **IN_TWO)
-    process = cut.start()
-    workers(cut)
-    process.kill()
-    process.communicate()
-    code, said = cut.run()
-    assert code == 0 and "Going on from step" in said, said
-    assert all(torch.equal(cut.weights[name], weight) for name, weight in in_two.weights.items())
-    assert [line["loss"] for line in cut.metrics] == [line["loss"] for line in in_two.metrics]
+    assert not (run.folder / "train").exists()
 
 
 def launched(run: Run, *arguments: str) -> tuple[int, Path]:
@@ -201,7 +192,7 @@ def launched(run: Run, *arguments: str) -> tuple[int, Path]:
     command = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     # The launcher imports torch before it starts anything.
-    order = {"parent": process.pid, "recipe": run.recipe, "dataset": str(run.folder / "prepare"), "start": None,
+    order = {"parent": process.pid, "recipe": run.recipe, "step": "", "dataset": str(run.folder / "prepare"), "start": None,
              "judge": None, "own_rewards": None, "out": str(run.partial)}  # fmt: skip
     write_json(folder / ORDER, order)
     return process.wait(), folder
@@ -215,7 +206,7 @@ def test_accelerate_s_launcher_trains_the_same(in_two: Run, base: Path, tmp_path
     arguments = accelerate_arguments(config, tmp_path / "logs", run.partial / FOLDER / ORDER)
     code, folder = launched(run, *arguments)
     assert code == 0
-    assert json.loads((folder / RESULT).read_text())["facts"]["steps"] == 6
+    assert json.loads((folder / RESULT).read_text())["facts"]["steps"] == STEPS
     found = load_file(run.partial / "adapter_model.safetensors")
     assert all(torch.equal(found[name], weight) for name, weight in in_two.weights.items())
 
@@ -231,8 +222,16 @@ def test_an_engine_that_starts_one_process_instead_of_two_is_refused(base: Path,
     assert not (run.partial / "adapter_model.safetensors").exists()
 
 
-def test_a_trainer_that_leaves_fsdp_out_is_refused(base: Path, tmp_path: Path) -> None:
+def test_a_trainer_that_leaves_fsdp_out_is_refused_in_a_step_too(base: Path, tmp_path: Path) -> None:
+    """A step with a reward model cannot be a recipe of its own."""
     run = Run(tmp_path, base, **{**IN_TWO, "distributed": "fsdp"})
+    step = {"data": run.recipe["data"], "train": run.recipe["train"] | {"objective": "reward"}}
+    run.recipe |= {"earlier": {"judge": step}}
+    run.recipe["train"] |= {"objective": "rloo", "num_generations": 2}
+    run.stage = "train-judge"
+    (run.folder / "train.partial").rename(run.folder / "train-judge.partial")
+    pairs = dataset(run.folder / "pairs", rows_for("reward"))
+    publish(pairs.folder, run.folder / "prepare-judge", pairs.facts, {}, Cost())
     code, said = run.run(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
     assert code == 5, said
     assert "train.distributed is fsdp, but the trainer does without it" in said

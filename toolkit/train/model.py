@@ -79,7 +79,9 @@ def _reward_model(recipe: Recipe, base: BaseFacts) -> Loaded:
 
 def _load(recipe: Recipe, base: BaseFacts) -> Loaded:
     dtype = training_dtype(recipe, Path(base.folder))
-    if torch.cuda.is_available() and recipe.train.distributed == "none":
+    if recipe.train.distributed != "none":
+        return _through_transformers(recipe, base, dtype)
+    if torch.cuda.is_available():
         unknown = unknown_to_unsloth(recipe)
         if unknown:
             stderr.print(f"Unsloth does not know {unknown}: training with transformers, slower.", style="yellow")

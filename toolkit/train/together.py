@@ -7,8 +7,10 @@ well, and none outlives this process.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,7 @@ def error_of(number: int) -> str:
 
 def train_together(
     recipe: Recipe,
+    step: str,
     dataset: Artifact[DatasetFacts],
     out: Path,
     start: Artifact[AdapterFacts] | None = None,
@@ -48,6 +51,10 @@ def train_together(
     own_rewards: Path | None = None,
 ) -> AdapterFacts:
     """As `toolkit.train.training.train`, by `train.num_processes` processes of `train.distributed`.
+
+    Args:
+        recipe: the whole.
+        step: which of its training steps; "" for its own.
 
     Raises:
         ToolkitError: what ended the first process that failed; a ResourceError where the system killed one.
@@ -60,6 +67,7 @@ def train_together(
         {
             "parent": os.getpid(),
             "recipe": recipe.model_dump(mode="json"),
+            "step": step,
             "dataset": str(dataset.folder),
             "start": str(start.folder) if start else None,
             "judge": str(judge.folder) if judge else None,
@@ -67,7 +75,7 @@ def train_together(
             "out": str(out),
         },
     )
-    _launch(recipe, folder)
+    _launch(recipe.at(step), folder)
     result = folder / RESULT
     if not result.is_file():
         raise ExternalToolError("the training's processes ended without a result", "Check: tune2ollama doctor")
@@ -78,14 +86,15 @@ def train_together(
 
 
 def _launch(recipe: Recipe, folder: Path) -> None:
-    # Read when torch is imported: its launcher tells at length what is told here in a line.
-    os.environ["LOGLEVEL"] = "CRITICAL"
+    os.environ["LOGLEVEL"] = "CRITICAL"  # read when torch is imported
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // recipe.train.num_processes)))
     import torch
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    # It tells at length what is told here in a line.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     engine = _accelerate(recipe, folder) if torch.cuda.is_available() else _torchrun(recipe, folder)
     try:
         engine()
@@ -119,9 +128,11 @@ def _why(recipe: Recipe, folder: Path, failed: ChildFailedError) -> ToolkitError
     foreseen = next((error for _, error in named if error["foreseen"]), None)
     if foreseen is not None:
         return _as_raised(foreseen)
-    killed = sorted(number for number, failure in failed.failures.items() if failure.exitcode < 0)
+    killed = {number: -failure.exitcode for number, failure in failed.failures.items() if failure.exitcode < 0}
     if killed:
-        return _of_killed(recipe, killed[0], -failed.failures[killed[0]].exitcode)
+        # The one that the system killed; whoever lost its connection to it may have aborted.
+        number = min(killed, key=lambda one: (killed[one] != signal.SIGKILL, killed[one] == signal.SIGABRT, one))
+        return _of_killed(recipe, number, killed[number])
     if named:
         number, error = named[0]
         return ToolkitError(f"process {number + 1} of {len(errors)}: {error['message']}", error["hint"])
@@ -147,12 +158,12 @@ def _as_raised(error: dict[str, Any]) -> ToolkitError:
     return kinds.get(error["kind"], ToolkitError)(error["message"], error["hint"])
 
 
-def _of_killed(recipe: Recipe, number: int, signal: int) -> ToolkitError:
+def _of_killed(recipe: Recipe, number: int, by: int) -> ToolkitError:
     who = f"process {number + 1} of {recipe.train.num_processes}"
     again = "The others were ended too. Run again: training goes on from its last complete checkpoint."
-    if signal != 9:
+    if by != signal.SIGKILL:
         return ExternalToolError(
-            f"{who} was ended by signal {signal}", f"{again} If it repeats, check this machine: tune2ollama doctor"
+            f"{who} was ended by signal {by}", f"{again} If it repeats, check this machine: tune2ollama doctor"
         )
     return ResourceError(
         f"{who} was killed by the system, most likely because memory ran out",

@@ -53,7 +53,8 @@ def _train(order: dict[str, Any], folder: Path) -> None:
     )
     rewards = Path(order["own_rewards"]) if order["own_rewards"] else None
     join(folder / MEETING)
-    facts = train(Recipe.model_validate(order["recipe"]), dataset, Path(order["out"]), start, judge, rewards)
+    recipe = Recipe.model_validate(order["recipe"]).at(order["step"])
+    facts = train(recipe, dataset, Path(order["out"]), start, judge, rewards)
     memory, card = gathered(peak_memory()), gathered(peak_card_memory())
     if is_first():
         peaks = {"peak_memory_bytes": sum(memory), "peak_card_bytes": max(card)}
@@ -68,7 +69,11 @@ def _write_error(error: Exception, path: Path) -> int:
     told = error if isinstance(error, ToolkitError) else translated(error)
     # One that was translated to no kind of its own was not foreseen.
     foreseen = type(told) is not ToolkitError
-    write_json(path, {"kind": type(told).__name__, "message": told.message, "hint": told.hint, "foreseen": foreseen})
+    what = {"kind": type(told).__name__, "message": told.message, "hint": told.hint, "foreseen": foreseen}
+    try:
+        write_json(path, what)
+    except OSError:  # the disk is full: it is said here, then
+        print(f"{told.message}\n{told.hint}", file=sys.stderr)
     return told.exit_code
 
 

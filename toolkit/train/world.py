@@ -6,6 +6,7 @@ Each has the whole recipe and does the same; the first alone writes files and is
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from toolkit.errors import ExternalToolError
 from toolkit.recipe.schema import SHARDED, Train
+
+PATIENCE = timedelta(hours=2)
+"""For one that is still at work; one that ended is noticed at once, by the engine."""
 
 
 def join(store: Path) -> None:
@@ -28,9 +32,14 @@ def join(store: Path) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
     if on_card:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:
+        # Accelerate numbers a CPU, and torch cannot load an optimizer's states to such a place.
+        torch.serialization.register_package(
+            100, lambda _: None, lambda stored, place: stored if place.startswith("cpu:") else None
+        )
     torch.distributed.init_process_group(
         backend="cuda:nccl,cpu:gloo" if on_card else "gloo",
-        store=FileStore(str(store), processes), rank=here, world_size=processes,
+        store=FileStore(str(store), processes), rank=here, world_size=processes, timeout=PATIENCE,
     )  # fmt: skip
 
 
