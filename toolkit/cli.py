@@ -12,7 +12,7 @@ import sys
 
 import click
 
-from toolkit.commands import around, chain, exports
+from toolkit.commands import around, chain, exports, measured
 from toolkit.errors import INTERRUPTED, MAKE_ROOM, StageFailed, ToolkitError
 
 
@@ -33,7 +33,8 @@ def cli(context: click.Context, debug: bool) -> None:
 
 
 for _command in (
-    chain.run, *chain.STAGE_COMMANDS, chain.modelfile, exports.verify, exports.export, around.inspect_rows, around.init,
+    chain.run, *chain.STAGE_COMMANDS, chain.modelfile, exports.verify, exports.export, measured.evaluate,
+    around.inspect_rows, around.init,
     around.list_recipes,
     around.doctor, around.plan, around.chat, around.clean,
 ):  # fmt: skip

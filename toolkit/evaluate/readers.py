@@ -13,8 +13,10 @@ from rich.progress import track
 
 from toolkit.errors import DataError
 from toolkit.evaluate.names import BASE, TUNED
+from toolkit.models.ends import ends_of
 from toolkit.models.reference import Reference, TeacherForced, base_of, reference_of, stderr
-from toolkit.models.weights import weights_of
+from toolkit.models.tokenizer import load_tokenizer
+from toolkit.models.weights import TrainedWeights, weights_of
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.golden.export_answers import answers_of
 from toolkit.parity.golden.record import Prompt, base_beside, can_answer, computed_whole, greedy
@@ -25,6 +27,15 @@ from toolkit.train.model import load_tuned
 LogProbabilities = npt.NDArray[np.float64]
 _LOGITS_AT_ONCE = 2**26
 """Numbers (256 MB in float32): as many padded tokens are read together as their logits allow."""
+
+
+class Read(NamedTuple):
+    """What a sequence is to somebody, of its tokens ids[first], ids[first + 1], …"""
+
+    nats: LogProbabilities
+    """The natural logarithm of the probability of each: [positions]."""
+    greedy: bool
+    """Whether each of them is the likeliest."""
 
 
 class Said(NamedTuple):
@@ -42,8 +53,8 @@ class Reader(Protocol):
     answers: bool
     """Whether it can be asked for answers; a model that is read a layer at a time cannot."""
 
-    def read(self, sequences: Sequence[TeacherForced]) -> list[LogProbabilities]:
-        """The natural logarithm of the probability of ids[first], ids[first + 1], … of each sequence: [positions]."""
+    def read(self, sequences: Sequence[TeacherForced]) -> list[Read]:
+        """Read sequences, each by itself."""
         ...
 
     def say(self, prompts: list[list[int]], new_tokens: int) -> list[Said]:
@@ -64,11 +75,11 @@ class ModelReader:
         self._model, self._ends, self._title = model, ends, title
 
     @torch.no_grad()
-    def read(self, sequences: Sequence[TeacherForced]) -> list[LogProbabilities]:
+    def read(self, sequences: Sequence[TeacherForced]) -> list[Read]:
         """See `Reader`; batches are padded at their ends, where no token of a sequence can see it."""
         device = next(self._model.parameters()).device
         vocabulary = int(self._model.get_output_embeddings().weight.shape[0])
-        found: dict[int, LogProbabilities] = {}
+        found: dict[int, Read] = {}
         batches = _batches(sequences, _LOGITS_AT_ONCE // vocabulary)
         for batch in track(batches, f"{self._title} reads", console=stderr, transient=True):
             some = [sequences[place] for place in batch]
@@ -104,7 +115,7 @@ class LayerReader:
     def __init__(self, reference: Reference, title: str) -> None:
         self._reference, self._title = reference, title
 
-    def read(self, sequences: Sequence[TeacherForced]) -> list[LogProbabilities]:
+    def read(self, sequences: Sequence[TeacherForced]) -> list[Read]:
         """See `Reader`."""
         shown = track(
             self._reference.logits(sequences), f"{self._title} reads", len(sequences), console=stderr, transient=True
@@ -130,7 +141,7 @@ class FileReader:
         with Candidate(path, vocab_only=True) as candidate:
             self._ends, self._vocabulary = candidate.end_tokens, candidate.vocabulary
 
-    def read(self, sequences: Sequence[TeacherForced]) -> list[LogProbabilities]:
+    def read(self, sequences: Sequence[TeacherForced]) -> list[Read]:
         """See `Reader`. What the last sequence and the next begin with alike is evaluated once."""
         if not sequences:
             return []
@@ -179,6 +190,15 @@ def tuned_and_base(adapter: Artifact[AdapterFacts], ends: list[int]) -> Iterator
             yield BASE, LayerReader(base, "the base")
 
 
+def base_reader(folder: Path) -> Reader:
+    """A plain base in float32: whole where it fits into memory, else layer by layer."""
+    weights = TrainedWeights(folder, "float32", None)
+    reference = Reference(weights)
+    if reference.forward != "whole":
+        return LayerReader(reference, "the base")
+    return ModelReader(reference.tuned, ends_of(folder, load_tokenizer(folder)).tokens, "the base")
+
+
 def _batches(sequences: Sequence[TeacherForced], tokens: int) -> list[list[int]]:
     """Places of sequences of about one length, together at most so many padded tokens."""
     batches: list[list[int]] = []
@@ -190,7 +210,7 @@ def _batches(sequences: Sequence[TeacherForced], tokens: int) -> list[list[int]]
     return batches
 
 
-def _of_tokens(logits: torch.Tensor, one: TeacherForced) -> LogProbabilities:
-    wanted = torch.tensor(one.ids[one.first :])[:, None]
-    chosen = logits.gather(1, wanted)[:, 0] - logits.logsumexp(1)
-    return np.asarray(chosen.double().numpy(), dtype=np.float64)
+def _of_tokens(logits: torch.Tensor, one: TeacherForced) -> Read:
+    wanted = torch.tensor(one.ids[one.first :])
+    chosen = logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(1)
+    return Read(np.asarray(chosen.double().numpy(), dtype=np.float64), bool((logits.argmax(1) == wanted).all()))

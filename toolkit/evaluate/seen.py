@@ -34,6 +34,10 @@ class Seen:
     choices: list[list[float]] = field(default_factory=list)
     """Log-probability of each choice of each general question."""
 
+    def said_by(self, other: Seen) -> None:
+        """Take the answers of another, of a file's those of the server that serves it."""
+        self.answers, self.texts, self.whole = other.answers, other.texts, other.whole
+
 
 def look(
     reader: Reader, held_out: HeldOut, general: General | None, new_tokens: int, tokenizer: Any,
@@ -54,12 +58,12 @@ def look(
             total = 0.0
             for part in side:
                 learnt = np.array([label >= 0 for label in part.labels[part.first :]])
-                total += float(read[place][learnt].sum())
+                total += float(read[place].nats[learnt].sum())
                 place += 1
             sums.append(total)
         seen.log_probabilities.append(sums)
     if general is not None:
-        rest = [float(one.sum()) for one in read[len(own) :]]
+        rest = [float(one.nats.sum()) for one in read[len(own) :]]
         seen.paragraphs, rest = rest[: len(general.paragraphs)], rest[len(general.paragraphs) :]
         for question in general.choices:
             seen.choices.append(rest[: len(question)])

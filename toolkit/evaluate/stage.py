@@ -89,14 +89,7 @@ def write(
         export: the file type that is served; empty: none.
         subject: who is compared with the base.
     """
-    facts = EvaluationFacts(
-        helped=verdict_of(figures, subject), forgot=forgot_of(figures, subject), rows=len(held_out.rows),
-        questions=len(held_out.questions), subjects=list(seen), sentences=sentences(figures, export, subject),
-    )  # fmt: skip
-    told = {
-        "helped": facts.helped, "forgot": facts.forgot, "sentences": facts.sentences, "remarks": remarks(held_out, seen),
-        "figures": figures, "rows": {"kind": held_out.kind, "splits": held_out.splits, "too_long": held_out.too_long},
-    }  # fmt: skip
+    told = evaluation_of(figures, held_out, seen, export, subject)
     write_json(out / EVALUATION, told)
     write_jsonl(
         out / ANSWERS,
@@ -108,7 +101,21 @@ def write(
             for number, question in enumerate(held_out.questions)
         ),
     )  # fmt: skip
-    return facts
+    return EvaluationFacts(
+        helped=told["helped"], forgot=told["forgot"], rows=len(held_out.rows), questions=len(held_out.questions),
+        subjects=list(seen), sentences=told["sentences"],
+    )  # fmt: skip
+
+
+def evaluation_of(
+    figures: list[Told], held_out: HeldOut, seen: Mapping[str, Seen], export: str, subject: str = TUNED
+) -> dict[str, Any]:
+    """What evaluation.json holds; arguments as of `write`."""
+    return {
+        "helped": verdict_of(figures, subject), "forgot": forgot_of(figures, subject),
+        "sentences": sentences(figures, export, subject), "remarks": remarks(held_out, seen), "figures": figures,
+        "rows": {"kind": held_out.kind, "splits": held_out.splits, "too_long": held_out.too_long},
+    }  # fmt: skip
 
 
 def remarks(held_out: HeldOut, seen: Mapping[str, Seen]) -> list[str]:
