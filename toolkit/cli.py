@@ -87,11 +87,11 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        _tell(_translate(error))
-        sys.exit(_translate(error).exit_code)
+        _tell(translated(error))
+        sys.exit(translated(error).exit_code)
 
 
-def _translate(error: Exception) -> ToolkitError:
+def translated(error: Exception) -> ToolkitError:
     """An error that no part of the toolkit expected, in words."""
     import errno
 

@@ -12,14 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 from tests.children import ROOT, child_environment
-from toolkit.cli import _translate, cli
+from toolkit.cli import cli, translated
 from toolkit.commands.exports import ADOPTED
 from toolkit.run.stages import STAGE_NAMES
 
 VERBS = [
     "chat", "clean", "convert", "create", "doctor", "evaluate", "export", "golden", "init", "inspect", "list", "merge",
-    "modelfile", "plan",
-    "prepare", "quantize", "report", "run", "train", "verify",
+    "modelfile", "plan", "prepare", "quantize", "report", "run", "train", "verify",
 ]  # fmt: skip
 
 
@@ -113,7 +112,7 @@ def test_init_names_the_recipe_for_machines(tmp_path: Path) -> None:
 
 
 def test_the_advice_for_a_full_disk_spares_this_run() -> None:
-    error = _translate(OSError(errno.ENOSPC, "No space left on device", "runs/small/train"))
+    error = translated(OSError(errno.ENOSPC, "No space left on device", "runs/small/train"))
     assert error.exit_code == 4 and error.message.startswith("the disk is full: runs/small/train")
     assert "tune2ollama clean OTHER-RUN" in error.hint
 

@@ -67,6 +67,7 @@ def recipe_of(family: Family, base: Path, adapter: Path, file_types: tuple[str, 
             "load_in_4bit": False, "train": {"chat_template_kwargs": family.told},
             "golden": {"prompts": prompts, "from_test": 0, "max_new_tokens": 32},
             "export": {"file_types": list(file_types), "serve": file_types[-1]}, "ollama": {"model": f"family-{family.name}"},
+            "evaluate": {"rows": 0, "forgetting": False},
         }
     )  # fmt: skip
 

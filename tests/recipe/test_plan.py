@@ -95,6 +95,34 @@ def test_rows_tokens_and_steps(rows: Path) -> None:
     assert make_plan(recipe(rows, data={"path": str(rows), "max_rows": 16}), LAPTOP).steps == 6
 
 
+def test_a_step_of_several_processes_is_larger_and_said(rows: Path) -> None:
+    together = {"distributed": "ddp", "num_processes": 2}
+    alone, two = make_plan(recipe(rows), LAPTOP), make_plan(recipe(rows, train=together), LAPTOP)
+    assert (alone.steps, two.steps) == (36, 18)  # 90 rows in batches of 8, and of 16, three times
+    assert two.notes[-1] == (
+        "2 processes train together (ddp): a step learns from 16 rows, about 1,184 tokens (2 per_device_train_batch_size × "
+        "4 gradient_accumulation_steps × 2 num_processes)."
+    )
+    assert not any("processes" in note for note in alone.notes)
+    assert _stage(two, "train").memory_bytes == pytest.approx(2 * _stage(alone, "train").memory_bytes)
+    assert _stage(two, "golden") == _stage(alone, "golden")
+
+
+def test_what_cards_share_each_holds_a_part_of(rows: Path) -> None:
+    def of_each_card(**train: Any) -> int:
+        made = recipe(rows, base="Qwen/Qwen2.5-7B-Instruct", train={"method": "full", "bf16": True, **train})
+        return int(_stage(make_plan(made, T4), "train").gpu_memory_bytes)
+
+    whole, ddp, zero2, fsdp = (
+        of_each_card(**({"distributed": how, "num_processes": 4} if how else {}))
+        for how in ("", "ddp", "zero2", "fsdp")
+    )
+    assert whole == ddp > zero2 > fsdp
+    parameters = 7_615_616_512
+    assert ddp - zero2 == pytest.approx(0.75 * 16 * parameters)  # states of Adam
+    assert zero2 - fsdp == pytest.approx(0.75 * 2 * parameters)
+
+
 def test_chinese_costs_the_embedded_base_more_tokens(tmp_path: Path) -> None:
     path = tmp_path / "zh.csv"
     path.write_text("ask,answer\n" + "头痛怎么办,多喝水多休息\n" * 50, encoding="utf-8")

@@ -68,7 +68,7 @@ def test_each_fault_names_file_line_and_key(tmp_path: Path, text: str, words: li
 
 
 def test_all_faults_come_in_one_message(tmp_path: Path) -> None:
-    text = MINIMAL + "lora:\n  r: x\n  alpha: 3\ntrain:\n  optim: adam\nexport:\n  serve: Q9\n"
+    text = MINIMAL + "lora:\n  r: x\n  rank: 3\ntrain:\n  optim: adam\nexport:\n  serve: Q9\n"
     with pytest.raises(UsageError) as caught:
         load_recipe(_write(tmp_path, text), hardware=CPU)
     lines = caught.value.message.splitlines()

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models
 from tests.children import child_environment
 from tests.disk import largest_file
 from tests.small_models import tiny_llama
-from toolkit.cli import _translate
+from toolkit.cli import translated
 from toolkit.errors import ResourceError
 from toolkit.models.safetensors_file import writing
 
@@ -46,7 +46,7 @@ def test_every_library_s_own_words_for_a_full_disk_are_known(writer: str, tmp_pa
     assert "tune2ollama clean" in caught.value.hint
     error = caught.value.__cause__
     assert isinstance(error, Exception)
-    assert isinstance(_translate(error), ResourceError)
+    assert isinstance(translated(error), ResourceError)
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:

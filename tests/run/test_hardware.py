@@ -22,6 +22,7 @@ TWO_CARDS = """\
         ("1", "NVIDIA A100-SXM4-80GB", 81920),
         ("1,0", "NVIDIA A100-SXM4-80GB", 81920),
         (" 1 , 0", "NVIDIA A100-SXM4-80GB", 81920),
+        ("1,7,0", "NVIDIA A100-SXM4-80GB", 81920),
         ("GPU-9a8b7c6d", "NVIDIA A100-SXM4-80GB", 81920),
         ("", "", 0),
         ("-1", "", 0),
@@ -41,6 +42,8 @@ def test_the_first_visible_card_counts(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     hardware = read_hardware()
     assert (hardware.gpu_name, hardware.gpu_memory_bytes) == (name, mebibytes * 2**20)
+    # CUDA reads the list as far as it names cards.
+    assert hardware.cards == {None: 2, "1,0": 2, " 1 , 0": 2, "1,7,0": 1}.get(visible, 1 if name else 0)
 
 
 @pytest.mark.parametrize("answer", ["echo No devices were found", "exit 9"])

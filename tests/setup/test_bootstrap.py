@@ -33,12 +33,12 @@ def pins(*files: Path) -> dict[str, Requirement]:
 def test_the_constraints_pin_every_package_that_the_project_asks_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    assert sorted(extras) == ["dev", "gpu", "train"]
+    assert sorted(extras) == ["dev", "evaluation", "gpu", "train"]
     pinned = pins(bootstrap.CONSTRAINTS, bootstrap.GPU_CONSTRAINTS)
     listed = [*project["dependencies"], *(text for extra in extras.values() for text in extra)]
     assert "unsloth" in {Requirement(text).name for text in listed}
     for wanted in map(Requirement, listed):
-        if wanted.name in {"tune2ollama", "llama-cpp-python"}:
+        if wanted.name in {"tune2ollama", "llama-cpp-python", "lm-eval"}:  # lm-eval is no part of what is set up
             continue
         exact = next(iter(pinned[canonicalize_name(wanted.name)].specifier))
         assert exact.operator == "=="
@@ -163,7 +163,7 @@ def test_a_second_set_up_has_nothing_to_do() -> None:
 
 def test_help_names_every_target() -> None:
     shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert targets == ["help", "setup", "medical", "alpaca", "tools", "ollama", "test", "lint", "clean"]
+    targets = re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert targets == ["help", "setup", "medical", "alpaca", "tools", "r1", "polite", "ollama", "test", "lint", "clean"]
     for target in targets:
         assert re.search(rf"^make {target}  +\S", shown, re.MULTILINE), target

@@ -16,15 +16,16 @@ from tests.small_models import adapter_artifact, base_facts, tiny_adapter, tiny_
 from toolkit.errors import UsageError
 from toolkit.models.reference import Reference, TeacherForced
 from toolkit.models.weights import TORCH_DTYPES, TrainedWeights
-from toolkit.recipe.schema import Lora, Recipe
+from toolkit.recipe.lora import Lora
+from toolkit.recipe.schema import Recipe
 from toolkit.run.facts import Quantization
+from toolkit.train.adapter import refuse_missing_targets
 from toolkit.train.model import (
     _load_base,
     _through_unsloth,
     autocast_of,
     load_for_training,
     load_tuned,
-    refuse_missing_targets,
     training_dtype,
 )
 

@@ -127,7 +127,7 @@ def _gradients(model: Any, batch: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def test_nf4_gradients_are_the_same_before_and_after_an_evaluation(base: Path) -> None:
     recipe = make_recipe(base, method="qlora")
-    model, tokenizer, dtype, quantization, _ = load_for_training(recipe, resolve_base(str(base)))
+    model, tokenizer, dtype, quantization, *_ = load_for_training(recipe, resolve_base(str(base)))
     assert (dtype, quantization.quant_type) == ("float32", "nf4")  # type: ignore[union-attr]
     # A fresh B is zero, and then A has no gradient at all.
     for name, parameter in model.named_parameters():

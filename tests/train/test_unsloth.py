@@ -23,7 +23,8 @@ from unsloth import FastLanguageModel
 from unsloth.models import llama
 import torch
 from toolkit.run.facts import BaseFacts
-from toolkit.recipe.schema import ALL_SEVEN_PROJECTIONS, Recipe
+from toolkit.recipe.lora import ALL_SEVEN_PROJECTIONS
+from toolkit.recipe.schema import Recipe
 from toolkit.train import model as training
 
 

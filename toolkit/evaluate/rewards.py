@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from toolkit.evaluate.figure import Figure
+from toolkit.evaluate.names import SERVED, TUNED
 
 ALL = "reward, all together"
+UNIT = "points"
 
 
 def rewards_of(
@@ -29,10 +31,27 @@ def rewards_of(
         for name, reward in rewards.items()
     }
     summed = {subject: [sum(row) for row in zip(*(each[name][subject] for name in each))] for subject in told}
-    found = [Figure(ALL, "points", True, "help", weights, summed)]
+    found = [Figure(ALL, UNIT, True, "help", weights, summed)]
     if len(each) > 1:
-        found += [Figure(f"reward {name}", "points", True, "beside", weights, values) for name, values in each.items()]
+        found += [Figure(f"reward {name}", UNIT, True, "beside", weights, values) for name, values in each.items()]
     return found
+
+
+def earns_less(figures: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence where what is served earns less than the tuned model, beyond what these rows leave open; empty where not.
+
+    Args:
+        figures: as evaluation.json holds them.
+    """
+    for figure in figures:
+        served = figure["subjects"].get(SERVED)
+        if figure["unit"] == UNIT and served and served.get("from_tuned", {}).get("verdict") in ("worse", "broken"):
+            change, tuned = served["from_tuned"], figure["subjects"][TUNED]["value"]
+            return (
+                f"what Ollama answers to {figure['rows']} held-out questions earns {served['value']:.2f} ({figure['name']}), the "
+                f"tuned model {tuned:.2f}: a difference of {change['low']:.2f} to {change['high']:.2f}"
+            )
+    return ""
 
 
 def _number(value: float) -> float:

@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from toolkit.errors import ParityError
 from toolkit.evaluate import held_out as rows_apart
 from toolkit.evaluate.figures import figures_of, texts_reference
 from toolkit.evaluate.general_texts import General, read_general
 from toolkit.evaluate.held_out import HeldOut
 from toolkit.evaluate.names import BASE, SERVED, TUNED
 from toolkit.evaluate.readers import FileReader, tuned_and_base
+from toolkit.evaluate.rewards import earns_less
 from toolkit.evaluate.seen import Seen, look, look_at_served
 from toolkit.evaluate.texts import all_alike
 from toolkit.evaluate.told import Told, forgot_of, sentences, verdict_of
@@ -44,6 +46,7 @@ def evaluate(
     Raises:
         DataError: a row that the template refuses; an export that cannot be read.
         ExternalToolError: the server that has the model went away.
+        ParityError: what is served earns less than the tuned model.
     """
     adapter = as_merged(have["train"], recipe.merge.onto)
     facts, settings = adapter.facts, recipe.evaluate
@@ -70,7 +73,14 @@ def evaluate(
     served = next(
         (kind for kind, path in _files(recipe, have).items() if path.name == have["verify"].facts.served_file), ""
     )
-    return write(figures_json(held_out, general, seen, rewards), held_out, seen, served, out)
+    figures = figures_json(held_out, general, seen, rewards)
+    found = write(figures, held_out, seen, served, out)
+    if broken := earns_less(figures):
+        raise ParityError(
+            broken,
+            f"Do not use {recipe.ollama.model} as it is. Serve a larger file: --set export.serve={recipe.export.converted}",
+        )
+    return found
 
 
 def figures_json(

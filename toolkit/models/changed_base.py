@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,30 @@ def refuse_unknown_start(adapter: LoraAdapter, quantized: bool) -> None:
         raise UsageError(f"{where}, and with DoRA or on an embedding it is no LoRA of twice the rank", SAVE_AS_LORA)
 
 
-def write_as_lora(adapter: LoraAdapter, weights: TrainedWeights | MergedWeights, out: Path) -> None:
-    """Write what training changed, as an ordinary LoRA on the original base, into `out`."""
+Matrices = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
+"""Module → its A and B, float32."""
+
+
+def computed_start(adapter: LoraAdapter, weights: TrainedWeights | MergedWeights) -> Matrices:
+    """The adapter's matrices as training began, computed again from the base's weights, a module at a time."""
     from peft import PeftConfig
-    from safetensors.torch import load_file, save_file
 
     config: Any = PeftConfig.from_pretrained(adapter.folder)
+    return lambda module: _start(module, weights, copy.deepcopy(config))
+
+
+def write_as_lora(adapter: LoraAdapter, start: Matrices, out: Path) -> None:
+    """Write what training changed, as an ordinary LoRA on the original base, into `out`.
+
+    Args:
+        start: the adapter's matrices as training began.
+    """
+    from safetensors.torch import load_file, save_file
+
     tensors = load_file(adapter.path)
     for module, change in adapter.changes.items():
-        start = _start(module, weights, copy.deepcopy(config))
-        for part, first, axis in (("A", start[0], 0), ("B", -start[1], 1)):
+        low, high = start(module)
+        for part, first, axis in (("A", low, 0), ("B", -high, 1)):
             entry = change.parts[part]
             tensors[entry.name] = torch.cat([tensors[entry.name].float(), first], axis).contiguous()
     said: dict[str, Any] = json.loads((adapter.folder / CONFIG_FILE).read_text(encoding="utf-8"))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from toolkit.recipe.schema import SAMPLED, Recipe
+from toolkit.recipe.schema import SAMPLED, SHARDED, Recipe
 from toolkit.recipe.sizes import EMBEDDED, Shape
+from toolkit.recipe.trained import trained_parameters, whole_deltas
 from toolkit.run.hardware import Hardware
 
 GIB = 2**30
@@ -43,45 +44,56 @@ CARD_START_SECONDS = 70.0
 
 
 def training_memory(recipe: Recipe, shape: Shape, longest: int, on_gpu: bool) -> float:
-    """Peak bytes of training, without the process itself.
+    """Peak bytes of training, without the process itself; of several that train together, of each.
 
     Weights (NF4: 4.127 bits for the linear layers), gradient and Adam states of what is trained (16 bytes a weight in
     fp32, 10 with an 8-bit optimizer), what the backward pass keeps of every layer (two norms, q, k, v, attention output
     and four of the gated MLP; with checkpointing one input a layer and one layer in full: Chen et al. 2016, arXiv
-    1604.06174), attention scores where no fused kernel spares them (CPU), and three copies of a chunk's logits in fp32, or of all
-    tokens' where the objective needs every likelihood.
+    1604.06174), attention scores where no fused kernel spares them (CPU), the matrix that LoHa and LoKr make of each layer, and
+    three copies of a chunk's logits in fp32, or of all where an adapter changes the head or the objective needs every likelihood.
     """
     train = recipe.train
     size = 2 if on_gpu or (train.bf16 and not recipe.base.startswith("embedded:")) else 4
     total, linear = shape.parameters(), shape.linear_parameters()
     weights = linear * NF4_BYTES + (total - linear) * size if train.method == "qlora" else total * size
-    trained = total if train.method == "full" else shape.lora_parameters(recipe.lora.r, recipe.lora.target_modules)
-    states = trained * (10 if train.optim != "adamw_torch" else 16)
+    states: float = trained_parameters(recipe, shape) * (10 if train.optim != "adamw_torch" else 16)
+    if train.packing:
+        longest = train.max_length
     if train.objective in SAMPLED:
         longest = min(longest + train.max_completion_length, train.max_length)
     tokens = round(train.per_device_train_batch_size * SEQUENCES.get(train.objective, 1.0) * longest)
     keys = shape.projections()["k_proj"][1]
-    layer = tokens * (5 * shape.hidden_size + 2 * keys + 4 * shape.intermediate_size) * size
+    layer: float = tokens * (5 * shape.hidden_size + 2 * keys + 4 * shape.intermediate_size) * size
     if not on_gpu:
-        layer += 2 * tokens * longest * shape.num_attention_heads * size
+        # Packed rows of a batch lie in one sequence.
+        layer += 2 * tokens * (tokens if train.packing else longest) * shape.num_attention_heads * size
+    layer += whole_deltas(recipe.lora, shape) / shape.num_hidden_layers * size if train.method != "full" else 0
     kept = shape.num_hidden_layers * layer
     if train.gradient_checkpointing:
         kept = shape.num_hidden_layers * tokens * shape.hidden_size * size + layer
     mapped = 0 if on_gpu else total * size  # on a CPU the base's files stay mapped after they were quantized
-    at_once = min(tokens, LOGITS_ROWS) if train.objective in ("sft", "pretrain", "reward") else tokens
-    logits = 3 * at_once * shape.vocab_size * 4
+    # A head that the adapter changes gives all logits at once, and rows of tokens are put into a copy of their matrix.
+    by_adapter = train.method != "full" and bool(recipe.lora.vocabulary_modules or recipe.tokens.add)
+    in_chunks = train.objective in ("sft", "pretrain", "reward") and not by_adapter
+    logits = 3 * (min(tokens, LOGITS_ROWS) if in_chunks else tokens) * shape.vocab_size * 4
+    if recipe.tokens.add and by_adapter:
+        weights += 2 * shape.embedding_parameters() * size
+    if train.distributed in SHARDED:
+        weights /= train.num_processes
+    if train.distributed in (*SHARDED, "zero2"):
+        states /= train.num_processes
     return weights + states + kept + logits + (mapped if train.method == "qlora" else 0)
 
 
 def tokens_per_second(recipe: Recipe, shape: Shape, hardware: Hardware, tokens_per_row: float) -> float:
     """Trained tokens/s: on a card 6 operations a weight and token (Kaplan et al. 2020, arXiv 2001.08361) at a quarter of its
-    peak, unless starting the kernels takes longer; on a CPU the measured rate of the embedded base, by the ratio of the sizes
-    and cores."""
+    peak, unless starting the kernels takes longer, times the cards; on a CPU the measured rate of the embedded base, by the ratio
+    of the sizes and cores, which processes only divide."""
     if hardware.gpu_memory_bytes:
         peak = next((speed for card, speed in CARDS.items() if card in hardware.gpu_name), 60)
         batch = recipe.train.per_device_train_batch_size * tokens_per_row
         starting = batch / (CARD_SECONDS_PER_LAYER * shape.num_hidden_layers)
-        return min(UTILIZATION * peak * 1e12 / (6 * shape.parameters()), starting)
+        return recipe.train.num_processes * min(UTILIZATION * peak * 1e12 / (6 * shape.parameters()), starting)
     method = "lora" if recipe.train.method == "full" else recipe.train.method
     rate = CPU_TOKENS_PER_SECOND[method, recipe.train.bf16] * (0.7 if recipe.train.method == "full" else 1.0)
     return rate * EMBEDDED.parameters() / shape.parameters() * hardware.cores / 2
@@ -90,7 +102,7 @@ def tokens_per_second(recipe: Recipe, shape: Shape, hardware: Hardware, tokens_p
 def step_seconds(recipe: Recipe, shape: Shape, hardware: Hardware, tokens_per_row: float) -> float:
     """Seconds of a step: what it trains on, and for grpo and rloo what it samples first, as long as answers may be."""
     train = recipe.train
-    rows = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    rows = train.rows_a_step
     sampled = train.max_completion_length if train.objective in SAMPLED else 0
     tokens = rows * SEQUENCES.get(train.objective, 1.0) * (tokens_per_row + sampled / 2)
     seconds = PASSES.get(train.objective, 1.0) * tokens / tokens_per_second(recipe, shape, hardware, tokens_per_row)

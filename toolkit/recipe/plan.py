@@ -26,8 +26,9 @@ from toolkit.recipe.estimates import (
     tokens_per_second,
     training_memory,
 )
-from toolkit.recipe.schema import SAMPLED, Recipe
+from toolkit.recipe.schema import SAMPLED, SHARDED, Recipe, Train
 from toolkit.recipe.sizes import BITS_PER_WEIGHT, EMBEDDED, Shape, shape_of_base
+from toolkit.recipe.trained import trained_parameters
 from toolkit.run.hardware import Hardware, free_disk_bytes
 
 if TYPE_CHECKING:
@@ -90,26 +91,26 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
     notes += _not_converted(recipe.base) or _not_by_its_template(recipe)
     rows = _rows(recipe, notes)
     train = recipe.train
-    of_prompt = train.num_generations if train.objective in SAMPLED else 1
-    batch = train.per_device_train_batch_size * train.gradient_accumulation_steps / of_prompt
+    if train.packing:
+        rows = _packed(rows, train.max_length)
+        if not hardware.gpu_memory_bytes:
+            notes.append("Packed rows are slower on a CPU than rows of their own: train.packing is for a card.")
+    batch = train.rows_a_step / (train.num_generations if train.objective in SAMPLED else 1)
     steps = (
         train.max_steps if train.max_steps > 0 else math.ceil(math.ceil(rows.train / batch) * train.num_train_epochs)
     )
     if recipe.adapter is not None or not rows.train:
         steps = 0
+    elif train.num_processes > 1:
+        notes.append(_of_a_step(train, rows.tokens))
     if recipe.profile.startswith("gpu") and not hardware.gpu_memory_bytes:
         notes.append(f"Profile {recipe.profile}, but no NVIDIA card is here: everything is counted on the CPU.")
-    trained = (
-        shape.parameters()
-        if train.method == "full"
-        else shape.lora_parameters(recipe.lora.r, recipe.lora.target_modules)
-    )
     return Plan(
         recipe.name,
         recipe.profile,
         recipe.base,
         shape.parameters(),
-        trained,
+        trained_parameters(recipe, shape),
         rows.train,
         round(rows.tokens),
         steps,
@@ -129,6 +130,16 @@ def _earlier(recipe: Recipe, hardware: Hardware, notes: list[str]) -> list[Stage
             replace(stage, name=f"{stage.name}-{step}") for stage in plan.stages if stage.name in ("prepare", "train")
         ]
     return found
+
+
+def _of_a_step(train: Train, tokens: float) -> str:
+    """What a step learns from where several processes train together."""
+    rows = train.rows_a_step
+    return (
+        f"{train.num_processes} processes train together ({train.distributed}): a step learns from {rows} rows, about "
+        f"{rows * tokens:,.0f} tokens ({train.per_device_train_batch_size} per_device_train_batch_size × "
+        f"{train.gradient_accumulation_steps} gradient_accumulation_steps × {train.num_processes} num_processes)."
+    )
 
 
 def _not_converted(base: str) -> list[str]:
@@ -222,6 +233,13 @@ def _rows(recipe: Recipe, notes: list[str]) -> _Rows:
     return _Rows(train, held_out, sum(lengths) / len(lengths), math.ceil(max(lengths)), size)
 
 
+def _packed(rows: _Rows, max_length: int) -> _Rows:
+    """Rows put behind each other in sequences of `max_length` tokens."""
+    sequences = math.ceil(rows.train * rows.tokens / max_length)
+    tokens = rows.train * rows.tokens / sequences if sequences else rows.tokens
+    return rows._replace(train=sequences, tokens=tokens, longest=max_length)
+
+
 def _files(file: Path) -> list[Path]:
     return [inside for inside in file.rglob("*") if inside.is_file()] if file.is_dir() else [file]
 
@@ -244,7 +262,7 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
     speed = EMBEDDED.parameters() / total * hardware.cores / 2
     rate = tokens_per_second(recipe, shape, hardware, rows.tokens)
     train, export = recipe.train, recipe.export
-    trained = total if train.method == "full" else shape.lora_parameters(recipe.lora.r, recipe.lora.target_modules)
+    trained = trained_parameters(recipe, shape)
     size = {name: total * BITS_PER_WEIGHT[name] / 8 for name in (export.converted, *export.quantized)}
     converted, merged = size[export.converted], total * (2 if on_gpu else 4)
     listed = recipe.golden.prompts
@@ -257,14 +275,20 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
     scores = (rows.longest + recipe.golden.max_new_tokens) * shape.vocab_size * 8
     download = 0 if recipe.base.startswith("embedded:") or is_here(recipe.base) else total * 2
     host = PROCESS_BYTES
+    # One process a card; on a CPU each holds all.
+    training = train.num_processes * (TRAINING_PROCESS_BYTES + (2 * GIB if on_gpu else peak))
+    if on_gpu and train.distributed in SHARDED:  # loaded whole before it is cut into parts
+        training += train.num_processes * total * 2
     served = size[export.serve] if export.serve in size else max(size.values())  # auto: one of them
     seconds = CARD_START_SECONDS if on_gpu else 10.0
-    seconds += steps * step_seconds(recipe, shape, hardware, rows.tokens) + 2 * rows.held_out * rows.tokens / (3 * rate)
+    looks = 2 + (steps // train.looks_every if train.looks_every else 0)
+    seconds += steps * step_seconds(recipe, shape, hardware, rows.tokens)
+    seconds += looks * rows.held_out * rows.tokens / (3 * rate)
     table: list[tuple[str, float, float, float, float]] = [
         ("prepare", 0.3 * GIB + 8 * rows.bytes, 0, 3 * rows.bytes, 2 + rows.bytes / 2e6),
         (
             "train",
-            host if recipe.adapter else TRAINING_PROCESS_BYTES + (2 * GIB if on_gpu else peak),
+            host if recipe.adapter else training,
             CUDA_CONTEXT_BYTES + peak if on_gpu and not recipe.adapter else 0,
             download
             + trained * (4 if recipe.adapter else 4 + 24),  # the adapter, and two checkpoints with Adam's states

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from toolkit.recipe.lora import Lora, Tokens, without_merge
+from toolkit.recipe.section import Section
+from toolkit.recipe.together import faults_of_adapter, faults_of_knobs
 
 QUANTIZED_FILE_TYPES = (
     "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
@@ -23,8 +27,8 @@ Objective = Literal["sft", "grpo", "dpo", "orpo", "kto", "simpo", "reward", "rlo
 """What training learns from, and how; see `toolkit.train.methods`."""
 SAMPLED = ("grpo", "rloo")
 """Objectives that learn from answers of the model's own, by rewards."""
-
-ALL_SEVEN_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SHARDED = ("fsdp", "zero3")
+"""Of `train.distributed`: each process holds a part of the weights."""
 
 OLLAMA_NAME = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}(/[A-Za-z0-9][A-Za-z0-9._-]{0,79})*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,79})?"
@@ -35,12 +39,6 @@ def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """' (did you mean X?)' for the closest known spelling, or an empty text."""
     found = difflib.get_close_matches(word.lower(), [k.lower() for k in known], n=1, cutoff=0.5)
     return next((f" (did you mean {k}?)" for k in known if found and k.lower() == found[0]), "")
-
-
-class Section(BaseModel):
-    """Strict and frozen: an unknown key or a wrong type is an error, never ignored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Columns(Section):
@@ -181,16 +179,8 @@ class Data(Reading):
         return self.path or ", ".join(source.path for source in self.sources)
 
 
-class Lora(Section):
-    """As `peft.LoraConfig` spells them."""
-
-    r: Annotated[int, Field(gt=0)] = 16
-    lora_alpha: Annotated[int, Field(gt=0)] = 16
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: list[str] | Literal["all-linear"] = ALL_SEVEN_PROJECTIONS
-    use_rslora: bool = False
-    use_dora: bool = False
-
+Reporter = Literal["none", "tensorboard", "wandb", "trackio", "swanlab", "mlflow"]
+REPORTERS = get_args(Reporter)
 
 _SAID_ALREADY = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "strftime_now")
 """What a template is given by whoever renders it."""
@@ -217,6 +207,11 @@ class Train(Section):
     """Of grpo and rloo: functions of `toolkit.train.rewards`, or of the file that --rewards names; their sum is what counts."""
     per_device_train_batch_size: Annotated[int, Field(gt=0)] = 2
     gradient_accumulation_steps: Annotated[int, Field(gt=0)] = 4
+    distributed: Literal["none", "ddp", "fsdp", "zero2", "zero3"] = "none"
+    """What several processes, a card each, divide among them (docs/scale.md): rows (ddp), optimizer and gradients too (zero2, by
+    DeepSpeed), weights too (fsdp, zero3). On a CPU ddp only."""
+    num_processes: Annotated[int, Field(gt=0)] = 1
+    """With `distributed`: how many. A step learns from the rows of all of them."""
     num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
     max_steps: Annotated[int, Field(ge=-1)] = -1
     """-1: as many as the epochs need."""
@@ -229,6 +224,20 @@ class Train(Section):
     max_length: Annotated[int, Field(ge=32)] = 512
     """Tokens of prompt + answer. A longer row is left out and listed, never cut: a cut answer has no end token."""
     train_sampling_strategy: Literal["random", "group_by_length"] = "random"
+    packing: bool = False
+    """Of sft and pretrain: several rows behind each other in a sequence of `max_length` tokens, none of which sees another; for a
+    card and many short rows."""
+    neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = None
+    """Of sft and pretrain: noise on the embeddings while training (Jain et al. 2023, arXiv 2310.05914), e.g. 5: longer and freer
+    answers."""
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
+    """B learns so many times faster than A (LoRA+: Hayou et al. 2024, arXiv 2402.12354), e.g. 16, at a lower `learning_rate`."""
+    loraplus_lr_embedding: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+    """With `loraplus_lr_ratio`: the learning rate of a LoRA on an embedding."""
+    early_stopping_patience: Annotated[int, Field(gt=0)] | None = None
+    """Stop when the loss of the held-out rows was not lower in so many looks; what is kept is the step where it was lowest."""
+    eval_steps: Annotated[int, Field(gt=0)] | None = None
+    """Steps between two looks at the held-out rows; None: `save_steps`, where `early_stopping_patience` needs them."""
     bf16: bool = False
     """Compute in bfloat16 (bnb_4bit_compute_dtype too)."""
     gradient_checkpointing: bool = False
@@ -241,7 +250,66 @@ class Train(Section):
     logging_steps: Annotated[int, Field(gt=0)] = 1
     save_steps: Annotated[int, Field(gt=0)] = 20
     seed: int = 3407
-    report_to: Literal["none", "tensorboard"] = "none"
+    report_to: Reporter | list[Reporter] = "none"
+    """Who else is told each step, one or a list. Their keys are in the environment, or where they keep them: none has a place
+    here."""
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _no_kind(cls, value: Any) -> Any:
+        if isinstance(value, str) and (reason := without_merge(value)):
+            raise ValueError(reason)
+        return value
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _reporters(cls, value: Any) -> Any:
+        named = value if isinstance(value, list) else [value]
+        for name in named:
+            if name not in REPORTERS:
+                raise ValueError(
+                    f"{name!r} is nobody to report to{nearest(str(name), REPORTERS)}: {', '.join(REPORTERS)}"
+                )
+        if isinstance(value, list) and ("none" in named or len(set(named)) < len(named)):
+            raise ValueError("name each reporter once; none stands alone")
+        return value
+
+    @property
+    def reporters(self) -> list[str]:
+        """`report_to` as a list; empty for none."""
+        named = self.report_to if isinstance(self.report_to, list) else [self.report_to]
+        return [name for name in named if name != "none"]
+
+    @property
+    def looks_every(self) -> int | None:
+        """Steps between two looks at the held-out rows while training; None: there are none."""
+        if self.eval_steps is None and self.early_stopping_patience is None:
+            return None
+        return self.eval_steps or self.save_steps
+
+    @property
+    def rows_a_step(self) -> int:
+        """Rows (of grpo and rloo: answers) that a step learns from, over all processes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_processes
+
+    @model_validator(mode="after")
+    def _in_processes(self) -> Train:
+        """What does not go together with `distributed`; sources in docs/scale.md."""
+        how, number = self.distributed, self.num_processes
+        if how == "none" and number > 1:
+            raise ValueError(f"num_processes: {number} processes need distributed: ddp, fsdp, zero2 or zero3")
+        if how != "none" and number == 1:
+            raise ValueError(f"distributed: {how} needs num_processes above 1, as many as there are cards")
+        if how in SHARDED and self.method == "qlora":
+            raise ValueError(
+                f"distributed: {how} cuts weights into parts, and a base in NF4 loses on the way how it is to be read: "
+                "distributed: ddp or zero2 with method: qlora, or method: lora"
+            )
+        if how == "fsdp" and self.optim != "adamw_torch":
+            raise ValueError(
+                f"distributed: fsdp cuts weights into parts that optim: {self.optim} cannot read: optim: adamw_torch"
+            )
+        return self
 
     @field_validator("chat_template_kwargs")
     @classmethod
@@ -262,7 +330,10 @@ class Earlier(Section):
     """What is left out is as in the recipe's own `train`, but for `NOT_HANDED_ON`."""
 
 
-NOT_HANDED_ON = {"objective", "max_steps", "num_train_epochs", "learning_rate", "beta", "rewards"}
+NOT_HANDED_ON = {
+    "objective", "max_steps", "num_train_epochs", "learning_rate", "beta", "rewards", "packing", "neftune_noise_alpha",
+    "early_stopping_patience", "eval_steps",
+}  # fmt: skip
 """Keys of `train` that each of the `earlier` steps has for itself."""
 
 
@@ -377,6 +448,7 @@ class Recipe(Section):
     step's name is in those of its stages: prepare-NAME, train-NAME."""
     train: Train = Train()
     lora: Lora = Lora()
+    tokens: Tokens = Tokens()
     golden: Golden = Golden(from_test=16)
     merge: Merge = Merge()
     export: Export = Export()
@@ -413,9 +485,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
-        faults = _of_objectives(self)
-        if self.train.method == "full" and self.lora.use_dora:
-            faults.append("lora.use_dora goes with train.method qlora or lora, not full")
+        faults = [*_of_objectives(self), *faults_of_adapter(self), *faults_of_knobs(self)]
         if self.golden.prompts is None and self.golden.from_test == 0:
             faults.append("golden: give prompts, or from_test above 0: without them nothing can be proved")
         if self.data is None and self.adapter is None:
@@ -466,11 +536,10 @@ def _of_objectives(recipe: Recipe) -> list[str]:
         if objective in SAMPLED and not train.rewards and not (objective == "rloo" and rewarded):
             needs = "train.rewards" + (", or an earlier step with objective reward" if objective == "rloo" else "")
             faults.append(f"{where}train.objective: {objective} needs {needs}")
-        batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
-        if objective in SAMPLED and batch % train.num_generations:
+        if objective in SAMPLED and train.rows_a_step % train.num_generations:
             faults.append(
-                f"{where}train.num_generations: {train.num_generations} answers to a prompt do not divide the {batch} of a step "
-                "(per_device_train_batch_size × gradient_accumulation_steps)"
+                f"{where}train.num_generations: {train.num_generations} answers to a prompt do not divide the "
+                f"{train.rows_a_step} of a step (per_device_train_batch_size × gradient_accumulation_steps × num_processes)"
             )
         if objective == "kto" and train.per_device_train_batch_size < 2:
             faults.append(

@@ -15,7 +15,15 @@ from toolkit.recipe.schema import Objective, Recipe
 from toolkit.report.page import with_served
 from toolkit.report.plot import read_rewards
 from toolkit.run.artifacts import Artifact, Cost, read_jsonl
-from toolkit.run.facts import AdapterFacts, DatasetFacts, GGUFFile, GoldenFacts, ModelFacts, OllamaFacts, SourceLoss
+from toolkit.run.facts import (
+    AdapterFacts,
+    DatasetFacts,
+    GGUFFile,
+    GoldenFacts,
+    ModelFacts,
+    OllamaFacts,
+    SourceLoss,
+)
 
 SHOWN_ANSWERS = 2
 EVALUATION = "evaluation.json"
@@ -138,7 +146,6 @@ def _trained(recipe: Recipe, adapter: AdapterFacts, prepared: Artifact[DatasetFa
     how = {"qlora": "QLoRA (base in NF4)", "lora": "LoRA", "full": "full fine-tuning"}[adapter.method]
     if adapter.method != "full":
         how += f", r = {lora.r}, alpha = {lora.lora_alpha}"
-    batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
     rows.append(("method", f"{how}; {adapter.trained_parameters:,} weights trained"))
     if adapter.objective != "sft":
         rows.append(("objective", _OBJECTIVES[adapter.objective]))
@@ -147,7 +154,7 @@ def _trained(recipe: Recipe, adapter: AdapterFacts, prepared: Artifact[DatasetFa
     if adapter.answers > adapter.train_rows or adapter.rows_split or adapter.calls:
         rows.append(("answers", _learnt(adapter)))
     rows.append(
-        ("steps", f"{adapter.steps:,} of {batch} rows, learning rate {train.learning_rate:g}, "
+        ("steps", f"{adapter.steps:,} of {train.rows_a_step} rows{_processes(recipe)}, learning rate {train.learning_rate:g}, "
          f"{adapter.tokens_per_second:,.0f} tokens/s, profile {recipe.profile}")
     )  # fmt: skip
     return rows
@@ -189,6 +196,11 @@ def _rewards(adapter: Artifact[AdapterFacts]) -> list[tuple[str, str]]:
         first, last = (sum(some) / tenth for some in (curve.means[:tenth], curve.means[-tenth:]))
         rows.append((name, f"{first:.2f} → {last:.2f} (first and last tenth of the steps)"))
     return rows
+
+
+def _processes(recipe: Recipe) -> str:
+    number, how = recipe.train.num_processes, recipe.train.distributed
+    return f" in {number} processes ({how})" if number > 1 else ""
 
 
 def _learnt(adapter: AdapterFacts) -> str:

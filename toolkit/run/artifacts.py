@@ -32,9 +32,9 @@ class Cost(BaseModel):
 
     seconds: float = 0.0
     peak_memory_bytes: int = 0
-    """Largest resident set of the stage's process and its children."""
+    """Largest resident set of the stage's process and its children; of those that train together the sum."""
     peak_card_bytes: int = 0
-    """The most that torch held of the first CUDA card, without what CUDA itself takes; 0 where none was used."""
+    """The most that torch held of a CUDA card, without what CUDA itself takes; 0 where none was used."""
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,8 @@ class AdapterFacts(Facts):
     pair_accuracy: float | None = None
     """Of a reward model: the share of held-out pairs whose better answer it gives the larger number."""
     steps: int = 0
+    best_step: int | None = None
+    """Of early stopping: the step whose weights are kept, where the loss of held-out rows was lowest; None: the last."""
     train_rows: int = 0
     """Sequences: rows, or parts of them (see `rows_split`)."""
     answers: int = 0

@@ -21,32 +21,38 @@ class Hardware:
     gpu_name: str
     gpu_memory_bytes: int
     """Of the first card that programs here may use, which is the one that trains; 0 without one."""
+    cards: int = 0
+    """How many they may use."""
 
 
 def read_hardware() -> Hardware:
     """Ask the operating system and, where it is installed, nvidia-smi. `CUDA_VISIBLE_DEVICES` chooses and hides cards."""
     memory = psutil.virtual_memory()
-    name, size = _first_card()
-    return Hardware(len(os.sched_getaffinity(0)), memory.total, memory.available, name, size)
+    cards = _visible_cards()
+    name, size = cards[0] if cards else ("", 0)
+    return Hardware(len(os.sched_getaffinity(0)), memory.total, memory.available, name, size, len(cards))
 
 
-def _first_card() -> tuple[str, int]:
-    """(name, bytes) of the first visible card; ("", 0) without one."""
+def _visible_cards() -> list[tuple[str, int]]:
+    """(name, bytes) of each visible card, in the order that programs number them in."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return "", 0
+        return []
     command = [tool, "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return "", 0
+        return []
     cards = [fields for line in answer.splitlines() if len(fields := line.split(", ")) == 4 and fields[3].isdigit()]
-    # A list of numbers, or of (beginnings of) UUIDs; an empty text and -1 hide all.
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip()
-    for index, uuid, name, size in cards:
-        if wanted == index or (len(wanted) > 4 and uuid.startswith(wanted)):
-            return name, int(size) * 2**20
-    return "", 0
+    # A list of numbers, or of (beginnings of) UUIDs, as far as they name cards; an empty text and -1 hide all.
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(card[0] for card in cards)).split(",")
+    found: list[tuple[str, int]] = []
+    for wanted in map(str.strip, listed):
+        card = next((c for c in cards if wanted == c[0] or (len(wanted) > 4 and c[1].startswith(wanted))), None)
+        if card is None:
+            break
+        found.append((card[2], int(card[3]) * 2**20))
+    return found
 
 
 def free_disk_bytes(path: Path) -> int:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -34,6 +32,7 @@ from toolkit.run.artifacts import Artifact, Cost, finish_publishing, publish, re
 from toolkit.run.keys import difference, make_key
 from toolkit.run.locks import NAMES_OF_ITS_OWN, only_run
 from toolkit.run.preflight import preflight
+from toolkit.run.processes import PEAKS_FILE, own_environment, peak_card_memory, peak_memory, quiet_libraries
 from toolkit.run.stages import Stage, call_stage, stages_of
 
 stderr = Console(stderr=True, highlight=False)
@@ -194,7 +193,11 @@ def _run_stage(
     command = [sys.executable, "-m", "toolkit.cli", "stage-process"]
     # In a session of its own: Ctrl-C reaches this process only, which then ends the stage, once.
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, text=True, env={**os.environ, **_ENVIRONMENT}, start_new_session=True
+        command,
+        stdin=subprocess.PIPE,
+        text=True,
+        env={**own_environment(os.environ), **_ENVIRONMENT},
+        start_new_session=True,
     )
     try:
         process.communicate(json.dumps(order))
@@ -245,8 +248,7 @@ def _failure(stage: Stage, recipe: Recipe, code: int) -> ToolkitError:
 def run_stage_here(order: dict[str, Any]) -> None:
     """The stage's side of `_run_stage`: call the stage's function in this process and publish what it left."""
     start = time.monotonic()
-    # It tells at every start that a kernel of a hub is not there; it is not wanted.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    quiet_libraries()
     recipe = Recipe.model_validate(order["recipe"])
     folder = Path(order["folder"])
     stage = next(s for s in stages_of(recipe) if s.name == order["stage"])
@@ -255,25 +257,17 @@ def run_stage_here(order: dict[str, Any]) -> None:
     rewards = Path(order["rewards"]) if order.get("rewards") else None
     facts = call_stage(stage, recipe, {k: v for k, v in have.items() if v is not None}, partial, rewards)
     seconds = round(time.monotonic() - start, 1)
-    cost = Cost(seconds=seconds, peak_memory_bytes=_peak_memory(), peak_card_bytes=_peak_card_memory())
+    cost = Cost(seconds=seconds, **_peaks(partial))
     publish(partial, folder / stage.name, facts, order["key"], cost)
 
 
-def _peak_memory() -> int:
-    """Largest resident set of this process and of its ended children, in bytes."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # Linux gives kilobytes
-    # Not RUSAGE_SELF: that begins at what the parent had when it started this process.
-    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    own = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    return max(own, children)
-
-
-def _peak_card_memory() -> int:
-    """What torch reserved of the first card at most, in bytes; 0 when this process computed on none."""
-    torch = sys.modules.get("torch")  # most stages do not need it, and its import takes seconds
-    if torch is None or not torch.cuda.is_initialized():
-        return 0
-    return int(torch.cuda.max_memory_reserved(0))
+def _peaks(partial: Path) -> dict[str, int]:
+    told = partial / PEAKS_FILE
+    if not told.is_file():
+        return {"peak_memory_bytes": peak_memory(), "peak_card_bytes": peak_card_memory()}
+    peaks: dict[str, int] = json.loads(told.read_text(encoding="utf-8"))
+    told.unlink()
+    return peaks
 
 
 def stop_unless_passed(recipe: Recipe, certificate: Artifact[Any]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from toolkit.errors import ToolkitError
 from toolkit.recipe.schema import SAMPLED, Recipe
 from toolkit.run.hardware import read_hardware
+from toolkit.run.stages import stages_of
 
 if TYPE_CHECKING:
     from toolkit.data.loading import Loaded
@@ -49,8 +50,13 @@ def preflight(recipe: Recipe, folder: Path, runs: Collection[str], rewards: Path
 
         faults += _collect(lambda: check_modelfile(recipe))
     from toolkit.recipe.plan import check_plan, make_plan
+    from toolkit.train.engines import check_processes
 
     hardware = read_hardware()
+    here = [stage for stage in stages_of(recipe) if stage.name in runs and recipe.adapter is None]
+    trained = [recipe.at(stage.step).train for stage in here if stage.does == "train"]
+    for train in trained:
+        faults += [fault for fault in check_processes(train, hardware) if str(fault) not in map(str, faults)]
     faults += _collect(lambda: check_plan(make_plan(recipe, hardware), hardware, folder, runs))
     if faults:
         hints = "\n".join(dict.fromkeys([*(f.hint for f in faults if f.hint), *doubts]))
@@ -77,7 +83,11 @@ def _check_step(
     looked, faults = check_data(recipe)
     faults = faults if prepares else []
     if trains:
-        faults += _check_rewards(recipe, rewards) + (_check_template(recipe, looked) if base_is_right else [])
+        faults += (
+            _check_rewards(recipe, rewards)
+            + _check_reporters(recipe)
+            + (_check_template(recipe, looked) if base_is_right else [])
+        )
     return faults, list(looked.doubts.values()) if prepares else []
 
 
@@ -87,6 +97,14 @@ def _check_rewards(recipe: Recipe, rewards: Path | None) -> list[ToolkitError]:
     from toolkit.train.rewards import named
 
     return _raised(lambda: named(recipe.train.rewards, rewards))
+
+
+def _check_reporters(recipe: Recipe) -> list[ToolkitError]:
+    if not recipe.train.reporters or recipe.adapter is not None:
+        return []
+    from toolkit.train.reporters import check_reporters
+
+    return check_reporters(recipe.train.reporters)
 
 
 def _check_template(recipe: Recipe, looked: Loaded) -> list[ToolkitError]:

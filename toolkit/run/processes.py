@@ -1,15 +1,36 @@
-"""Child processes that do not outlive their parent, and interrupts that are not lost."""
+"""Child processes that do not outlive their parent, what they took at most, and interrupts that are not lost."""
 
 from __future__ import annotations
 
+import logging
 import os
+import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _MOMENT = 0.05
 """Seconds."""
+PEAKS_FILE = "peaks.json"
+"""In a stage's folder, until the stage has ended: what processes that it started measured of themselves."""
+_OF_ENGINES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def own_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what engines of several processes tell their own: left over from a job's script, it would make a
+    trainer wait for others that nobody starts, or compute otherwise than the recipe says."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in _OF_ENGINES and not name.startswith(("ACCELERATE_", "FSDP_", "TORCHELASTIC_"))
+    }
+
+
+def quiet_libraries() -> None:
+    """Leave out what a library tells at every start: that a kernel of a hub is not there, which is not wanted."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def die_with_parent(number: signal.Signals, parent: int | None = None) -> Callable[[], None]:
@@ -48,3 +69,20 @@ def keep_interrupts() -> None:
 
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     sys.unraisablehook = come_again
+
+
+def peak_memory() -> int:
+    """Largest resident set of this process and of its ended children, in bytes."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # Linux gives kilobytes
+    # Not RUSAGE_SELF: that begins at what the parent had when it started this process.
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    own = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return max(own, children)
+
+
+def peak_card_memory() -> int:
+    """What torch reserved of this process's card at most, in bytes; 0 when this process computed on none."""
+    torch = sys.modules.get("torch")  # most stages do not need it, and its import takes seconds
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return int(torch.cuda.max_memory_reserved())

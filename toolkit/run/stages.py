@@ -192,9 +192,14 @@ def call_stage(
 
             return adopt_adapter(recipe, out)
         case "train":
+            earlier = {role: have[name] for role, name in before(whole, stage.step).items()}
+            if recipe.train.distributed != "none":
+                from toolkit.train.together import train_together
+
+                rows = have[f"prepare{suffix}"]
+                return train_together(whole, stage.step, rows, out, **earlier, own_rewards=rewards)
             from toolkit.train.training import train
 
-            earlier = {role: have[name] for role, name in before(whole, stage.step).items()}
             return train(recipe, have[f"prepare{suffix}"], out, **earlier, own_rewards=rewards)
         case "golden":
             from toolkit.parity.golden.record import record_golden

@@ -57,7 +57,7 @@ def diagnose() -> list[Finding]:
     with ThreadPoolExecutor() as pool:
         slow = [pool.submit(check) for check in (_gpu, _bitsandbytes, _llama_cpp_decodes)]
         quick = [_system(), _python(), _packages(), _compiler()]
-        rest = [_disk(), _memory(), _ollama(), _ollama_server(), _llama_cpp_tree(), _base()]
+        rest = [_processes(), _disk(), _memory(), _ollama(), _ollama_server(), _llama_cpp_tree(), _base()]
         return quick + [check.result() for check in slow] + rest
 
 
@@ -241,6 +241,23 @@ def _llama_cpp_decodes() -> Finding:
         return decode_finding(find_gguf())
     except ToolkitError as error:
         return Finding("llama.cpp decodes", "missing", error.message, "rm .venv/.ready && make setup")
+
+
+def _processes() -> Finding:
+    """What several processes could train on here (`train.distributed`, docs/scale.md)."""
+    hardware = read_hardware()
+    if not hardware.cards:
+        found = (
+            f"no card, {hardware.cores} cores: train.num_processes above 1 (ddp) divides the cores, and is no faster"
+        )
+    elif hardware.cards == 1:
+        found = "1 card: training is one process"
+    else:
+        with_deepspeed = (
+            ", zero2, zero3" if _is_installed("deepspeed") else "; zero2 and zero3 need pip install deepspeed"
+        )
+        found = f"{hardware.cards} cards: train.num_processes up to {hardware.cards}, by ddp, fsdp{with_deepspeed}"
+    return Finding("processes", "ok", found)
 
 
 def _disk() -> Finding:

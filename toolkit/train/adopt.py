@@ -16,7 +16,7 @@ from toolkit.models.adapter_files import CONFIG_FILE, WEIGHTS_FILE, is_model, re
 from toolkit.models.adapter_names import other_beginning, write_renamed
 from toolkit.models.adapters import LoraAdapter
 from toolkit.models.bases import TOKENIZER_FILES, check_folder, read_chat_template, resolve_base
-from toolkit.models.changed_base import refuse_unknown_start, write_as_lora
+from toolkit.models.changed_base import computed_start, refuse_unknown_start, write_as_lora
 from toolkit.models.merged import MergedWeights
 from toolkit.models.safetensors_file import DTYPES, commonest_dtype, link_or_copy, model_entries, model_files
 from toolkit.models.tokenizer import load_tokenizer
@@ -151,7 +151,7 @@ def _take_matrices(
         weights = TrainedWeights(weights.folder, str(weights.dtype).removeprefix("torch."), None, vocabulary)
     if start := start_of(taken.config):
         refuse_unknown_start(taken, quantized)
-        write_as_lora(taken, weights, out)
+        write_as_lora(taken, computed_start(taken, weights), out)
         taken = LoraAdapter(out)
         stderr.print(
             f"{adapter.folder} began with a part of the base ({start}): what was trained is taken as a plain LoRA."

@@ -23,6 +23,7 @@ from toolkit.models.chat_template import NOTHING_TOLD
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import write_jsonl
 from toolkit.train.rows import NOT_LEARNED, TokenizedRow, tokenize
+from toolkit.train.world import is_first
 
 FORWARD_FILE = "forward.jsonl"
 ROWS = 8
@@ -79,7 +80,8 @@ def record_forward(
             with torch.enable_grad(), trainer.compute_loss_context_manager():
                 loss = float(loss_of(trainer, row))
             recorded.append({**asdict(place), "tokens": row.learnt, "loss": loss})
-    write_jsonl(out / FORWARD_FILE, recorded)
+    if is_first():
+        write_jsonl(out / FORWARD_FILE, recorded)
 
 
 def _by_trainer(trainer: Any, row: TokenizedRow) -> torch.Tensor:

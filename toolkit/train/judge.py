@@ -11,22 +11,20 @@ import torch
 from toolkit.models.bases import resolve_base
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.models.weights import attention_of
-from toolkit.recipe.schema import Lora
+from toolkit.recipe.lora import Lora
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts, BaseFacts
+from toolkit.train.adapter import put_adapter
 
 JUDGED_TOGETHER = 8
 
 
 def fresh_judge(base: BaseFacts, lora: Lora, dtype: torch.dtype, seed: int) -> tuple[Any, Any]:
     """(model, tokenizer): the base's body with a new head [1, hidden], which is trained whole beside the adapter."""
-    from peft import LoraConfig, get_peft_model
-
     torch.manual_seed(seed)
     tokenizer = load_tokenizer(base.folder)
     model = _body(base, dtype, tokenizer)
-    config = LoraConfig(task_type="SEQ_CLS", bias="none", **lora.model_dump())
-    return get_peft_model(model, config), tokenizer
+    return put_adapter(model, lora, "SEQ_CLS")[0], tokenizer
 
 
 def load_judge(artifact: Artifact[AdapterFacts]) -> Callable[[list[list[int]]], list[float]]:
@@ -47,7 +45,8 @@ def _body(base: BaseFacts, dtype: torch.dtype, tokenizer: Any) -> Any:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=1, dtype=dtype, trust_remote_code=False, use_safetensors=True,
-        attn_implementation=attention_of(config), device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        attn_implementation=attention_of(config),
+        device_map={"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
     )  # fmt: skip
     # The number is read at the last token that is no padding.
     model.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

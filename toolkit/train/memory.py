@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from toolkit.errors import ResourceError
-from toolkit.recipe.schema import SAMPLED, Recipe
+from toolkit.recipe.schema import SAMPLED, SHARDED, Recipe
 
 
 def settings_to_lower(recipe: Recipe) -> list[str]:
@@ -20,6 +20,8 @@ def settings_to_lower(recipe: Recipe) -> list[str]:
             f"--set train.per_device_train_batch_size={half} --set train.gradient_accumulation_steps={steps}"
             "   (same result, a little slower)"
         )
+    if train.packing and not recipe.profile.startswith("gpu"):
+        found.append("--set train.packing=false   (a mask over all rows of a batch is spared)")
     if not train.gradient_checkpointing:
         found.append("--set train.gradient_checkpointing=true   (same result, about a third slower)")
     if sampled and train.num_generations > 4:
@@ -29,15 +31,22 @@ def settings_to_lower(recipe: Recipe) -> list[str]:
         )
     if sampled and train.max_completion_length > 64:
         found.append(f"--set train.max_completion_length={train.max_completion_length // 2}   (longer answers are cut)")
-    if train.method == "lora":
+    on_cards = recipe.profile.startswith("gpu")
+    if on_cards and train.distributed in ("ddp", "zero2") and train.method != "qlora" and train.optim == "adamw_torch":
+        found.append("--set train.distributed=fsdp   (each card holds a part of the weights; same result)")
+    if train.method == "lora" and train.distributed not in SHARDED:
         found.append("--set train.method=qlora   (base in 4 bits)")
     if train.method == "full":
         found.append("--set train.method=lora   (trains an adapter only)")
-    if train.optim == "adamw_torch" and recipe.profile.startswith("gpu"):
+    if train.optim == "adamw_torch" and on_cards and train.distributed != "fsdp":
         found.append("--set train.optim=adamw_8bit")
     if train.max_length > 256:
         found.append(f"--set train.max_length={train.max_length // 2}   (with a lower data.max_characters)")
-    if train.method != "full" and recipe.lora.r > 8:
+    if train.method != "full" and recipe.lora.peft_type in ("LOHA", "LOKR"):
+        found.append("--set lora.peft_type=LORA   (makes no matrix as large as a layer's)")
+    if train.method != "full" and set(recipe.lora.modules_to_save) & set(recipe.lora.vocabulary_modules):
+        found.append("--set lora.modules_to_save=[]   (embedding and head stay the base's)")
+    if train.method != "full" and recipe.lora.peft_type != "IA3" and recipe.lora.r > 8:
         found.append(f"--set lora.r={recipe.lora.r // 2}")
     found.append("--set base=<a smaller base of the same family>")
     return found

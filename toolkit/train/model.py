@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +16,12 @@ from rich.console import Console
 
 from toolkit.errors import DataError, UsageError
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.models.weights import TrainedWeights, attention_of, loaded_bytes, weights_of
-from toolkit.recipe.schema import Lora, Recipe
+from toolkit.models.weights import attention_of, loaded_bytes, weights_of
+from toolkit.recipe.schema import SHARDED, Recipe
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts, BaseFacts, Quantization
 from toolkit.run.places import cache_home
+from toolkit.train.adapter import add_tokens, go_on, put_adapter, refuse_missing_targets, resize, unknown_to_unsloth
 
 stderr = Console(stderr=True)
 
@@ -38,15 +40,22 @@ class Loaded(NamedTuple):
     quantization: Quantization | None
     """What was really done to the base, whatever the recipe says."""
     through_unsloth: bool = False
+    start: Mapping[str, torch.Tensor] = {}
+    """The adapter's tensors as training began, where they took a part of the base's weights (PiSSA, OLoRA); else empty."""
 
 
 def load_for_training(recipe: Recipe, base: BaseFacts, start: Path | None = None) -> Loaded:
     """Load the base as the recipe says and put an adapter on it: a fresh one, or what an earlier step left.
 
-    With a CUDA card and Unsloth installed, through Unsloth; elsewhere transformers, PEFT and bitsandbytes.
+    With a CUDA card and Unsloth installed, through Unsloth; elsewhere, and where several processes train together,
+    transformers, PEFT and bitsandbytes.
 
     Args:
         start: folder of the adapter (of the whole model, for method "full") that is trained on.
+
+    Raises:
+        UsageError: the base does not have the layers, or has the tokens, that the recipe names.
+        DataError: the earlier step was trained with another `lora`.
     """
     torch.manual_seed(recipe.train.seed)
     if recipe.train.objective == "reward":
@@ -55,7 +64,7 @@ def load_for_training(recipe: Recipe, base: BaseFacts, start: Path | None = None
         return _load(recipe, base.model_copy(update={"folder": str(start)}))
     loaded = _load(recipe, base)
     if start is not None:
-        _go_on(loaded.model, start)
+        go_on(loaded.model, start)
     return loaded
 
 
@@ -68,28 +77,19 @@ def _reward_model(recipe: Recipe, base: BaseFacts) -> Loaded:
     return Loaded(model, tokenizer, str(dtype).removeprefix("torch."), None)
 
 
-def _go_on(model: Any, start: Path) -> None:
-    """Give a fresh adapter the weights of an earlier step.
-
-    Raises:
-        DataError: they do not fit: the step was trained with another `lora`.
-    """
-    from peft import load_peft_weights, set_peft_model_state_dict
-
-    told = set_peft_model_state_dict(model, load_peft_weights(str(start), device="cpu"))
-    if told.unexpected_keys:
-        raise DataError(
-            f"{start} holds weights that this adapter has no place for: {told.unexpected_keys[:3]}", "Train anew."
-        )
-
-
 def _load(recipe: Recipe, base: BaseFacts) -> Loaded:
     dtype = training_dtype(recipe, Path(base.folder))
+    if recipe.train.distributed != "none":
+        return _through_transformers(recipe, base, dtype)
     if torch.cuda.is_available():
-        if importlib.util.find_spec("unsloth") is not None:
+        unknown = unknown_to_unsloth(recipe)
+        if unknown:
+            stderr.print(f"Unsloth does not know {unknown}: training with transformers, slower.", style="yellow")
+        elif importlib.util.find_spec("unsloth") is not None:
             return _through_unsloth(recipe, base, dtype)
-        stderr.print("Unsloth is not installed: training with transformers, slower. To mend:", style="yellow")
-        stderr.print("  make setup", style="yellow")
+        else:
+            stderr.print("Unsloth is not installed: training with transformers, slower. To mend:", style="yellow")
+            stderr.print("  make setup", style="yellow")
     return _through_transformers(recipe, base, dtype)
 
 
@@ -136,7 +136,7 @@ def _through_unsloth(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -> Loa
         refuse_missing_targets(model, recipe.lora)
         model = FastLanguageModel.get_peft_model(
             model,
-            **recipe.lora.model_dump(),
+            **recipe.lora.settings(),
             bias="none",
             use_gradient_checkpointing="unsloth" if recipe.train.gradient_checkpointing else False,
             random_state=recipe.train.seed,
@@ -146,15 +146,18 @@ def _through_unsloth(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -> Loa
 
 
 def _through_transformers(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -> Loaded:
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from peft import prepare_model_for_kbit_training
 
     compute = torch.bfloat16 if recipe.train.bf16 and not torch.cuda.is_available() else dtype
     asked = None
     if recipe.train.method == "qlora":
         asked = Quantization(double_quantization=recipe.train.bnb_4bit_use_double_quant)
-    model = _load_base(Path(base.folder), dtype, asked, compute, torch.cuda.is_available())
+    # What is cut into parts goes to the cards in parts.
+    on_card = torch.cuda.is_available() and recipe.train.distributed not in SHARDED
+    model = _load_base(Path(base.folder), dtype, asked, compute, on_card)
     tokenizer = load_tokenizer(base.folder)
     name, quantization = _as_loaded(recipe, model)
+    added = add_tokens(model, tokenizer, recipe.tokens.add, Path(base.folder))
     if recipe.train.method == "full":
         model.requires_grad_(True)
         return Loaded(model, tokenizer, name, None)
@@ -162,8 +165,8 @@ def _through_transformers(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -
         model = prepare_model_for_kbit_training(model, recipe.train.gradient_checkpointing)
     model.config.use_cache = False
     refuse_missing_targets(model, recipe.lora)
-    config = LoraConfig(task_type="CAUSAL_LM", bias="none", **recipe.lora.model_dump())
-    return Loaded(get_peft_model(model, config), tokenizer, name, quantization)
+    tuned, begun = put_adapter(model, recipe.lora, "CAUSAL_LM", added)
+    return Loaded(tuned, tokenizer, name, quantization, start=begun)
 
 
 def _as_loaded(recipe: Recipe, model: Any) -> tuple[str, Quantization | None]:
@@ -191,28 +194,6 @@ def _as_loaded(recipe: Recipe, model: Any) -> tuple[str, Quantization | None]:
     return dtype, quantization
 
 
-def refuse_missing_targets(model: Any, lora: Lora) -> None:
-    """PEFT trains what it finds of `target_modules` and says nothing of the rest: of Phi-3, whose projections are fused, two of
-    the usual seven.
-
-    Raises:
-        UsageError: a name that fits no linear layer; with the names that do.
-    """
-    if isinstance(lora.target_modules, str):
-        return
-    head = model.get_output_embeddings()
-    named = model.named_modules()
-    linear = {
-        name.rpartition(".")[2] for name, module in named if isinstance(module, torch.nn.Linear) and module is not head
-    }
-    missing = [name for name in lora.target_modules if name.rpartition(".")[2] not in linear]
-    if missing:
-        raise UsageError(
-            f"lora.target_modules names {', '.join(missing)}, which this base does not have",
-            f"It has {', '.join(sorted(linear))}. All of them: --set lora.target_modules=all-linear",
-        )
-
-
 def _load_base(
     folder: Path, dtype: torch.dtype, quantization: Quantization | None, compute: torch.dtype, on_card: bool = False
 ) -> Any:
@@ -231,7 +212,7 @@ def _load_base(
             folder,
             dtype=dtype,
             quantization_config=quantized,
-            device_map={"": 0 if on_card else "cpu"},
+            device_map={"": torch.cuda.current_device() if on_card else "cpu"},
             trust_remote_code=False,
             use_safetensors=True,
             attn_implementation=attention_of(AutoConfig.from_pretrained(folder, trust_remote_code=False)),
@@ -293,21 +274,12 @@ def load_base(adapter: Artifact[AdapterFacts], dtype: torch.dtype, on_card: bool
     stored: torch.dtype = getattr(torch, facts.base_dtype)
     model = _load_base(Path(facts.base.folder), stored, facts.quantization, dtype, on_card)
     if facts.vocabulary is not None:
-        _resize(model, weights_of(adapter))
+        resize(model, weights_of(adapter))
     if facts.quantization is None:
         model = model.to(dtype)
     else:
         _compute_in(model, dtype)
     return model.eval()
-
-
-@torch.no_grad()
-def _resize(model: Any, weights: TrainedWeights) -> None:
-    """Give a base the rows that its adapter was trained with; new ones as `toolkit.models.weights.resized` has them."""
-    model.resize_token_embeddings(weights.vocabulary, mean_resizing=False)
-    model.get_input_embeddings().weight.copy_(weights.load(weights.embedding))
-    if weights.tied_head is None and weights.head != weights.embedding:
-        model.get_output_embeddings().weight.copy_(weights.load(weights.head))
 
 
 def _compute_in(model: Any, dtype: torch.dtype) -> None:

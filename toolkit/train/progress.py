@@ -2,7 +2,8 @@
 
 metrics.jsonl: step, epoch, loss, grad_norm, learning_rate; and of what the objective has, as TRL calls it: reward, reward_std,
 rewards/<name>/mean and /std (grpo, rloo), rewards/chosen, rewards/rejected, rewards/margins, rewards/accuracies (preferences),
-kl, entropy, completions/mean_length, completions/clipped_ratio, accuracy, margin.
+kl, entropy, completions/mean_length, completions/clipped_ratio, accuracy, margin. Where held-out rows are looked at while
+training, a line of its own for each look: step, epoch, eval_loss.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from transformers import TrainerCallback
 from toolkit.errors import DataError
 from toolkit.recipe.schema import Objective
 from toolkit.run.artifacts import write_text
+from toolkit.train.world import is_first, wait_for_all
 
 COMPLETE = "complete"
 """A checkpoint folder that holds a file of this name was written to its end."""
@@ -34,7 +36,8 @@ SECONDS_BETWEEN_LINES = 15
 
 
 class TrainingProgress(TrainerCallback):  # type: ignore[misc]
-    """Shows loss, tokens/s and remaining time; keeps metrics.jsonl; marks complete checkpoints."""
+    """Shows loss, tokens/s and remaining time; keeps metrics.jsonl; marks complete checkpoints. Of processes that train together
+    the first does so; the others stop when the numbers break, as it does."""
 
     def __init__(self, metrics: Path, objective: Objective = "sft") -> None:
         self.metrics, self.objective = metrics, objective
@@ -49,6 +52,7 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=Console(stderr=True),
+            disable=not is_first(),
         )
         self.task: Any = None
         self._steps_here = 0
@@ -84,6 +88,8 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
         Raises:
             DataError: the loss or the gradient is no number any more.
         """
+        if logs is not None and "eval_loss" in logs:
+            self._look(state, logs)
         if logs is None or "loss" not in logs:
             return
         for name in ("loss", "grad_norm"):
@@ -92,6 +98,8 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
                     f"step {state.global_step}: {name} is {logs[name]}; training has broken down",
                     _mend(self.objective, last_complete_checkpoint(Path(args.output_dir))),
                 )
+        if not is_first():
+            return
         told = {
             name: value
             for name, value in sorted(logs.items())
@@ -114,6 +122,12 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
             seconds, _, steps = self._after_the_first()
             left = seconds / steps * (state.max_steps - state.global_step)
             self.bar.console.print(f"  step {state.global_step}/{state.max_steps} · {note} · {left:.0f} s left")
+
+    def _look(self, state: Any, logs: dict[str, Any]) -> None:
+        line = {"step": state.global_step, "epoch": logs.get("epoch"), "eval_loss": logs["eval_loss"]}
+        with self.metrics.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        self.bar.console.print(f"  step {state.global_step}: loss of held-out rows {logs['eval_loss']:.3f}")
 
     def _note(self, line: dict[str, Any]) -> str:
         if "reward" in line:
@@ -143,8 +157,10 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
             )  # fmt: skip
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Mark the checkpoint that was just written as whole."""
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        """Mark the checkpoint that was just written as whole: each process has written its part."""
+        wait_for_all()
+        if is_first():
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the bar."""

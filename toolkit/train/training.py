@@ -7,11 +7,13 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from toolkit.errors import DataError
 from toolkit.models.bases import resolve_base
 from toolkit.models.chat_template import template_file
 from toolkit.models.ends import ends_of
@@ -19,12 +21,15 @@ from toolkit.models.safetensors_file import writing
 from toolkit.recipe.schema import SAMPLED, Recipe
 from toolkit.run.artifacts import Artifact, read_jsonl, text_sha256, write_json, write_text
 from toolkit.run.facts import AdapterFacts, BaseFacts, DatasetFacts, SourceLoss
+from toolkit.train.adapter import resized_rows, save_adapter
 from toolkit.train.memory import memory_advice
 from toolkit.train.methods import examples_of, trainer_of
-from toolkit.train.methods.common import Order, Reward
-from toolkit.train.model import load_for_training
+from toolkit.train.methods.common import Order
+from toolkit.train.model import Loaded, load_for_training
+from toolkit.train.own_rewards import Reward
 from toolkit.train.rows import ALL_SOURCES, LOSS_ROWS, TokenizedRow, losses, source_of
 from toolkit.train.told import look_at, told
+from toolkit.train.world import check_engine, check_world, is_first, wait_for_all, whole_weights
 
 stderr = Console(stderr=True)
 
@@ -41,7 +46,8 @@ def train(
 ) -> AdapterFacts:
     """Train an adapter (or, with method "full", the whole model) and leave it in `out`.
 
-    A killed run that finds its own checkpoints in `out` goes on from the last complete one.
+    A killed run that finds its own checkpoints in `out` goes on from the last complete one. Of processes that train together each
+    calls this; what computes is done by all of them, since weights may be divided, and the first alone writes.
 
     Args:
         recipe: as the step sees it (`Recipe.at`).
@@ -52,7 +58,9 @@ def train(
     Raises:
         DataError: most rows are too long for `train.max_length`, a reward fails, or the numbers break down.
         ResourceError: memory ran out; the hint lists what to lower. Or the disk is full.
+        ExternalToolError: there are other processes than `train.num_processes`, or they are divided otherwise.
     """
+    check_world(recipe.train)
     base = resolve_base(recipe.base)
     rows = read_jsonl(dataset.folder / "train.jsonl")
     held_out = read_jsonl(dataset.folder / "validation.jsonl")
@@ -102,33 +110,41 @@ def _train(
     # Few rows are held out, and one that is long says nothing of the others.
     of_held_out = examples_of(objective, tokenizer, held_out, order) if held_out else None
     validation = of_held_out.learnt if of_held_out and _has_losses(objective) else []
-    _list_long([*long, *(of_held_out.long if of_held_out else [])], recipe.train.max_length, out)
     resume = last_complete_checkpoint(checkpoints)
-    for folder in checkpoints.glob("checkpoint-*"):
-        if folder != resume and (resume is None or _step(folder) > _step(resume)):
-            shutil.rmtree(folder)
-    cut_metrics(out / "metrics.jsonl", _step(resume) if resume else 0)
+    if is_first():
+        _list_long([*long, *(of_held_out.long if of_held_out else [])], recipe.train.max_length, out)
+        for folder in checkpoints.glob("checkpoint-*"):
+            if folder != resume and (resume is None or _step(folder) > _step(resume)):
+                shutil.rmtree(folder)
+        cut_metrics(out / "metrics.jsonl", _step(resume) if resume else 0)
     sources = sorted({source_of(row) for row in rows + held_out})
     sources = sources if len(sources) > 1 else []
     before = _losses_before(out, model, validation, sources)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     progress = TrainingProgress(out / "metrics.jsonl", objective)
+    order = replace(order, held_out=_looked_at(recipe, of_held_out.given if of_held_out else []))
     trainer = trainer_of(objective, order, given, [progress])
+    check_engine(recipe.train, trainer)
     if resume:
         stderr.print(f"Going on from step {_step(resume)}, the last complete checkpoint.")
     try:
         result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     finally:
         progress.bar.stop()
+    best = _kept(trainer.state) if recipe.train.early_stopping_patience else None
     if objective != "reward":
         record_forward(trainer, tokenizer, {"validation": held_out, "train": rows}, recipe, out)
     compared = _compared(before, losses(model, validation, sources), validation)
     _tell(compared)
     of_all = compared.get(ALL_SOURCES)
-    _save(model, tokenizer, out)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    (out / "loss_before.json").unlink(missing_ok=True)
-    _name_base(out, base)
+    weights = whole_weights(trainer, recipe.train)
+    pair_accuracy = _pair_accuracy(order, of_held_out.given if of_held_out else [])
+    wait_for_all()
+    if is_first():
+        _save(loaded, out, weights)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        (out / "loss_before.json").unlink(missing_ok=True)
+        _name_base(out, base)
     return AdapterFacts(
         method=recipe.train.method,
         objective=objective,
@@ -136,6 +152,7 @@ def _train(
         # What is trained is made float32, and so it is saved.
         base_dtype="float32" if recipe.train.method == "full" else loaded.base_dtype,  # type: ignore[arg-type]
         quantization=loaded.quantization,
+        vocabulary=resized_rows(model, Path(base.folder)) if recipe.tokens.add else None,
         chat_template_sha256=text_sha256(tokenizer.get_chat_template()),
         chat_template_kwargs=fields,
         system=recipe.system,
@@ -145,8 +162,9 @@ def _train(
         validation_by_source={name: compared.get(name) for name in sources},
         validation_rows=len(validation),
         validation_rows_measured=min(len(validation), LOSS_ROWS),
-        pair_accuracy=_pair_accuracy(order, of_held_out.given if of_held_out else []),
+        pair_accuracy=pair_accuracy,
         steps=int(result.global_step),
+        best_step=best,
         train_rows=len(given),
         answers=sum(len(sequence.spans) for sequence in learnt),
         rows_split=found.split,
@@ -157,6 +175,26 @@ def _train(
         tokens_per_second=round(progress.tokens_per_second, 1),
         computed_in=computed_in(model, trainer.args),
     )
+
+
+def _looked_at(recipe: Recipe, held_out: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if recipe.train.looks_every is not None and not held_out:
+        raise DataError(
+            "train.early_stopping_patience and eval_steps look at held-out rows, and there are none",
+            "Give more rows, raise data.validation, or leave these keys out.",
+        )
+    return held_out
+
+
+def _kept(state: Any) -> int:
+    """Tell which step's weights are kept; gives it."""
+    best = int(state.best_global_step)
+    early = f"Stopped at step {state.global_step} of {state.max_steps}" if state.global_step < state.max_steps else ""
+    stderr.print(
+        f"{early or f'All {state.max_steps} steps were done'}: the loss of held-out rows was lowest at step {best} "
+        f"({state.best_metric:.3f}), whose weights are kept."
+    )
+    return best
 
 
 def _has_losses(objective: str) -> bool:
@@ -188,10 +226,17 @@ def _pair_accuracy(order: Order, pairs: list[dict[str, Any]]) -> float | None:
     return share
 
 
-def _save(model: Any, tokenizer: Any, out: Path) -> None:
-    # Of a PEFT model the adapter that was trained alone: a trainer may have kept a copy beside it, as its reference.
-    model.save_pretrained(out, **({"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}))
-    tokenizer.save_pretrained(out)
+def _save(loaded: Loaded, out: Path, weights: dict[str, Any] | None) -> None:
+    """Write what was trained.
+
+    Args:
+        weights: put together, where each process holds a part of them.
+    """
+    if hasattr(loaded.model, "peft_config"):
+        save_adapter(loaded.model, loaded.start, out, weights)
+    else:
+        loaded.model.save_pretrained(out, state_dict=weights)
+    loaded.tokenizer.save_pretrained(out)
 
 
 def _list_long(long: list[dict[str, Any]], max_length: int, out: Path) -> None:
@@ -226,7 +271,8 @@ def _losses_before(out: Path, model: Any, validation: list[TokenizedRow], source
         return dict(json.loads(path.read_text(encoding="utf-8")))
     # A fresh adapter changes nothing (B = 0), so this is the base, quantized as it will be trained on.
     before = losses(model, validation, sources)
-    write_json(path, before)
+    if is_first():
+        write_json(path, before)
     return before
 
 

@@ -5,8 +5,7 @@ Imports of TRL are inside functions on purpose: Unsloth patches what is imported
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 
 from toolkit.errors import DataError
-from toolkit.recipe.schema import Recipe
+from toolkit.models.peft_layers import NAME
+from toolkit.recipe.schema import Recipe, Train
 from toolkit.train.model import Loaded, autocast_of
+from toolkit.train.own_rewards import Reward
+from toolkit.train.reporters import reporting
 from toolkit.train.rows import TokenizedRow
-
-Reward = Callable[[list[str], list[str]], list[float]]
-"""(answers, references) → a number for each answer."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ class Order:
     checkpoints: Path
     goes_on: bool = False
     """The adapter was trained by an earlier step."""
+    held_out: Sequence[dict[str, Any]] = ()
+    """Examples to look at while training, where the recipe says `eval_steps` or `early_stopping_patience`."""
     rewards: Mapping[str, Reward] | None = None
     """Of grpo and rloo, by name."""
     judge: Callable[[list[list[int]]], list[float]] | None = None
@@ -52,9 +53,6 @@ def settings(order: Order) -> dict[str, Any]:
     """What every configuration of TRL is told, on purpose where its own default would be silent trouble: mixed precision and
     gradient checkpointing are on by default, on a CPU too."""
     train = order.recipe.train
-    if train.report_to == "tensorboard":
-        # Beside the artifact, not in it: its files tell times and hosts.
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(order.checkpoints.parent.parent / "tensorboard")
     return {
         "output_dir": str(order.checkpoints),
         "per_device_train_batch_size": train.per_device_train_batch_size,
@@ -74,10 +72,44 @@ def settings(order: Order) -> dict[str, Any]:
         "save_total_limit": 2,
         "seed": train.seed,
         "data_seed": train.seed,
-        "report_to": train.report_to,
+        **reporting(train.reporters, order.checkpoints.parent),
+        **_looking(train),
+        **({"neftune_noise_alpha": train.neftune_noise_alpha} if train.neftune_noise_alpha else {}),
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,  # what is trained is used in every step
         "disable_tqdm": True,
+    }
+
+
+def _looking(train: Train) -> dict[str, Any]:
+    """How often the held-out examples are looked at. Each look is a checkpoint, so that the best can be kept."""
+    if train.looks_every is None:
+        return {}
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": train.looks_every,
+        "save_steps": train.looks_every,
+        "per_device_eval_batch_size": train.per_device_train_batch_size,
+        "load_best_model_at_end": train.early_stopping_patience is not None,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+        "restore_callback_states_from_checkpoint": True,  # else a killed run would have its patience anew
+    }
+
+
+def datasets_of(
+    order: Order, examples: list[dict[str, Any]], as_taken: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> dict[str, Any]:
+    """What a trainer trains on, and looks at where the recipe says so.
+
+    Args:
+        as_taken: an example as the trainer takes it.
+    """
+    held_out = order.held_out if order.recipe.train.looks_every is not None else ()
+    return {
+        "train_dataset": dataset_of([as_taken(row) for row in examples]),
+        "eval_dataset": dataset_of([as_taken(row) for row in held_out]) if held_out else None,
     }
 
 
@@ -103,27 +135,58 @@ def taking_tokens(trainer: Any) -> Any:
     return TakesTokens
 
 
-def finished(trainer: Any, model: Any) -> Any:
+def finished(trainer: Any, order: Order) -> Any:
     """The trainer as all of them are used here: what is trained is float32, and its own lines are off the screen.
 
     TRL rounds the adapter of a quantized base to bfloat16; a resumed run would then go on in float32, elsewhere.
     """
-    from transformers import PrinterCallback, ProgressCallback
+    from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
-    for parameter in model.parameters():
+    train = order.recipe.train
+    for parameter in order.loaded.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    if train.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(train.early_stopping_patience))
+    if train.loraplus_lr_ratio is not None:
+        _with_two_rates(trainer, train)
     return trainer
 
 
-def without_needless_reference(order: Order) -> None:
-    """Where the adapter is fresh, it changes nothing yet: the reference is the model with the adapter off. TRL keeps a copy of
-    every adapter that it is given."""
+def _with_two_rates(trainer: Any, train: Train) -> None:
+    """Let the trainer make LoRA+'s optimizer, when it makes one."""
+    from peft.optimizers import create_loraplus_optimizer
+
+    def create(model: Any = None) -> Any:
+        if trainer.optimizer is None:
+            kind, arguments = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+            trainer.optimizer = create_loraplus_optimizer(
+                trainer.model if model is None else model, kind, loraplus_lr_ratio=train.loraplus_lr_ratio,
+                loraplus_lr_embedding=train.loraplus_lr_embedding, loraplus_weight_decay=train.weight_decay, **arguments,
+            )  # fmt: skip
+        return trainer.optimizer
+
+    trainer.create_optimizer = create
+
+
+def settle_reference(order: Order) -> None:
+    """TRL keeps a copy of every adapter that it is given, as its reference. Where the adapter is fresh it changes nothing yet:
+    the reference is the model with the adapter off. Where it is not, the copy has to be whole; TRL copies what lies in modules,
+    not what lies in lists of parameters (IA3, LoHa, LoKr, rows of tokens).
+
+    An adapter that began with a part of the base is not fresh: with it off the model is not the base.
+    """
     model = order.loaded.model
-    if "ref" in getattr(model, "peft_config", {}) and not order.goes_on:
+    if "ref" not in getattr(model, "peft_config", {}):
+        return
+    if not order.goes_on and not order.loaded.start:
         model.delete_adapter("ref")
+        return
+    for name, parameter in model.named_parameters():
+        if name.endswith(f".{NAME}"):
+            model.get_parameter(f"{name.removesuffix(NAME)}ref").data.copy_(parameter.data)
 
 
 def check_rows(

@@ -8,11 +8,11 @@ from typing import Any
 from toolkit.train.methods.common import (
     Order,
     check_rows,
-    dataset_of,
+    datasets_of,
     finished,
     settings,
+    settle_reference,
     taking_tokens,
-    without_needless_reference,
 )
 from toolkit.train.methods.pairs import answers, masked
 
@@ -25,10 +25,10 @@ def trainer(order: Order, examples: list[dict[str, Any]], callbacks: list[Any]) 
     config = DPOConfig(**settings(order), max_length=None, **({} if beta is None else {"beta": beta}))
     model = order.loaded.model
     made = taking_tokens(DPOTrainer)(
-        model=model, args=config, train_dataset=dataset_of(examples), processing_class=order.loaded.tokenizer,
+        model=model, args=config, **datasets_of(order, examples), processing_class=order.loaded.tokenizer,
         callbacks=callbacks,
     )  # fmt: skip
-    without_needless_reference(order)
-    finished(made, model)
+    settle_reference(order)
+    finished(made, order)
     check_rows(made, examples, lambda b: masked(b["input_ids"], b["completion_mask"]), answers(examples))
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from toolkit.train.methods.common import Order, check_rows, dataset_of, finished, settings, taking_tokens
+from toolkit.train.methods.common import Order, check_rows, datasets_of, finished, settings, taking_tokens
 from toolkit.train.methods.pairs import answers
 from toolkit.train.rows import NOT_LEARNED
 
@@ -26,10 +26,10 @@ def labelled(trainer: Any, config: Any, order: Order, examples: list[dict[str, A
     given = [_labelled(row) for row in examples]
     model = order.loaded.model
     made = taking_tokens(trainer)(
-        model=model, args=config, train_dataset=dataset_of(given), processing_class=order.loaded.tokenizer,
+        model=model, args=config, **datasets_of(order, examples, _labelled), processing_class=order.loaded.tokenizer,
         callbacks=callbacks,
     )  # fmt: skip
-    finished(made, model)
+    finished(made, order)
     check_rows(made, given, _learned, answers(examples))
     return made
 

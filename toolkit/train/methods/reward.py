@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from toolkit.train.methods.common import Order, check_rows, dataset_of, finished, settings, taking_tokens
+from toolkit.train.methods.common import Order, check_rows, datasets_of, finished, settings, taking_tokens
 from toolkit.train.methods.pairs import masked, whole
 
 
@@ -14,12 +14,16 @@ def trainer(order: Order, examples: list[dict[str, Any]], callbacks: list[Any]) 
     from trl import RewardConfig, RewardTrainer
 
     config = RewardConfig(**settings(order), max_length=None)
-    given = [{side: [*row["prompt_ids"], *row[side]] for side in ("chosen_ids", "rejected_ids")} for row in examples]
+    given = [_joined(row) for row in examples]
     model = order.loaded.model
     made = taking_tokens(RewardTrainer)(
-        model=model, args=config, train_dataset=dataset_of(given), processing_class=order.loaded.tokenizer,
+        model=model, args=config, **datasets_of(order, examples, _joined), processing_class=order.loaded.tokenizer,
         callbacks=callbacks,
     )  # fmt: skip
-    finished(made, model)
+    finished(made, order)
     check_rows(made, given, lambda b: masked(b["input_ids"], b["attention_mask"]), whole(examples))
     return made
+
+
+def _joined(row: dict[str, Any]) -> dict[str, Any]:
+    return {side: [*row["prompt_ids"], *row[side]] for side in ("chosen_ids", "rejected_ids")}

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from toolkit.errors import DataError, UsageError
 from toolkit.models.ends import turn_end
-from toolkit.train.methods.common import Examples, Order, dataset_of, finished, settings, without_needless_reference
+from toolkit.train.methods.common import Examples, Order, dataset_of, finished, settings, settle_reference
 from toolkit.train.rows import answers_of, encode, refuse_mostly_long, tokenize
 
 stderr = Console(stderr=True)
@@ -61,9 +61,9 @@ def sampling(order: Order, trainer: Any, config: Any, examples: list[dict[str, A
         processing_class=tokenizer, callbacks=callbacks,
     )  # fmt: skip
     model.generation_config.eos_token_id = ends
-    without_needless_reference(order)
+    settle_reference(order)
     _check_prompts(made, examples)
-    return finished(made, model)
+    return finished(made, order)
 
 
 def _ends(model: Any, tokenizer: Any) -> list[int]:

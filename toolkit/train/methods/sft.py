@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from toolkit.train.methods.common import Examples, Order, check_rows, dataset_of, finished, settings
+from toolkit.train.adapter import head_is_wrapped
+from toolkit.train.methods.common import Examples, Order, check_rows, datasets_of, finished, settings
+from toolkit.train.methods.packing import check_packed, without_doubts
 from toolkit.train.rows import NOT_LEARNED, tokenized
 
 
@@ -22,19 +24,27 @@ def trainer(order: Order, examples: list[dict[str, Any]], callbacks: list[Any]) 
     train, loaded = order.recipe.train, order.loaded
     config = SFTConfig(
         **settings(order),
-        max_length=None,  # `tokenized` left longer rows out; TRL would cut them
+        # `tokenized` left longer rows out; TRL would cut them.
+        max_length=train.max_length if train.packing else None,
+        packing=train.packing,
+        eval_packing=False,
         train_sampling_strategy=train.train_sampling_strategy,
-        # Never all logits at once: by TRL's loss, or by Unsloth's own, which TRL's would push aside.
-        loss_type="nll" if loaded.through_unsloth else "chunked_nll",
+        # Never all logits at once: by TRL's loss, or by Unsloth's own, which TRL's would push aside. TRL's reads the head's
+        # weight, and would not see what an adapter makes of it.
+        loss_type="nll" if loaded.through_unsloth or head_is_wrapped(loaded.model) else "chunked_nll",
         include_num_input_tokens_seen="non_padding",  # TRL counts them too, Unsloth's trainer does not
     )
     # As tokens with labels: TRL and Unsloth each render conversations in their own way.
-    made = SFTTrainer(
-        model=loaded.model, args=config, train_dataset=dataset_of(examples), processing_class=loaded.tokenizer,
-        callbacks=callbacks,
-    )  # fmt: skip
-    finished(made, loaded.model)
-    check(made, examples)
+    with without_doubts(train.packing):
+        made = SFTTrainer(
+            model=loaded.model, args=config, **datasets_of(order, examples), processing_class=loaded.tokenizer,
+            callbacks=callbacks,
+        )  # fmt: skip
+    finished(made, order)
+    if train.packing:
+        check_packed(made, examples)
+    else:
+        check(made, examples)
     return made
 
 
