@@ -14,6 +14,8 @@ model: the answer is kept in the cache under the sum of what it depends on. File
                  unknown      name in the GGUF → why nobody can tell what it is made of
                  tied_head    how an output head of its own would be called, where the model's head is its embedding
     layout.npz   int32 places and float32 constants
+
+Imports no torch by itself: a plan asks for the architecture.
 """
 
 from __future__ import annotations
@@ -24,20 +26,20 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from toolkit.export import layout_worker
 from toolkit.export.llama_cpp import ask_converter
-from toolkit.models import layout_format
 from toolkit.models.bases import CONFIG_FILES, TOKENIZER_FILES
 from toolkit.models.layout_format import Array, made_of
 from toolkit.models.safetensors_file import Entry
 from toolkit.run.artifacts import file_sha256, text_sha256
 from toolkit.run.places import cache_home
 from toolkit.setup.bootstrap import LLAMA_CPP_PYTHON
+
+if TYPE_CHECKING:
+    import torch
 
 SETTINGS = tuple(name for name in (*CONFIG_FILES, *TOKENIZER_FILES) if not name.startswith("chat_template"))
 """Files of a model folder that the converter reads besides the weights. Templates are judged by what they render."""
@@ -69,10 +71,14 @@ class Layout:
         Args:
             load: a tensor of the model folder by its name, float32.
         """
+        import torch
+
         return torch.from_numpy(made_of(self.tensors[name], lambda source: load(source).numpy(), self.arrays))
 
     def constant(self, name: str) -> torch.Tensor:
         """A tensor that the converter adds, float32."""
+        import torch
+
         return torch.from_numpy(made_of(self.tensors[name], _nothing, self.arrays))
 
     def label(self, name: str) -> str:
@@ -167,7 +173,8 @@ def architecture_of(folder: Path) -> str:
 
 def _asked(what: str) -> str:
     """Sum of a question and of everybody who answers it."""
-    programs = [file_sha256(Path(str(module.__file__))) for module in (layout_worker, layout_format)]
+    package = Path(__file__).parents[1]
+    programs = [file_sha256(package / name) for name in ("export/layout_worker.py", "models/layout_format.py")]
     return text_sha256(json.dumps([what, LLAMA_CPP_PYTHON, *programs]))
 
 
