@@ -18,7 +18,7 @@ from openpyxl import Workbook
 from toolkit.data.loading import for_other_objectives, load
 from toolkit.data.peek import peek
 from toolkit.data.prepare import check_data, prepare_dataset
-from toolkit.errors import ExternalToolError, ToolkitError, UsageError
+from toolkit.errors import ToolkitError, UsageError
 from toolkit.recipe.init import write_recipe
 from toolkit.recipe.reading import load_recipe
 from toolkit.recipe.schema import Data, Recipe
@@ -409,14 +409,3 @@ def test_a_data_set_of_the_hub_is_pinned() -> None:
         with pytest.raises(UsageError, match="pinned revision") as caught:
             load(Data(path=path))
         assert "hub:OWNER/NAME@COMMIT" in caught.value.hint
-
-
-def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-    import huggingface_hub.constants as hub
-
-    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ExternalToolError, match=r"hub:owner/name@0+ cannot be read") as caught:
-        load(Data(path="hub:owner/name@" + "0" * 40))
-    assert "download its files" in caught.value.hint

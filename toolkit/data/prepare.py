@@ -62,12 +62,12 @@ def prepare_dataset(recipe: Recipe, out: Path) -> DatasetFacts:
         parts, left_out, alike, _ = divide(rows.examples, recipe, golden)
     dropped = sorted([*rows.dropped, *left_out], key=lambda d: (d.file, d.line))
     _check_parts(recipe, parts, dropped)
-    _check_system(recipe, parts)
+    unlike = _check_system(recipe, parts)
     for side, examples in parts.items():
         write_jsonl(out / f"{side}.jsonl", (example.record() for example in examples))
     write_jsonl(out / "dropped.jsonl", (_dropped_record(d) for d in dropped))
     write_jsonl(out / "found.jsonl", (finding._asdict() for finding in rows.found))
-    for line in [*told(loaded), *_found_told(rows.found), *_alike_told(alike)]:
+    for line in [*told(loaded), *_found_told(rows.found), *_alike_told(alike), *unlike]:
         console.print(line, markup=False, highlight=False)
     everything = [e for examples in parts.values() for e in examples]
     return DatasetFacts(
@@ -270,11 +270,17 @@ def _check_parts(recipe: Recipe, parts: Parts, dropped: list[Dropped]) -> None:
             )
 
 
-def _check_system(recipe: Recipe, parts: Parts) -> None:
-    """What is served by default must have been trained with."""
-    systems = Counter(example.system for rows in parts.values() for example in rows)
-    if _data(recipe).system != "row" or not recipe.system or recipe.system in systems:
-        return
+def _check_system(recipe: Recipe, parts: Parts) -> list[str]:
+    """What is served by default must have been trained with; before the rows' own texts it was, though not alone."""
+    systems = Counter(example.system for example in parts["train"])
+    rule = _data(recipe).system
+    if rule == "recipe" or not recipe.system or recipe.system in systems:
+        return []
+    if rule == "both":
+        return [
+            "Every row has a system text of its own behind the recipe's, so no row was trained with the recipe's system text "
+            "alone, and that is what is served: apps have to send both."
+        ]
     commonest, count = systems.most_common(1)[0]
     raise DataError(
         f"every row brings a system text of its own, so the recipe's would be served and was never trained with: "

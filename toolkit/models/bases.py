@@ -14,8 +14,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from toolkit.errors import DataError, ResourceError, ToolkitError, UsageError
 from toolkit.models import embedded, hub
 from toolkit.models.four_bit import four_bit_copy, refuse_quantized
@@ -269,17 +267,8 @@ def _json(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def _license(folder: Path) -> str:
-    # A model card starts with YAML between two lines of dashes (the hub's format).
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    if match := re.match(r"---\s*\n(.*?)\n---\s*\n", text, re.DOTALL):
-        try:
-            head = yaml.safe_load(match[1])
-        except yaml.YAMLError:
-            return "other"
-        if isinstance(head, dict) and isinstance(head.get("license"), str):
-            return str(head.get("license_name") or head["license"])
-    return "other"
+    head = hub.card(folder)
+    return str(head.get("license_name") or head["license"]) if isinstance(head.get("license"), str) else "other"
 
 
 def cached_sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: what is in its cache here, what is there, and fetching it."""
+"""Models and data sets of the Hugging Face hub: what is in its cache here, what is there, and fetching it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
+
+import yaml
 
 from toolkit.errors import ExternalToolError, UsageError
 
+Kind = Literal["model", "dataset"]
+_CALLED = {"model": "model", "dataset": "data set"}
+_INSTEAD = {"model": "name a local folder as base", "dataset": "download its files and point data.path at them"}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -31,27 +37,40 @@ def snapshot(repository: str, revision: str | None) -> Path | None:
 
 def file_names(repository: str, revision: str | None) -> list[str]:
     """Names of the files on the hub. Raises as `fetch`."""
-    with _translated(repository, revision):
+    with _translated(repository, revision, "model"):
         from huggingface_hub import HfApi
 
         return [file.rfilename for file in HfApi().model_info(repository, revision=revision).siblings or []]
 
 
-def fetch(repository: str, revision: str | None, wanted: list[str]) -> Path:
+def fetch(repository: str, revision: str | None, wanted: list[str], kind: Kind = "model") -> Path:
     """Download the files whose names match `wanted`, unless they are here; gives the folder, whose name is the commit.
 
+    Of a commit that is here the hub is not asked, but where one of these files is missing.
+
     Raises:
-        UsageError: no such model, or none that this user may see.
+        UsageError: no such model or data set, or none that this user may see.
         ExternalToolError: the hub does not answer, or its client is not installed.
     """
-    with _translated(repository, revision):
+    with _translated(repository, revision, kind):
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=wanted))
+
+
+def card(folder: Path) -> dict[str, Any]:
+    """What the card of a model or data set says in its head: YAML between two lines of dashes (the hub's format)."""
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if match := re.match(r"---\s*\n(.*?)\n---\s*\n", text, re.DOTALL):
+        with contextlib.suppress(yaml.YAMLError):
+            head = yaml.safe_load(match[1])
+            return head if isinstance(head, dict) else {}
+    return {}
 
 
 @contextlib.contextmanager
-def _translated(repository: str, revision: str | None) -> Iterator[None]:
+def _translated(repository: str, revision: str | None, kind: Kind) -> Iterator[None]:
     try:
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
     except ImportError as error:
@@ -60,12 +79,12 @@ def _translated(repository: str, revision: str | None) -> Iterator[None]:
         yield
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise UsageError(
-            f"the hub has no model {repository}{f'@{revision}' if revision else ''} that it shows you",
-            "Check the spelling; a model with a licence to accept needs: hf auth login",
+            f"the hub has no {_CALLED[kind]} {repository}{f'@{revision}' if revision else ''} that it shows you",
+            f"Check the spelling; a {_CALLED[kind]} that is private, or has a licence to accept, needs: hf auth login",
         ) from error
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ExternalToolError(
             f"{repository} could not be fetched from the hub: {reason}",
-            "Check the network and run again: the download goes on where it stopped. Or name a local folder as base.",
+            f"Check the network and run again: the download goes on where it stopped. Or {_INSTEAD[kind]}.",
         ) from error

@@ -1,7 +1,7 @@
 """From a file, a folder of files or a data set of the hub to rows that know their file and line.
 
-A file each: delimited (CSV, TSV), json_text, workbook (XLSX), columnar (Parquet, Arrow folders, the hub), compressed (gz, zst);
-header finds column names, files says what is read, table is what all of them give.
+A file each: delimited (CSV, TSV), json_text, workbook (XLSX), columnar (Parquet, Arrow folders), hub_dataset, compressed (gz,
+zst); header finds column names, files says what is read, table is what all of them give.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import re
 from pathlib import Path
 
 from toolkit.data.encodings import decode
-from toolkit.data.readers.columnar import HUB, hub_rows, parquet_rows, saved_rows
+from toolkit.data.readers.columnar import parquet_rows, saved_rows
 from toolkit.data.readers.compressed import unpacked
 from toolkit.data.readers.delimited import delimited
 from toolkit.data.readers.files import TEXTS, find_files, kind_of, left_out
+from toolkit.data.readers.hub_dataset import HUB, hub_rows
 from toolkit.data.readers.json_text import json_rows
 from toolkit.data.readers.table import Dropped, Records, Row, Table
 from toolkit.data.readers.workbook import workbook
