@@ -189,8 +189,8 @@ def test_a_base_of_16_bits(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     recipe = recipe_of(base, KINDS[name], method="lora", bf16=True)
     adapter, model = trained(recipe, tmp_path, monkeypatch)
     assert adapter.facts.base_dtype == "bfloat16"
-    # Its own rounding, of a product or two: 0.05 of logits that are 10 and more.
-    assert (logits(model) - logits(load_tuned(adapter)[0])).abs().max() < 0.02 * logits(model).abs().max()
+    # The rounding of 16 bits, of all layers: 0.07 to 0.10 of logits up to 4.4.
+    assert (logits(model) - logits(load_tuned(adapter)[0])).abs().max() < 0.05 * logits(model).abs().max()
 
 
 @pytest.mark.parametrize("name", ["tied head", "new tokens", "whole ends", "whole and tied"])

@@ -6,6 +6,7 @@ Imports of PEFT are inside the functions on purpose: Unsloth patches what is imp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,6 +119,8 @@ def put_adapter(
             config = LoKrConfig(**settings)
     dtype = model.get_input_embeddings().weight.dtype
     tuned = get_peft_model(model, config)
+    # The base's embeddings are in the base, what is trained of them in the adapter: else PEFT writes them into each checkpoint.
+    tuned.save_pretrained = partial(tuned.save_pretrained, save_embedding_layers=False)
     if lora.modules_to_save and dtype != torch.float32:
         _compute_in_float32(tuned, dtype)
     begun: Mapping[str, torch.Tensor] = {}
@@ -223,9 +226,8 @@ def save_adapter(
         begun: as `put_adapter` gave it.
         weights: put together, where each process holds a part of them.
     """
-    # That one alone: a trainer may have kept a copy beside it, as its reference. The base's embeddings are in the base; what is
-    # trained of them is in the adapter.
-    model.save_pretrained(out, state_dict=weights, selected_adapters=[NAME], save_embedding_layers=False)
+    # That one alone: a trainer may have kept a copy beside it, as its reference.
+    model.save_pretrained(out, state_dict=weights, selected_adapters=[NAME])
     if begun:
         write_as_lora(
             LoraAdapter(out),

@@ -10,6 +10,8 @@ from typing import Any
 
 from toolkit.errors import ToolkitError, UsageError
 
+PROJECT = "tune2ollama"
+"""What runs are filed under, where the user's environment says nothing else."""
 _PLACES = {
     "tensorboard": "TENSORBOARD_LOGGING_DIR",
     "wandb": "WANDB_DIR",
@@ -22,13 +24,31 @@ _SAID = {variable for variable in _PLACES.values() if variable in os.environ}
 """By the user, who then knows better."""
 
 
+_KEYS = {
+    "wandb": ("WANDB_API_KEY", "WANDB_MODE", ("~/.netrc", "~/_netrc")),
+    "swanlab": ("SWANLAB_API_KEY", "SWANLAB_MODE", ("~/.swanlab/.netrc",)),
+}
+"""Reporter → the variables of its key and of working without one, and the files that its login leaves."""
+
+
 def check_reporters(names: Collection[str]) -> list[ToolkitError]:
-    """A fault for each that is not installed."""
-    return [
-        UsageError(f"train.report_to: {name} is not installed", f"Install it: pip install {name}")
-        for name in names
-        if importlib.util.find_spec(name) is None
-    ]
+    """A fault for each that is not installed, or that would ask for a key when training begins."""
+    faults: list[ToolkitError] = []
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            faults.append(UsageError(f"train.report_to: {name} is not installed", f"Install it: pip install {name}"))
+        elif name in _KEYS:
+            key, mode, files = _KEYS[name]
+            if not any(os.environ.get(variable) for variable in (key, mode)) and not any(
+                Path(file).expanduser().is_file() for file in files
+            ):
+                faults.append(
+                    UsageError(
+                        f"train.report_to: {name} has no key here",
+                        f"Log in: {name} login; or keep all on this machine: export {mode}=offline",
+                    )
+                )
+    return faults
 
 
 def reporting(names: Collection[str], out: Path) -> dict[str, Any]:
@@ -39,6 +59,8 @@ def reporting(names: Collection[str], out: Path) -> dict[str, Any]:
         out: the folder of the artifact, in that of the run.
     """
     run = out.parent.resolve()
+    for variable in ("WANDB_PROJECT", "SWANLAB_PROJECT"):
+        os.environ.setdefault(variable, PROJECT)
     for name in names:
         if _PLACES[name] not in _SAID:
             place = run / name
@@ -47,4 +69,6 @@ def reporting(names: Collection[str], out: Path) -> dict[str, Any]:
     if not names:
         return {"report_to": "none"}
     # Trackio would make a place on a hub of what it is not told.
-    return {"report_to": list(names), "run_name": f"{run.name}-{out.name}", "trackio_space_id": None}
+    return {
+        "report_to": list(names), "run_name": f"{run.name}-{out.name}", "project": PROJECT, "trackio_space_id": None,
+    }  # fmt: skip
