@@ -26,7 +26,7 @@ def figures_of(
     if held_out.kind == "answers" and told and held_out.questions:
         references = [texts_reference(held_out, number) for number in range(len(held_out.questions))]
         found += rewards_of({name: seen[name].texts for name in told}, [q.content for q in held_out.questions], rewards)
-        found += _right(told, references, "help")
+        found += _calls(told, held_out, references) or _right(told, references, "help")
         losses = _losses(held_out, seen, "held-out loss", 0, "beside" if rewards else "help")
         found += [*losses, *_near(told, references, "beside" if rewards else "help")]
     elif held_out.rows:
@@ -68,6 +68,18 @@ def _right(told: Mapping[str, list[str]], references: list[str], about: About) -
         for name, answers in told.items()
     }
     return [Figure("right answers", "share", True, about, [1.0] * len(places), values, share=True)]
+
+
+def _calls(told: Mapping[str, list[str]], held_out: HeldOut, references: list[str]) -> list[Figure]:
+    """Of questions that bring functions: whether the calls are the row's own, or none where it has none."""
+    places = [place for place, question in enumerate(held_out.questions) if question.tools]
+    if not any(texts.same_calls("", references[place]) is False for place in places):
+        return []
+    values = {
+        name: [float(texts.same_calls(answers[place], references[place])) for place in places]
+        for name, answers in told.items()
+    }
+    return [Figure("right calls", "share", True, "help", [1.0] * len(places), values, share=True)]
 
 
 def _near(told: Mapping[str, list[str]], references: list[str], about: About) -> list[Figure]:

@@ -97,8 +97,8 @@ def is_right(answer: str, reference: str) -> bool:
     `<answer>12</answer>`), or else, where the result is a number, its last number. Others are compared as texts, without
     regard to capital letters, punctuation and white space.
     """
-    if wanted := calls_in(reference):
-        return names_and_arguments(calls_in(answer)) == names_and_arguments(wanted)
+    if calls_in(reference):
+        return same_calls(answer, reference)
     if after_mark(reference) is None and inside_answer(reference) is None:
         return same_result(answer, reference) or (units(answer) == units(reference) != [])
     result = result_of(reference)
@@ -109,6 +109,11 @@ def is_right(answer: str, reference: str) -> bool:
     if number(result) is not None:
         return bool(numbers) and same_result(numbers[-1], result)
     return units(result) == units(answer)
+
+
+def same_calls(answer: str, reference: str) -> bool:
+    """Whether two texts call the same functions with the same arguments, or both call none."""
+    return names_and_arguments(calls_in(answer)) == names_and_arguments(calls_in(reference))
 
 
 def all_alike(answers: Sequence[str]) -> bool:
