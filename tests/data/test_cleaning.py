@@ -13,7 +13,7 @@ from toolkit.data.cleaning import SPECIAL_TOKEN, clean_text
 from toolkit.data.cleaning import clean as clean_rows
 from toolkit.data.formats import Example, shape_of
 from toolkit.data.readers import Dropped, Row
-from toolkit.recipe.schema import Columns, Data
+from toolkit.recipe.rows import Columns, Data
 
 
 def clean(given: list[Row], data: Data, system: str = "") -> tuple[list[Example], list[Dropped], Counter[str]]:

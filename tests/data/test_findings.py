@@ -11,7 +11,7 @@ from toolkit.data.findings import find
 from toolkit.data.formats import Example, Turn
 from toolkit.data.loading import load
 from toolkit.data.prepare import kept_rows
-from toolkit.recipe.schema import Data
+from toolkit.recipe.rows import Data
 
 
 def found_in(answer: str, question: str = "What is tea?") -> list[str]:

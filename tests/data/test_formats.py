@@ -10,7 +10,7 @@ import pytest
 from toolkit.data.formats import Example, Turn, read_row, shape_of, thought_columns
 from toolkit.data.readers import Row
 from toolkit.errors import UsageError
-from toolkit.recipe.schema import Data
+from toolkit.recipe.rows import Data
 
 
 def convert(values: dict[str, Any], form: str = "auto", **settings: Any) -> Example | str:

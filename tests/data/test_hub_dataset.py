@@ -18,7 +18,7 @@ LOOK = """
 import json, sys
 from toolkit.data.loading import load
 from toolkit.errors import ToolkitError
-from toolkit.recipe.schema import Data
+from toolkit.recipe.rows import Data
 for path in sys.argv[1:]:
     try:
         loaded = load(Data(path=path))

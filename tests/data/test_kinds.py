@@ -21,7 +21,8 @@ from toolkit.data.prepare import check_data, prepare_dataset
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.recipe.init import write_recipe
 from toolkit.recipe.reading import load_recipe
-from toolkit.recipe.schema import Data, Recipe
+from toolkit.recipe.rows import Data
+from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import read_jsonl
 from toolkit.run.facts import DatasetFacts
 

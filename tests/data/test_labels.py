@@ -13,7 +13,8 @@ from toolkit.data.inspect import inspect
 from toolkit.data.loading import Loaded, for_other_objectives, load
 from toolkit.errors import UsageError
 from toolkit.recipe.init import recipe_to_look, write_recipe
-from toolkit.recipe.schema import Data, Recipe
+from toolkit.recipe.rows import Data
+from toolkit.recipe.schema import Recipe
 from toolkit.run.preflight import preflight
 
 

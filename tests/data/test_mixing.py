@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from toolkit.data.loading import load
 from toolkit.data.mixing import LEFT_OUT
 from toolkit.data.prepare import kept_rows
-from toolkit.recipe.schema import Data
+from toolkit.recipe.rows import Data
 
 
 @pytest.fixture

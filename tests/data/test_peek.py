@@ -10,7 +10,7 @@ import pytest
 from toolkit.data.languages import language_of
 from toolkit.data.peek import NO_HEADER, peek
 from toolkit.errors import DataError
-from toolkit.recipe.schema import Data
+from toolkit.recipe.rows import Data
 
 REAL = Path(__file__).parents[2] / "../shared/data/medical/internal_medicine_5000-6000.gbk.csv"
 

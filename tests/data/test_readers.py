@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from toolkit.data.readers import Row, Table, find_files, places, read_file
 from toolkit.errors import DataError, ToolkitError, UsageError
-from toolkit.recipe.schema import Reading
+from toolkit.recipe.rows import Reading
 
 
 def read_table(path: Path, **how: Any) -> Table:

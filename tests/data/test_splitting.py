@@ -25,7 +25,7 @@ from toolkit.data.splitting import (
     signature,
 )
 from toolkit.data.splitting import split as split_with_counts
-from toolkit.recipe.schema import Data
+from toolkit.recipe.rows import Data
 
 DATA = Data(path="x", validation=0.2, test=0.2)
 

@@ -14,7 +14,8 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from pydantic import ValidationError
 
 from toolkit.errors import ExternalToolError, ResourceError, ToolkitError, UsageError
-from toolkit.recipe.schema import Recipe, Train
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.training import Train
 from toolkit.run.hardware import Hardware
 from toolkit.run.processes import own_environment
 from toolkit.train.engines import WORKER, accelerate_arguments, accelerate_config, check_processes, write_config

@@ -16,7 +16,8 @@ from tests.train.test_training import make_recipe, make_rows
 from toolkit.errors import DataError
 from toolkit.models.bases import resolve_base
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.recipe.schema import Objective, Recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.training import Objective
 from toolkit.run.artifacts import Artifact, Cost
 from toolkit.run.facts import AdapterFacts, DatasetFacts
 from toolkit.train.judge import load_judge, scores

@@ -13,7 +13,7 @@ from toolkit.data.formats.judged import SAME
 from toolkit.data.readers import Dropped, Row
 from toolkit.data.tagged import tagged
 from toolkit.models.thinking import in_text, never_ends
-from toolkit.recipe.schema import Data
+from toolkit.recipe.rows import Data
 
 # Controls but tab and newline, a byte-order mark inside the text, noncharacters, and halves of surrogate pairs (JSON can
 # hold them, UTF-8 cannot).

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from toolkit.data.formats import Example
-from toolkit.recipe.schema import FOUND
+from toolkit.recipe.rows import FOUND
 
 _BOILERPLATE = re.compile(
     r"\bas an? (?:AI|artificial intelligence|large language model)\b|\bI(?:'|’)?m (?:just )?an AI\b|\bI am (?:just )?an AI\b"

@@ -9,7 +9,8 @@ from pathlib import Path
 from toolkit.data.formats import FIRST_ROWS, Shape, doubt, objectives_of, rows_for, shape_of, thought_columns
 from toolkit.data.readers import Table, left_out, places, read_file
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.recipe.schema import Data, Objective, Source
+from toolkit.recipe.rows import Data, Source
+from toolkit.recipe.training import Objective
 
 
 @dataclass

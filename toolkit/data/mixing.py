@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from toolkit.data.formats import Example
 from toolkit.data.splitting import choose
-from toolkit.recipe.schema import Source
+from toolkit.recipe.rows import Source
 
 LEFT_OUT = "not needed for the mix"
 

@@ -12,7 +12,7 @@ from toolkit.data.languages import language_of
 from toolkit.data.loading import Loaded, load, told
 from toolkit.data.readers import Dropped
 from toolkit.data.readers.header import NoHeader
-from toolkit.recipe.schema import Data
+from toolkit.recipe.rows import Data
 
 NO_HEADER = (
     "the first line looks like a row, so no header is assumed and columns are called 1, 2, … (data.header: false); if it is "

@@ -21,7 +21,9 @@ from toolkit.data.splitting import SIDES, Side, choose, deal, resembling, split
 from toolkit.errors import DataError, ToolkitError, UsageError
 from toolkit.models.thinking import of_message
 from toolkit.recipe.prompts_file import asked, golden_turns
-from toolkit.recipe.schema import Data, Objective, Recipe
+from toolkit.recipe.rows import Data
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.training import Objective
 from toolkit.run.artifacts import write_jsonl
 from toolkit.run.facts import DatasetFacts
 

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from toolkit.data.formats import Example
 from toolkit.errors import UsageError
-from toolkit.recipe.schema import Data
+from toolkit.recipe.rows import Data
 
 if TYPE_CHECKING:
     import numpy

@@ -19,7 +19,8 @@ from typing import Any
 from toolkit.errors import MAKE_ROOM, DataError, ExternalToolError, ResourceError, UsageError
 from toolkit.models.bases import cached_sha256
 from toolkit.models.gguf_file import UNQUANTIZED, read_gguf
-from toolkit.recipe.schema import QUANTIZED_FILE_TYPES, nearest
+from toolkit.recipe.schema import QUANTIZED_FILE_TYPES
+from toolkit.recipe.section import nearest
 from toolkit.run.hardware import free_disk_bytes
 from toolkit.run.places import cache_home
 from toolkit.setup.bootstrap import LLAMA_CPP_PYTHON, LLAMA_CPP_SHA256, unpack_tree

@@ -19,7 +19,7 @@ from toolkit.models import embedded, hub
 from toolkit.models.four_bit import four_bit_copy, refuse_quantized
 from toolkit.models.json_file import read_object
 from toolkit.models.safetensors_file import model_files
-from toolkit.recipe.schema import nearest
+from toolkit.recipe.section import nearest
 from toolkit.run.artifacts import file_sha256, write_json
 from toolkit.run.facts import BaseFacts
 from toolkit.run.places import cache_home

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from toolkit.errors import ExternalToolError, ResourceError, ToolkitError, UsageError
-from toolkit.recipe.schema import nearest
+from toolkit.recipe.section import nearest
 from toolkit.run.artifacts import file_sha256
 
 DEFAULT_PORT = 11434

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import UsageError
-from toolkit.recipe.schema import nearest
+from toolkit.recipe.section import nearest
 
 Value = int | float | bool | str
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from toolkit.recipe.schema import SAMPLED, SHARDED, Recipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recipe.sizes import EMBEDDED, Shape
 from toolkit.recipe.trained import trained_parameters, whole_deltas
+from toolkit.recipe.training import SAMPLED, SHARDED
 from toolkit.run.hardware import Hardware
 
 GIB = 2**30

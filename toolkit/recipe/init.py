@@ -14,7 +14,8 @@ from toolkit.data.loading import for_other_objectives
 from toolkit.data.peek import Peek, peek
 from toolkit.errors import DataError, UsageError
 from toolkit.recipe.reading import assembled, load_recipe
-from toolkit.recipe.schema import Data, Recipe
+from toolkit.recipe.rows import Data
+from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import write_text
 
 _SYSTEM = {"en": "You are a helpful assistant. Answer briefly.", "zh": "你是一位乐于助人的助手，请简短回答。"}

@@ -10,7 +10,7 @@ import yaml
 
 from toolkit.errors import UsageError
 from toolkit.recipe.reading import RESOLVED_FILE
-from toolkit.recipe.schema import nearest
+from toolkit.recipe.section import nearest
 from toolkit.run.artifacts import ARTIFACT_FILE
 from toolkit.run.locks import only_run
 from toolkit.run.places import cache_home

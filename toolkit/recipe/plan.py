@@ -26,9 +26,10 @@ from toolkit.recipe.estimates import (
     tokens_per_second,
     training_memory,
 )
-from toolkit.recipe.schema import SAMPLED, SHARDED, Recipe, Train
+from toolkit.recipe.schema import Recipe
 from toolkit.recipe.sizes import BITS_PER_WEIGHT, EMBEDDED, Shape, shape_of_base
 from toolkit.recipe.trained import trained_parameters
+from toolkit.recipe.training import SAMPLED, SHARDED, Train
 from toolkit.run.hardware import Hardware, free_disk_bytes
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from toolkit.errors import UsageError
-from toolkit.recipe.schema import Recipe, nearest
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.section import nearest
 from toolkit.run.artifacts import write_text
 from toolkit.run.hardware import Hardware, read_hardware
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from toolkit.recipe.lora import Lora
 
 if TYPE_CHECKING:
-    from toolkit.recipe.schema import Data, Recipe, Train
+    from toolkit.recipe.rows import Data
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.training import Train
 
 _HARMLESS = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora")
 """Keys of `lora` that a recipe for several methods may have, though full training has no adapter."""
@@ -56,7 +58,7 @@ def faults_of_adapter(recipe: Recipe) -> list[str]:
 
 def faults_of_knobs(recipe: Recipe) -> list[str]:
     """What does not go together, of the settings of training that only some objectives have."""
-    from toolkit.recipe.schema import SAMPLED
+    from toolkit.recipe.training import SAMPLED
 
     faults = []
     for where, data, train in _steps(recipe):

@@ -11,7 +11,8 @@ from typing import Any
 
 from toolkit.models.thinking import in_text
 from toolkit.recipe.prompts_file import asked
-from toolkit.recipe.schema import Objective, Recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.training import Objective
 from toolkit.report.page import with_served
 from toolkit.report.plot import read_rewards
 from toolkit.run.artifacts import Artifact, Cost, read_jsonl

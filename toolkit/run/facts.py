@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from toolkit.recipe.schema import Objective
+from toolkit.recipe.training import Objective
 
 
 class Facts(BaseModel):

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.models.bases import resolve_base
-from toolkit.recipe.schema import SAMPLED, Recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.training import SAMPLED
 from toolkit.run.artifacts import Artifact, file_sha256
 from toolkit.run.stages import Stage
 

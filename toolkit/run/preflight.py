@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.errors import ToolkitError
-from toolkit.recipe.schema import SAMPLED, Recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.training import SAMPLED
 from toolkit.run.hardware import read_hardware
 from toolkit.run.stages import stages_of
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from toolkit.errors import ExternalToolError, ResourceError, ToolkitError, UsageError
-from toolkit.recipe.schema import Train
+from toolkit.recipe.training import Train
 from toolkit.run.hardware import Hardware
 
 WORKER = "toolkit.train.worker"

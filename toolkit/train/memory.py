@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from toolkit.errors import ResourceError
-from toolkit.recipe.schema import SAMPLED, SHARDED, Recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.training import SAMPLED, SHARDED
 
 
 def settings_to_lower(recipe: Recipe) -> list[str]:

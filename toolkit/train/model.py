@@ -17,7 +17,8 @@ from rich.console import Console
 from toolkit.errors import DataError, UsageError
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.models.weights import attention_of, loaded_bytes, weights_of
-from toolkit.recipe.schema import SHARDED, Recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.training import SHARDED
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts, BaseFacts, Quantization
 from toolkit.run.places import cache_home

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from toolkit.errors import DataError
-from toolkit.recipe.schema import Objective
+from toolkit.recipe.training import Objective
 from toolkit.run.artifacts import write_text
 from toolkit.train.world import is_first, wait_for_all
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from toolkit.data.tagged import ANSWER_END, TAGS, in_order, inside_answer, nothing_else, result_of
 from toolkit.errors import UsageError
-from toolkit.recipe.schema import nearest
+from toolkit.recipe.section import nearest
 from toolkit.train.own_rewards import Reward, guarded, load_own
 
 _NUMBER = re.compile(

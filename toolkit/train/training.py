@@ -18,7 +18,8 @@ from toolkit.models.bases import resolve_base
 from toolkit.models.chat_template import template_file
 from toolkit.models.ends import ends_of
 from toolkit.models.safetensors_file import writing
-from toolkit.recipe.schema import SAMPLED, Recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.training import SAMPLED
 from toolkit.run.artifacts import Artifact, read_jsonl, text_sha256, write_json, write_text
 from toolkit.run.facts import AdapterFacts, BaseFacts, DatasetFacts, SourceLoss
 from toolkit.train.adapter import resized_rows, save_adapter

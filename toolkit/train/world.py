@@ -14,7 +14,7 @@ import torch
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from toolkit.errors import ExternalToolError
-from toolkit.recipe.schema import SHARDED, Train
+from toolkit.recipe.training import SHARDED, Train
 
 PATIENCE = timedelta(hours=2)
 """For one that is still at work; one that ended is noticed at once, by the engine."""

@@ -17,7 +17,7 @@ from toolkit.data.formats.labels import (
 )
 from toolkit.data.formats.shape import Shape
 from toolkit.data.readers import Row
-from toolkit.recipe.schema import Reading
+from toolkit.recipe.rows import Reading
 
 
 def doubt(file: str, shape: Shape, rows: Sequence[Row], reading: Reading) -> str:

@@ -11,7 +11,9 @@ from toolkit.data.formats.labels import LABELS, are_labels, known_words, listed,
 from toolkit.data.formats.messages import KNOWN_KEYS
 from toolkit.errors import UsageError
 from toolkit.models.thinking import FIELDS
-from toolkit.recipe.schema import Objective, Reading, nearest
+from toolkit.recipe.rows import Reading
+from toolkit.recipe.section import nearest
+from toolkit.recipe.training import Objective
 
 Kind = Literal["columns", "alpaca", "messages", "preference", "unpaired", "text"]
 FIRST_ROWS = 100

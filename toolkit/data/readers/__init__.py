@@ -20,7 +20,7 @@ from toolkit.data.readers.json_text import json_rows
 from toolkit.data.readers.table import Dropped, Records, Row, Table
 from toolkit.data.readers.workbook import workbook
 from toolkit.errors import DataError
-from toolkit.recipe.schema import Reading
+from toolkit.recipe.rows import Reading
 
 __all__ = ["Dropped", "Row", "Table", "find_files", "left_out", "places", "read_file"]
 

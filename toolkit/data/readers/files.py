@@ -8,7 +8,7 @@ from toolkit.data.readers.columnar import is_saved_dataset
 from toolkit.data.readers.compressed import PACKED
 from toolkit.data.readers.table import SAVE_AS_CSV
 from toolkit.errors import DataError, UsageError
-from toolkit.recipe.schema import nearest
+from toolkit.recipe.section import nearest
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".xlsx", ".xlsm", ".parquet")
 TEXTS = (".txt", ".md")

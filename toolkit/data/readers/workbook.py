@@ -13,7 +13,7 @@ from typing import Any
 from toolkit.data.readers.header import by_position, looks_like_a_row, names_of, no_header
 from toolkit.data.readers.table import SAVE_AS_CSV, Dropped, Records, Row
 from toolkit.errors import DataError, UsageError
-from toolkit.recipe.schema import nearest
+from toolkit.recipe.section import nearest
 
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 """Begins files of Office before 2007, and the container of a workbook with a password ([MS-CFB], 2.2)."""

@@ -19,7 +19,7 @@ import torch
 
 from toolkit.models.chat_template import NOTHING_TOLD
 from toolkit.models.reference import TeacherForced
-from toolkit.recipe.schema import SAMPLED, Objective
+from toolkit.recipe.training import SAMPLED, Objective
 from toolkit.run.artifacts import Artifact, read_jsonl, write_jsonl
 from toolkit.run.facts import AdapterFacts, DatasetFacts
 from toolkit.train.forward import FORWARD_FILE

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from toolkit.recipe.schema import Objective
+from toolkit.recipe.training import Objective
 from toolkit.train.methods.common import Examples, Order
 
 

@@ -14,7 +14,8 @@ import torch
 
 from toolkit.errors import DataError
 from toolkit.models.peft_layers import NAME
-from toolkit.recipe.schema import Recipe, Train
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.training import Train
 from toolkit.train.model import Loaded, autocast_of
 from toolkit.train.own_rewards import Reward
 from toolkit.train.reporters import reporting
