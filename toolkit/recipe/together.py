@@ -8,8 +8,8 @@ from toolkit.recipe.lora import Lora
 
 if TYPE_CHECKING:
     from toolkit.recipe.rows import Data
-from toolkit.recipe.schema import Recipe
-from toolkit.recipe.training import Train
+    from toolkit.recipe.schema import Recipe
+    from toolkit.recipe.training import Train
 
 _HARMLESS = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora")
 """Keys of `lora` that a recipe for several methods may have, though full training has no adapter."""
