@@ -10,16 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from tests.parity_chain import AFTER, ASKED, BEFORE, SYSTEM, Chain, chain, finished, scaled
-from tests.small_models import adapter_artifact
+from tests.parity_chain import AFTER, ASKED, BEFORE, SYSTEM, Chain, chain, finished, learn
+from tests.small_models import adapter_artifact, tiny_adapter, tiny_llama
+from toolkit.evaluate.general_texts import read_general
+from toolkit.evaluate.held_out import HeldOut
 from toolkit.evaluate.readers import FileReader, LayerReader, ModelReader, tuned_and_base
-from toolkit.evaluate.stage import evaluate
+from toolkit.evaluate.seen import look
+from toolkit.evaluate.stage import evaluate, figures_json
+from toolkit.evaluate.told import forgot_of, sentences
 from toolkit.models.ends import end_tokens
 from toolkit.models.reference import TeacherForced, reference_of
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.run.artifacts import Artifact, read_jsonl, write_jsonl
 from toolkit.run.facts import CertificateFacts, DatasetFacts, EvaluationFacts, OllamaFacts
+from toolkit.train.rows import TokenizedRow
 
 HELD_OUT = ["a headache", "a fever", "a bruise", "a sting"]
 
@@ -133,14 +139,38 @@ def test_what_got_worse_is_not_called_helped(clean: Chain, tmp_path: Path) -> No
     assert facts.sentences[0].startswith("Did not help, it did harm: held-out loss")
 
 
-def test_a_model_that_forgot_is_caught(clean: Chain, tmp_path: Path) -> None:
-    base = Path(clean.adapter.facts.base.folder)
-    loud = adapter_artifact(scaled(clean.adapter.folder, tmp_path / "loud", 20.0), base, "qlora")
-    facts, told = run(clean, tmp_path / "out", None, loud, forgetting=True)
-    assert facts.forgot == "forgot" and facts.helped == "unknown" and facts.rows == 0
-    assert [one["name"] for one in told["figures"]] == ["loss on general text", "general questions"]
-    assert figure(told, "loss on general text")["subjects"]["tuned"]["from_base"]["verdict"] == "worse"
-    assert facts.sentences[0].startswith("Forgot: loss on general text")
+def test_without_rows_only_forgetting_is_measured(clean: Chain, tmp_path: Path) -> None:
+    facts, told = run(clean, tmp_path, None, forgetting=True)
+    assert facts.helped == "unknown" and facts.rows == 0 and facts.questions == 0
+    assert [(one["name"], one["rows"]) for one in told["figures"]] == [
+        ("loss on general text", 40), ("general questions", 40),
+    ]  # fmt: skip
+    assert list(told["figures"][0]["subjects"]) == facts.subjects == ["base", "tuned", "F16", "Q8_0", "Q4_K_M"]
+
+
+def test_a_model_that_forgot_is_caught(tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "base")
+    tokenizer = load_tokenizer(base)
+    general = read_general(tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).train()
+    model.get_input_embeddings().requires_grad_(False)
+    read = [TokenizedRow(one.ids, ((1, len(one.ids)),)) for one in general.paragraphs]
+    learn(model, read, 60, 3e-3, 0)
+    model.save_pretrained(base)
+
+    def forgot(strength: float) -> list[dict[str, Any]]:
+        made = tiny_adapter(base, tmp_path / f"adapter-{strength}", strength=strength)
+        models = tuned_and_base(adapter_artifact(made, base), [])
+        seen = {name: look(reader, HeldOut(), general, 8, tokenizer, {}) for name, reader in models}
+        return figures_json(HeldOut(), general, {"base": seen["base"], "tuned": seen["tuned"]}, {})
+
+    loud = forgot(0.5)
+    assert forgot_of(loud) == "forgot"
+    assert loud[0]["subjects"]["tuned"]["from_base"]["verdict"] == "worse"
+    assert sentences(loud, "")[0].startswith("Forgot: loss on general text")
+    same = forgot(0.0)
+    assert forgot_of(same) == "nothing seen"
+    assert same[0]["subjects"]["tuned"]["from_base"]["value"] == pytest.approx(0.0, abs=1e-5)
 
 
 def test_pairs_and_labels(clean: Chain, tmp_path: Path) -> None:

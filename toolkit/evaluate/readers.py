@@ -177,6 +177,8 @@ def tuned_and_base(adapter: Artifact[AdapterFacts], ends: list[int]) -> Iterator
         device = "cuda" if torch.cuda.is_available() else "cpu"
         yield TUNED, ModelReader(reference.tuned.to(device), ends, "the tuned model")
         with base_of(reference, adapter) as base:
+            if base is not reference:
+                reference.tuned.to("cpu")  # a card that holds one of them may not hold both
             yield BASE, ModelReader(base.tuned.to(device), ends, "the base")
     elif can_answer(weights):
         model, _ = load_tuned(adapter, torch.bfloat16)

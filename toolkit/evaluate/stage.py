@@ -65,6 +65,7 @@ def evaluate(
         known = _known(have["golden"], new_tokens, recipe.golden.max_new_tokens)
         for name, reader in tuned_and_base(adapter, end_tokens(adapter, tokenizer).tokens):
             seen[name] = look(reader, held_out, general, new_tokens, tokenizer, known[name])
+        del reader  # and the model with it: exports need the memory
         seen = {name: seen[name] for name in (BASE, TUNED)}
         for name, path in _files(recipe, have).items():
             seen[name] = look(FileReader(path), held_out, general, new_tokens, tokenizer, {})
