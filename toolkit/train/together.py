@@ -32,13 +32,13 @@ ORDER, MEETING, RESULT = "order.json", "meeting", "result.json"
 
 
 def said_by(number: int) -> str:
-    """The file with what a process other than the first prints."""
-    return f"process-{number}.log"
+    """The file with what a process other than the first prints; they are counted from 1 for people."""
+    return f"process-{number + 1}.log"
 
 
 def error_of(number: int) -> str:
     """The file with the error that ended a process."""
-    return f"error-{number}.json"
+    return f"error-{number + 1}.json"
 
 
 def train_together(
