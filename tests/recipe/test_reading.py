@@ -178,3 +178,52 @@ def test_the_recipes_of_the_house_resolve(path: Path, profile: str) -> None:
     assert recipe.profile == profile
     if profile != "cpu":
         assert recipe.base.startswith("Qwen/Qwen2.5-") and len(recipe.base.partition("@")[2]) == 40
+
+
+def test_variables_stand_in_lists_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_ROWS", "mine.csv")
+    monkeypatch.delenv("NO_ROWS", raising=False)
+    text = (
+        "name: small\nbase: none\ndata:\n  sources:\n    - path: ${MY_ROWS:-a.csv}\n    - path: ${NO_ROWS:-b.csv}\n"
+        "ollama:\n  model: small\n"
+    )
+    recipe = load_recipe(_write(tmp_path, text), hardware=CPU)
+    assert recipe.data is not None and [source.path for source in recipe.data.sources] == ["mine.csv", "b.csv"]
+    with pytest.raises(UsageError, match=r"data\.sources\[1\]\.path: the environment has no NO_ROWS"):
+        load_recipe(_write(tmp_path, text.replace(":-b.csv", "")), hardware=CPU)
+
+
+def test_an_earlier_step_has_of_train_what_it_leaves_out(tmp_path: Path) -> None:
+    text = MINIMAL + (
+        "earlier:\n  format:\n    data:\n      path: first.csv\n    train:\n      max_steps: 3\n"
+        "train:\n  objective: grpo\n  rewards: [tag_counts]\n  method: lora\n  max_steps: 9\n  learning_rate: 1.0e-6\n"
+        "  per_device_train_batch_size: 6\n"
+    )
+    recipe = load_recipe(_write(tmp_path, text), settings=["earlier.format.train.seed=5"], hardware=CPU)
+    step = recipe.earlier["format"].train
+    assert (step.method, step.objective, step.max_steps, step.seed) == ("lora", "sft", 3, 5)
+    assert step.learning_rate == 2e-4  # its own, not that of grpo
+    assert recipe.at("format").data.path == "first.csv" and recipe.at("format").golden.from_test == 0  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match="cannot name a step"):
+        load_recipe(_write(tmp_path, text.replace("  format:", "  Format1!:")), hardware=CPU)
+    with pytest.raises(UsageError, match=r"small\.yaml:\d+: unknown key earlier\.format\.train\.steps"):
+        load_recipe(_write(tmp_path, text.replace("max_steps: 3", "steps: 3")), hardware=CPU)
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ("  objective: grpo\n", "train.objective: grpo needs train.rewards"),
+        (
+            "  objective: grpo\n  rewards: [tag_counts]\n  num_generations: 5\n",
+            "5 answers to a prompt do not divide the 8 of a step",
+        ),
+        ("  objective: kto\n  per_device_train_batch_size: 1\n", "kto needs per_device_train_batch_size above 1"),
+        ("  objective: reward\n", "makes a judge of answers, nothing to chat with"),
+        ("  objective: ppo\n", "train.objective: input should be"),
+    ],
+)
+def test_objectives_that_cannot_be_are_told_when_the_recipe_is_read(tmp_path: Path, train: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe(_write(tmp_path, MINIMAL + "train:\n" + train), hardware=CPU)
+    assert said in caught.value.message

@@ -188,18 +188,26 @@ def _number(value: Any) -> Any:
 
 
 def _expand(tree: dict[str, Any], prefix: str) -> list[str]:
+    """Put what the environment says into all texts of a tree, in lists too; gives the variables that are missing."""
     faults: list[str] = []
     for key, value in tree.items():
-        if isinstance(value, dict):
-            faults += _expand(value, f"{prefix}{key}.")
-        elif isinstance(value, str):
-            for name, default in _VARIABLE.findall(value):
-                if name not in os.environ and f"${{{name}:-" not in value:
-                    faults.append(f"{prefix}{key}: the environment has no {name}; set it: export {name}=…")
-                value = value.replace(f"${{{name}:-{default}}}", os.environ.get(name) or default)
-                value = value.replace(f"${{{name}}}", os.environ.get(name, ""))
-            tree[key] = _number(value)
+        tree[key] = _expanded(value, f"{prefix}{key}", faults)
     return faults
+
+
+def _expanded(value: Any, name: str, faults: list[str]) -> Any:
+    if isinstance(value, dict):
+        faults += _expand(value, f"{name}.")
+    elif isinstance(value, list):
+        return [_expanded(one, f"{name}[{number}]", faults) for number, one in enumerate(value)]
+    elif isinstance(value, str):
+        for variable, default in _VARIABLE.findall(value):
+            if variable not in os.environ and f"${{{variable}:-" not in value:
+                faults.append(f"{name}: the environment has no {variable}; set it: export {variable}=…")
+            value = value.replace(f"${{{variable}:-{default}}}", os.environ.get(variable) or default)
+            value = value.replace(f"${{{variable}}}", os.environ.get(variable, ""))
+        return _number(value)
+    return value
 
 
 def _fault(path: Path | None, lines: dict[str, int], error: Any) -> str:
