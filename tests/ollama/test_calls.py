@@ -23,7 +23,7 @@ from toolkit.ollama.asked import Conversation, request_fields
 from toolkit.ollama.calls import ADDRESSES, Asked, Shown, Writing, check_calls
 from toolkit.ollama.conversations import rendered_at
 from toolkit.ollama.own_model import OwnModel
-from toolkit.ollama.repair import mended_template
+from toolkit.ollama.repair import mended_template, rewrite_template
 from toolkit.ollama.served import GREEDY
 from toolkit.ollama.told import Told
 from toolkit.train.rows import tokenize
@@ -76,7 +76,7 @@ TALK: list[dict[str, Any]] = [
 def test_lists_of_functions_and_arguments_reach_the_template_as_training_has_them(
     ollama_server: Server, tmp_path: Path, name: str
 ) -> None:
-    template = OWN if name.endswith(".jinja") else template_text(name)
+    template = template_of(name)
     client, vocabulary = ollama_server.client, vocabulary_of(name)
     bos, eos, by_itself = special_texts(vocabulary)
     turns = as_sent_back(TALK, marks_of(template))
@@ -183,10 +183,19 @@ def test_only_whole_calls_can_be_blamed_on_a_server() -> None:
     assert not how.readable(one, CALL[:40]) and not how.readable(one, f"{CALL}\n{CALL[:40]}")
 
 
-def served(server: Server, folder: Path, template: str) -> tuple[Shown, Writing, list[Asked]]:
-    """A small model that was taught the answers in this template's words, asked through a server."""
+SERVED = ["recipes/tools.jinja", "Qwen-Qwen2.5-7B-Instruct", "Qwen3-Coder", "LFM2.5-8B-A1B"]
+
+
+def template_of(name: str) -> str:
+    """The project's own, or one of the tree."""
+    return OWN if name.endswith(".jinja") else template_text(name)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model's file that was taught the answers in the words of each template, after that template's prompts."""
+    folder = tmp_path_factory.mktemp("taught")
     base = tiny_llama(folder / "base")
-    (base / "chat_template.jinja").write_text(template, encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows = [
         {
@@ -196,40 +205,44 @@ def served(server: Server, folder: Path, template: str) -> tuple[Shown, Writing,
         }
         for question, answer in (ANSWERS | NOT_OFFERED).items()
     ]
-    examples = [one for row in rows for one in tokenize(tokenizer, row)]
+    examples = []
+    for name in SERVED:
+        tokenizer.chat_template = template_of(name)
+        examples += [one for row in rows for one in tokenize(tokenizer, row)]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).train()
     model.get_input_embeddings().requires_grad_(False)
-    assert learn(model, examples, 100, 3e-3, 0) < 0.05
+    assert learn(model, examples, 200, 3e-3, 0) < 0.05
     model.save_pretrained(base)
     nothing = scaled(tiny_adapter(base, folder / "adapter", r=4, alpha=4), folder / "nothing", 0.0)
     made = export(recipe(["F16"], "F16", base), adapter_artifact(nothing, base), folder / "made")
-    gguf = made.gguf.folder / made.gguf.facts.files[0].name
+    return made.gguf.folder / made.gguf.facts.files[0].name
+
+
+def served(server: Server, taught: Path, folder: Path, template: str) -> Shown:
+    """The taught model with this template, asked through a server."""
+    gguf = rewrite_template(taught, folder / "m.gguf", mended_template(template))
     own = OwnModel(gguf, 2048)
     silent = tuple(own.piece(token, special=True).decode(errors="replace") for token in own.control)
-    bos, by_itself = own.bos_text, own.adds_bos
-    asked, how = (
-        asked_of(template, own.bos_text, own.eos_text),
-        Writing(template, {}, own.bos_text, own.eos_text, silent),
-    )
+    how = Writing(template, {}, own.bos_text, own.eos_text, silent)
+    asked, bos = asked_of(template, own.bos_text, own.eos_text), own.bos_text if own.adds_bos else ""
     own.close()
     client = server.client
     client.create(
         "calls", {"files": {"m.gguf": client.upload(gguf)}, "parameters": {"temperature": 0, "num_ctx": 2048}}
     )
     try:
-        return check_calls(client, "calls", asked, how, bos if by_itself else "", GREEDY, 96), how, asked
+        return check_calls(client, "calls", asked, how, bos, GREEDY, 96)
     finally:
         client.delete("calls")
 
 
 @pytest.mark.ollama
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["recipes/tools.jinja", "Qwen-Qwen2.5-7B-Instruct", "Qwen3-Coder", "LFM2.5-8B-A1B"])
+@pytest.mark.parametrize("name", SERVED)
 def test_calls_are_told_apart_with_the_models_own_names_and_arguments(
-    ollama_server: Server, tmp_path: Path, name: str
+    ollama_server: Server, taught: Path, tmp_path: Path, name: str
 ) -> None:
-    template = OWN if name.endswith(".jinja") else template_text(name)
-    found, _, _ = served(ollama_server, tmp_path, template)
+    found = served(ollama_server, taught, tmp_path, template_of(name))
     by_question = {one["question"]: one for one in found.examples}
     assert by_question["Hello"] == {"question": "Hello", "content": "Hello, {what} can I do?", "calls": []}
     arguments = [json.loads(text) for _, text in by_question["Where is order 12?"]["calls"]]

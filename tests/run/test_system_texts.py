@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from tests.conftest import Server
-from tests.parity_chain import AFTER, ASKED, PROBLEMS, finished
+from tests.parity_chain import AFTER, ASKED, PROBLEMS
+from tests.run.here import run_here
 from tests.small_models import tiny_llama
 from toolkit.errors import DataError
 from toolkit.recipe.schema import Recipe
-from toolkit.run.artifacts import Artifact, read_jsonl
-from toolkit.run.stages import call_stage
+from toolkit.run.artifacts import read_jsonl
 
 DAY, NIGHT, SHORT = "You are the day desk.", "You are the night desk.", "Answer in one sentence."
 OWN = (NIGHT, SHORT, "")
@@ -41,13 +41,6 @@ def recipe_of(folder: Path, base: Path, rule: str, own: tuple[str, ...] = OWN) -
     })  # fmt: skip
 
 
-def stage(recipe: Recipe, name: str, have: dict[str, Artifact[Any]], folder: Path) -> Artifact[Any]:
-    """Run a stage here, and keep what it left."""
-    (folder / name).mkdir()
-    have[name] = finished(folder / name, call_stage(name, recipe, have, folder / name))
-    return have[name]
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("base") / "base")
@@ -61,9 +54,7 @@ def test_what_is_served_follows_from_the_rule(
 ) -> None:
     monkeypatch.setenv("OLLAMA_HOST", ollama_server.address)
     recipe, client = recipe_of(tmp_path, base, rule), ollama_server.client
-    have: dict[str, Artifact[Any]] = {}
-    for name in ("prepare", "train", "golden", "merge", "convert", "quantize", "verify", "create"):
-        stage(recipe, name, have, tmp_path)
+    have = run_here(recipe, tmp_path, "create")
     trained = Counter(row["prompt"][0]["content"] for row in read_jsonl(have["prepare"].folder / "train.jsonl"))
     assert set(trained) == TRAINED[rule]
     goldens = list(read_jsonl(have["golden"].folder / "golden.jsonl"))
@@ -71,7 +62,6 @@ def test_what_is_served_follows_from_the_rule(
     assert [row["messages"] for row in goldens[1:]] == [row["prompt"] for row in tested]
     own = {row["messages"][0]["content"] for row in goldens}
     assert DAY in own and len(own) > 1  # the recipe's own prompt brings the recipe's text
-    assert have["verify"].facts.verdict == "pass"
     served = have["create"].facts
     assert (served.published, served.rendered_equal, served.answers_compared) == (True, 7, 7)
     try:
@@ -86,8 +76,7 @@ def test_what_is_served_follows_from_the_rule(
 
 def test_a_text_that_was_never_trained_with_is_not_served(base: Path, tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(DataError, match="the recipe's would be served and was never trained with") as caught:
-        stage(recipe_of(tmp_path, base, "row", (NIGHT, SHORT)), "prepare", {}, tmp_path)
+        run_here(recipe_of(tmp_path, base, "row", (NIGHT, SHORT)), tmp_path, "prepare")
     assert "system: ''" in caught.value.hint
-    (tmp_path / "both").mkdir()
-    stage(recipe_of(tmp_path, base, "both", (NIGHT, SHORT)), "prepare", {}, tmp_path / "both")
+    run_here(recipe_of(tmp_path, base, "both", (NIGHT, SHORT)), tmp_path / "both", "prepare")
     assert "no row was trained with the recipe's system text alone" in " ".join(capsys.readouterr().err.split())

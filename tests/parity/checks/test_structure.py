@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.faults.chains import ROPE, change_json
 from tests.faults.files import add_key, change_tensor, set_value
 from tests.models.test_layout import converted, layout_of_folder
 from tests.small_models import adapter_artifact, tiny_adapter, tiny_gemma2, tiny_llama, tiny_phi3
+from toolkit.models.layout import Layout
 from toolkit.parity.checks.structure import folder_structure_check, gguf_structure_check
 from toolkit.parity.comparison import Comparison, compare_weights
 from toolkit.parity.exported import FolderWeights, GGUFWeights
@@ -42,6 +44,30 @@ def _checked(tuning: Tuning, path: Path) -> Any:
     export = GGUFWeights(path, tuning.layout)
     compared = compare_weights(tuning, {"": export}, lambda _: 1.0)[""]
     return gguf_structure_check(compared, compare_metadata(tuning.layout.metadata, export.header))
+
+
+@dataclass(frozen=True)
+class Right:
+    """A small Llama and its file, converted once for all tests that only look, or that change a copy."""
+
+    base: Path
+    file: Path
+    layout: Layout
+
+    def read(self) -> GGUFWeights:
+        """The file, with metadata that may be changed."""
+        return GGUFWeights(self.file, self.layout)
+
+    def copy(self, out: Path) -> GGUFWeights:
+        """A file of one's own."""
+        return GGUFWeights(Path(shutil.copy(self.file, out / "copy.gguf")), self.layout)
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory: pytest.TempPathFactory) -> Right:
+    folder = tmp_path_factory.mktemp("right")
+    base = tiny_llama(folder / "base", layers=1)
+    return Right(base, converted(base, folder / "out").path, layout_of_folder(base))
 
 
 def _as_one(values: Any) -> Any:
@@ -109,11 +135,12 @@ def test_a_right_conversion_passes_and_a_changed_value_is_named(
         ("llama.rope.dimension_count", 32, "llama.rope.dimension_count is 32, and should be 64"),
     ],
 )
-def test_any_number_that_llama_cpp_reads_counts(key: str, value: float, said: str, tmp_path: Path) -> None:
-    base = tiny_llama(tmp_path / "base", layers=1)
-    export = converted(base, tmp_path / "out")
+def test_any_number_that_llama_cpp_reads_counts(
+    key: str, value: float, said: str, right: Right, tmp_path: Path
+) -> None:
+    export = right.copy(tmp_path)
     set_value(export.path, key, value)
-    found = _checked(_tuning(base), export.path)
+    found = _checked(_tuning(right.base), export.path)
     assert found.verdict == "fail" and said in found.message
 
 
@@ -129,19 +156,17 @@ def test_any_number_that_llama_cpp_reads_counts(key: str, value: float, said: st
         ("somebody.else", "anything", "pass"),
     ],
 )
-def test_a_key_that_the_converter_does_not_write(key: str, value: Any, verdict: str, tmp_path: Path) -> None:
-    base = tiny_llama(tmp_path / "base", layers=1)
-    layout, export = layout_of_folder(base), converted(base, tmp_path / "out")
+def test_a_key_that_the_converter_does_not_write(key: str, value: Any, verdict: str, right: Right) -> None:
+    export = right.read()
     export.header.metadata[key] = value
-    keys = compare_metadata(layout.metadata, export.header)
+    keys = compare_metadata(right.layout.metadata, export.header)
     found = gguf_structure_check(Comparison(), keys)
     assert found.verdict == verdict, found.message
     assert key in str(found.details)
 
 
-def test_a_key_that_is_missing_counts_unless_llama_cpp_does_the_same_without_it(tmp_path: Path) -> None:
-    base = tiny_llama(tmp_path / "base", layers=1)
-    layout, export = layout_of_folder(base), converted(base, tmp_path / "out")
+def test_a_key_that_is_missing_counts_unless_llama_cpp_does_the_same_without_it(right: Right) -> None:
+    layout, export = right.layout, right.read()
     metadata = export.header.metadata
     for key in (
         "llama.attention.key_length",
@@ -156,9 +181,8 @@ def test_a_key_that_is_missing_counts_unless_llama_cpp_does_the_same_without_it(
     assert found.told() == "llama.attention.head_count_kv is missing, it should be 2"
 
 
-def test_tables_of_the_tokenizer_are_compared_entry_by_entry(tmp_path: Path) -> None:
-    base = tiny_llama(tmp_path / "base", layers=1)
-    layout, export = layout_of_folder(base), converted(base, tmp_path / "out")
+def test_tables_of_the_tokenizer_are_compared_entry_by_entry(right: Right) -> None:
+    layout, export = right.layout, right.read()
     metadata = export.header.metadata
     assert compare_metadata(layout.metadata, export.header).of("tokenizer") == []
     metadata["tokenizer.ggml.token_type"][2] = 1
@@ -167,20 +191,19 @@ def test_tables_of_the_tokenizer_are_compared_entry_by_entry(tmp_path: Path) -> 
     assert len(told) == 2 and "token_type [2] is 1, and should be 3" in told[0] and "merges [3] is" in told[1]
 
 
-def test_another_architecture_is_named_first(tmp_path: Path) -> None:
+def test_another_architecture_is_named_first(right: Right, tmp_path: Path) -> None:
     export = converted(tiny_phi3(tmp_path / "phi3", layers=1), tmp_path / "out")
-    layout = layout_of_folder(tiny_llama(tmp_path / "llama", layers=1))
-    found = gguf_structure_check(Comparison(missing=["everything"]), compare_metadata(layout.metadata, export.header))
+    keys = compare_metadata(right.layout.metadata, export.header)
+    found = gguf_structure_check(Comparison(missing=["everything"]), keys)
     wanted = "general.architecture is phi3, and the base converts to llama: name a file that was made from this base"
     assert (found.verdict, found.message) == ("fail", wanted)
 
 
-def test_rope_factors_that_the_model_does_not_have(tmp_path: Path) -> None:
-    base = tiny_llama(tmp_path / "base", layers=1)
+def test_rope_factors_that_the_model_does_not_have(right: Right, tmp_path: Path) -> None:
     rotated = tmp_path / "rotated"
-    shutil.copytree(base, rotated)
+    shutil.copytree(right.base, rotated)
     change_json(rotated / "config.json", rope_parameters=ROPE)
-    tuning, export = _tuning(base), converted(rotated, tmp_path / "out")
+    tuning, export = _tuning(right.base), converted(rotated, tmp_path / "out")
     set_value(export.path, "llama.rope.freq_base", 100_000.0)
 
     assert _checked(tuning, export.path).message == "rope_freqs.weight is there, and the model has no such tensor"
@@ -210,9 +233,8 @@ def test_a_folder_of_peft_from_an_old_configuration_is_the_same_structure(tmp_pa
     assert found.message.startswith("rope_parameters is")
 
 
-def test_a_merged_folder_is_compared_with_its_base(tmp_path: Path) -> None:
-    base = tiny_llama(tmp_path / "base", layers=1)
-    tuning = _tuning(base)
+def test_a_merged_folder_is_compared_with_its_base(right: Right, tmp_path: Path) -> None:
+    base, tuning = right.base, _tuning(right.base)
     same = compare_weights(tuning, {"base": FolderWeights(base)}, lambda _: 1.0)["base"]
     assert folder_structure_check(tuning, base, same).verdict == "pass"
     other = tmp_path / "other"
@@ -229,9 +251,8 @@ def test_a_merged_folder_is_compared_with_its_base(tmp_path: Path) -> None:
     assert [m.value for m in found.measures] == [2, 1, 1, 0]
 
 
-def test_settings_of_sampling_in_a_file_are_warned_of(tmp_path: Path) -> None:
-    tuning = _tuning(tiny_llama(tmp_path / "base"))
-    file = converted(tmp_path / "base", tmp_path / "right").path
+def test_settings_of_sampling_in_a_file_are_warned_of(right: Right, tmp_path: Path) -> None:
+    tuning, file = _tuning(right.base), right.copy(tmp_path).path
     assert _checked(tuning, file).details["warned"] == []
     add_key(file, "general.sampling.temp", struct.pack("<If", 6, 5.0))
     check = _checked(tuning, file)
