@@ -17,7 +17,7 @@ def run_here(recipe: Recipe, folder: Path, upto: str = "report") -> dict[str, Ar
     for stage in stages_of(recipe):
         out = folder / stage.name
         out.mkdir(parents=True)
-        have[stage.name] = finished(out, call_stage(stage.name, recipe, have, out))
+        have[stage.name] = finished(out, call_stage(stage, recipe, have, out))
         if stage.name == "verify":
             assert have["verify"].facts.verdict == "pass", have["verify"].facts.message
         if stage.name == upto:
