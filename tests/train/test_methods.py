@@ -77,7 +77,8 @@ def recipe_for(base: Path, objective: str, **settings: Any) -> Recipe:
     }
     if objective == "reward":  # only ever an earlier step
         step = {"data": tree["data"], "train": tree["train"]}
-        tree["train"] = tree["train"] | {"objective": "rloo", **SETTINGS["rloo"]}
+        ends = {"eval_steps": None, "early_stopping_patience": None}
+        tree["train"] = tree["train"] | {"objective": "rloo", **SETTINGS["rloo"], **ends}
         return Recipe.model_validate({**tree, "earlier": {"judge": step}}).at("judge")
     return Recipe.model_validate(tree)
 
