@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
+
 from toolkit.evaluate.figures import figures_of
 from toolkit.evaluate.held_out import HeldOut, Question
 from toolkit.evaluate.seen import Seen, plain
@@ -80,3 +82,15 @@ def test_answers_are_compared_without_thoughts_special_tokens_and_half_character
     assert plain(question, "<think>\nhm\n</think>\n\nTea", None, _Tokenizer()).startswith("<think>"), (
         "as rewards are given it"
     )
+
+
+def test_pairs_that_are_all_won_leave_open_how_many_of_others_are_lost() -> None:
+    rows = [{"prompt": [], "chosen": [], "rejected": []} for _ in range(8)]
+    pairs = HeldOut("pairs", rows, [[[TokenizedRow([1, 2], ((1, 2),))]] * 2 for _ in rows])
+    told = {"base": Seen([[-2.0, -2.0]] * 8), "tuned": Seen([[-1.0, -9.0]] * 8)}
+    won = figures_of(pairs, None, told, {})[0].as_json()["subjects"]
+    change = won["tuned"]["from_base"]
+    assert won["tuned"]["value"] == 1.0 and change["verdict"] == "better" and change["value"] == 0.5
+    # Of eight that were won, 37 in a hundred others may be lost.
+    assert change["low"] == pytest.approx(0.5 - 0.369, abs=1e-3) and won["tuned"]["high"] == 1.0
+    assert won["base"]["value"] == won["base"]["low"] == won["base"]["high"] == 0.5

@@ -48,7 +48,10 @@ def run(reader: Reader, tokenizer: Any, tasks: str, folder: Path | None, limit: 
     from lm_eval.tasks import TaskManager
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    manager = TaskManager(include_path=str(folder) if folder is not None else None)
+    # Its own tasks are thousands of files: they are read only where the folder does not have all that is named.
+    manager = TaskManager(include_path=str(folder), include_defaults=False) if folder is not None else TaskManager()
+    if folder is not None and not all(manager.match_tasks([name]) for name in names):
+        manager = TaskManager(include_path=str(folder))
     unknown = [name for name in names if not manager.match_tasks([name])]
     if unknown or not names:
         raise UsageError(

@@ -29,7 +29,7 @@ def figures(held_out: HeldOut, seen: Mapping[str, Seen]) -> list[Figure]:
     if BASE in margins:
         # The base against itself is a draw everywhere: half of what can be won.
         won = {name: [_won(one, base) for one, base in zip(rows, margins[BASE])] for name, rows in margins.items()}
-        found.insert(0, Figure(WON if of_pairs else FOLLOWED, "share", True, "help", weights, won))
+        found.insert(0, Figure(WON if of_pairs else FOLLOWED, "share", True, "help", weights, won, share=True))
     return found
 
 
