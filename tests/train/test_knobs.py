@@ -199,9 +199,8 @@ def test_training_stops_when_held_out_rows_get_worse(
     told = " ".join(capsys.readouterr().err.split())
     assert f"Stopped at step {facts.steps} of 60: the loss of held-out rows was lowest at step {best}" in told
     # What is kept is that step's: its loss, not the last one's.
-    last = looks[facts.steps]
-    assert facts.validation_loss_after == pytest.approx(looks[best], abs=0.02)
-    assert abs(facts.validation_loss_after - last) > 0.05  # type: ignore[operator]
+    assert looks[facts.steps] - looks[best] > 0.05
+    assert facts.validation_loss_after == pytest.approx(looks[best], abs=0.01)
     assert not (out / "checkpoints").exists()
 
 
@@ -218,7 +217,9 @@ def test_held_out_rows_may_be_looked_at_without_stopping(base: Path, tmp_path: P
 def test_every_objective_with_a_loss_can_stop_early(base: Path, tmp_path: Path, objective: str) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    recipe = recipe_for(base, objective, max_steps=3, eval_steps=1, early_stopping_patience=1)
+    recipe = recipe_for(base, objective)
+    looking = recipe.train.model_copy(update={"eval_steps": 1, "early_stopping_patience": 1})
+    recipe = recipe.model_copy(update={"train": looking})  # rloo, which asks a judge, would not take these keys
     facts = train(recipe, dataset(tmp_path / "data", rows_for(objective)), out)
     assert facts.best_step in {1, 2, 3}
 
