@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Collection
@@ -16,7 +17,7 @@ _PLACES = {
     "tensorboard": "TENSORBOARD_LOGGING_DIR",
     "wandb": "WANDB_DIR",
     "trackio": "TRACKIO_DIR",
-    "swanlab": "SWANLAB_SAVE_DIR",
+    "swanlab": "SWANLAB_LOG_DIR",
     "mlflow": "MLFLOW_TRACKING_URI",
 }
 """Reporter → the variable by which it is told where to write."""
@@ -59,8 +60,7 @@ def reporting(names: Collection[str], out: Path) -> dict[str, Any]:
         out: the folder of the artifact, in that of the run.
     """
     run = out.parent.resolve()
-    for variable in ("WANDB_PROJECT", "SWANLAB_PROJECT"):
-        os.environ.setdefault(variable, PROJECT)
+    os.environ.setdefault("WANDB_PROJECT", PROJECT)
     for name in names:
         if _PLACES[name] not in _SAID:
             place = run / name
@@ -68,7 +68,15 @@ def reporting(names: Collection[str], out: Path) -> dict[str, Any]:
             os.environ[_PLACES[name]] = f"sqlite:///{place}/mlflow.db" if name == "mlflow" else str(place)
     if not names:
         return {"report_to": "none"}
+    if "swanlab" in names and os.environ.get("RANK", "0") == "0":
+        _start_swanlab()
     # Trackio would make a place on a hub of what it is not told.
     return {
         "report_to": list(names), "run_name": f"{run.name}-{out.name}", "project": PROJECT, "trackio_space_id": None,
     }  # fmt: skip
+
+
+def _start_swanlab() -> None:
+    # transformers 5.17 asks SwanLab for its run before it begins one, which SwanLab 0.10 answers with an error.
+    swanlab: Any = importlib.import_module("swanlab")
+    swanlab.init(project=os.environ.get("SWANLAB_PROJ_NAME", PROJECT))
