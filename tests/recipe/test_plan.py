@@ -176,6 +176,36 @@ def test_cheaper_settings_lower_the_estimate(rows: Path) -> None:
     assert training(method="full") > 3 * training(method="lora") > 3 * training()
 
 
+def test_what_an_adapter_costs_is_counted(rows: Path) -> None:
+    def planned(lora: dict[str, Any] | None = None, **more: Any) -> tuple[int, int]:
+        train = {"method": "lora", **more.pop("train", {})}
+        made = make_plan(recipe(rows, base="Qwen/Qwen2.5-1.5B-Instruct", train=train, lora=lora or {}, **more), T4)
+        return made.trained_parameters, int(_stage(made, "train").gpu_memory_bytes)
+
+    trained, memory = planned()
+    assert planned({"use_dora": True})[0] > trained
+    assert max(planned({"peft_type": kind})[0] for kind in ("LOKR", "IA3")) < trained / 10
+    assert planned({"peft_type": "IA3"})[1] < memory
+    # LoHa and LoKr hold a matrix of each layer's own size: 1.3 billion weights in 16 bits.
+    assert planned({"peft_type": "LOHA"})[1] - memory > 2e9
+    # An embedding that is trained whole: 151,936 x 1,536 weights with their states.
+    whole, larger = planned({"modules_to_save": ["embed_tokens"]})
+    assert whole - trained == 151_936 * 1_536 and larger - memory >= 16 * 151_936 * 1_536
+    assert planned(tokens={"add": ["<a>", "<b>"]})[0] - trained == 2 * 1_536
+    assert planned(tokens={"add": ["<a>"]})[1] > memory
+
+
+def test_packed_rows_are_fewer_and_longer(rows: Path) -> None:
+    apart = make_plan(recipe(rows), LAPTOP)
+    packed = make_plan(recipe(rows, train={"packing": True}), LAPTOP)
+    assert packed.train_rows < apart.train_rows and packed.steps < apart.steps
+    assert packed.train_rows * packed.tokens_per_row == pytest.approx(apart.train_rows * apart.tokens_per_row, rel=0.02)
+    assert any("train.packing is for a card" in note for note in packed.notes)
+    assert _stage(packed, "train").memory_bytes > _stage(apart, "train").memory_bytes
+    looking = make_plan(recipe(rows, train={"eval_steps": 1}), LAPTOP)
+    assert _stage(looking, "train").seconds > _stage(apart, "train").seconds
+
+
 def test_too_little_memory_and_disk_are_named_with_numbers(
     rows: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

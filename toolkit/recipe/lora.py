@@ -119,6 +119,19 @@ class Lora(Section):
         """How the adapter begins, where that takes a part of the base's weights (`toolkit.models.changed_base`); else empty."""
         return "" if self.init_lora_weights in (True, "gaussian") else str(self.init_lora_weights)
 
+    def told(self, on_nf4: bool) -> str:
+        """The kind of adapter and its size, for people: LoRA, r = 16, alpha = 16."""
+        kind = {"LORA": "DoRA" if self.use_dora else "LoRA", "IA3": "IA3", "LOHA": "LoHa", "LOKR": "LoKr"}[
+            self.peft_type
+        ]
+        how = f"Q{kind} (base in NF4)" if on_nf4 and kind == "LoRA" else kind + (" on a base in NF4" if on_nf4 else "")
+        if self.peft_type != "IA3":
+            how += f", r = {self.r}, alpha = {self.lora_alpha if self.peft_type == 'LORA' else self.alpha}"
+        more = ["rsLoRA"] if self.use_rslora else []
+        more += [f"start {self.init_lora_weights}"] if self.init_lora_weights is not True else []
+        more += [f"{', '.join(self.modules_to_save)} whole"] if self.modules_to_save else []
+        return ", ".join([how, *more])
+
     @property
     def vocabulary_modules(self) -> list[str]:
         """Of `target_modules` and `modules_to_save`, those that are embedding or output head by their names."""

@@ -143,11 +143,11 @@ def _trained(recipe: Recipe, adapter: AdapterFacts, prepared: Artifact[DatasetFa
     if not adapter.trained_here:
         rows.append(("method", f"an adapter that another tool trained ({recipe.adapter})"))
         return rows
-    train, lora = recipe.train, recipe.lora
-    how = {"qlora": "QLoRA (base in NF4)", "lora": "LoRA", "full": "full fine-tuning"}[adapter.method]
-    if adapter.method != "full":
-        how += f", r = {lora.r}, alpha = {lora.lora_alpha}"
+    train = recipe.train
+    how = "full fine-tuning" if adapter.method == "full" else recipe.lora.told(on_nf4=adapter.method == "qlora")
     rows.append(("method", f"{how}; {adapter.trained_parameters:,} weights trained"))
+    if recipe.tokens.add:
+        rows.append(("tokens added", ", ".join(recipe.tokens.add)))
     if adapter.objective != "sft":
         rows.append(("objective", _OBJECTIVES[adapter.objective]))
     if adapter.thoughts:
@@ -158,6 +158,8 @@ def _trained(recipe: Recipe, adapter: AdapterFacts, prepared: Artifact[DatasetFa
         ("steps", f"{adapter.steps:,} of {train.rows_a_step} rows{_processes(recipe)}, learning rate {train.learning_rate:g}, "
          f"{adapter.tokens_per_second:,.0f} tokens/s, profile {recipe.profile}")
     )  # fmt: skip
+    if adapter.best_step is not None:
+        rows.append(("kept", f"step {adapter.best_step:,}, where the loss of held-out rows was lowest"))
     return rows
 
 
