@@ -49,6 +49,9 @@ HUB = {
         "README.md": card(north="north/*.jsonl", south="south/**/*.jsonl"),
         "north/a.jsonl": rows("fir"), "south/deep/b.jsonl": rows("palm"), "south/c.jsonl": rows("fig", 5),
     },
+    ("me/elsewhere", FIRST): {"README.md": card(all="https://example.org/rows.jsonl")},
+    ("me/elsewhere", SECOND): {"README.md": card(all="../../../rows.jsonl")},
+    ("me/every", FIRST): {"README.md": card(all="**"), "a.jsonl": rows("oak"), **PROGRAM},
     ("me/program", FIRST): {**PROGRAM, "program.zip": b"PK"},
     ("me/gated", FIRST): {"train.jsonl": rows("secret")},
 }  # fmt: skip
@@ -118,6 +121,16 @@ def test_what_the_hub_does_not_show_is_named(hub: Hub, tmp_path: Path) -> None:
     assert found[4][0] == "DataError" and "holds no files of rows that are read here" in str(found[4][1])
     assert "is not run" in str(found[4][2])
     assert found[5][0] == "UsageError" and "no data set at a pinned revision" in str(found[5][1])
+
+
+def test_only_the_data_sets_own_files_of_rows_are_read(hub: Hub, tmp_path: Path) -> None:
+    with running(hub):
+        places = (f"elsewhere@{FIRST}", f"elsewhere@{SECOND}", f"every@{FIRST}")
+        found = look(tmp_path, hub.address, *(f"hub:me/{place}" for place in places))
+    for one, place in zip(found[:2], ("https://example.org/rows.jsonl", "../../../rows.jsonl")):
+        assert one[0] == "DataError" and f"rows that are not among its own files: {place}" in str(one[1])
+    assert found[2][1] == 30
+    assert not [line for line in hub.asked if "program.py" in line]
 
 
 def test_of_several_configurations_one_is_named_and_only_its_files_are_fetched(hub: Hub, tmp_path: Path) -> None:

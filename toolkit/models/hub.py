@@ -46,7 +46,8 @@ def file_names(repository: str, revision: str | None) -> list[str]:
 def fetch(repository: str, revision: str | None, wanted: list[str], kind: Kind = "model") -> Path:
     """Download the files whose names match `wanted`, unless they are here; gives the folder, whose name is the commit.
 
-    Of a commit that is here the hub is not asked, but where one of these files is missing.
+    Programs are left there, whatever matches. Of a commit that is here the hub is not asked, but where one of these files is
+    missing.
 
     Raises:
         UsageError: no such model or data set, or none that this user may see.
@@ -55,7 +56,10 @@ def fetch(repository: str, revision: str | None, wanted: list[str], kind: Kind =
     with _translated(repository, revision, kind):
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=wanted))
+        found = snapshot_download(
+            repository, repo_type=kind, revision=revision, allow_patterns=wanted, ignore_patterns=["*.py"]
+        )
+        return Path(found)
 
 
 def card(folder: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def doubt(file: str, shape: Shape, rows: Sequence[Row], reading: Reading) -> str
         rows: the first of the file.
     """
     column = shape.roles.get("label") or may_judge(shape.unused)
-    held = [(row.line, row.values[column]) for row in rows if column and row.values.get(column) not in (None, "")]
+    held = [(row.line, row.values[column]) for row in rows if column and word_of(row.values.get(column))]
     if column is None or not held or shape.kind == "preference":
         return ""
     values = [value for _, value in held]

@@ -37,7 +37,7 @@ def hub_rows(path: str, notes: list[str]) -> Records:
         )
     repository, configuration, commit = found[1], found[2], found[3]
     datasets = library(path)
-    configurations = _configurations(hub.card(hub.fetch(repository, commit, [_CARD], "dataset")))
+    configurations = _configurations(hub.card(hub.fetch(repository, commit, [_CARD], "dataset")), path)
     chosen = _chosen(configurations, configuration, path)
     files = _files(configurations[chosen]) if chosen else None
     # A star of the hub's client stands for folders, too.
@@ -58,10 +58,20 @@ def hub_rows(path: str, notes: list[str]) -> Records:
     yield from numbered(one_split(made, path, notes, "download its files to train on another"), path)
 
 
-def _configurations(card: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Name → what the card says of it; empty where it lists none, or not which files they have."""
+def _configurations(card: dict[str, Any], path: str) -> dict[str, dict[str, Any]]:
+    """Name → what the card says of it; empty where it lists none, or not which files they have.
+
+    Raises:
+        DataError: files that lie elsewhere, which the commit does not pin.
+    """
     listed = card.get("configs")
     found = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    for place in (place for one in found for of_split in _files(one).values() for place in of_split):
+        if "://" in place or place.startswith(("/", "~")) or ".." in Path(place).parts:
+            raise DataError(
+                f"{path}: its card names rows that are not among its own files: {place}",
+                "What lies elsewhere is not pinned by the commit: download it, look at it, and point data.path at it.",
+            )
     if not all(one.get("data_files") for one in found):
         return {}
     return {str(one.get("config_name", "default")): one for one in found}
@@ -84,11 +94,11 @@ def _chosen(configurations: dict[str, dict[str, Any]], asked: str | None, path: 
 
 def _files(configuration: dict[str, Any]) -> dict[str, list[str]]:
     """Split → patterns of its files: the card gives a pattern, a list of them, or a list of {split, path}."""
-    said = configuration["data_files"]
-    inside = Path(str(configuration.get("data_dir") or "").strip("./"))
+    said = configuration.get("data_files") or []
+    inside = str(configuration.get("data_dir") or "").removeprefix("./").rstrip("/")
     found: dict[str, list[str]] = {}
     for one in said if isinstance(said, list) else [said]:
         split, path = (one.get("split", "train"), one.get("path")) if isinstance(one, dict) else ("train", one)
         paths = path if isinstance(path, list) else [path]
-        found.setdefault(str(split), []).extend((inside / str(path)).as_posix() for path in paths)
+        found.setdefault(str(split), []).extend(f"{inside}/{path}" if inside else str(path) for path in paths)
     return found
