@@ -2,7 +2,9 @@
 
 Rows are drawn with replacement, the same rows for both that are compared (Efron and Tibshirani, "An Introduction to the
 Bootstrap", 1993). Few rows make percentile intervals too narrow; they are widened as Student's t says (the expanded percentile
-interval of Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69, 2015).
+interval of Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69, 2015). A difference must
+also be one that swapping the two within rows seldom makes (the paired randomization test of Fisher, "The Design of Experiments",
+1935): that is exact for few rows, where the interval is not.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ Values = npt.NDArray[np.float64]
 Verdict = Literal["better", "worse", "undecided", "too few", "broken"]
 
 DRAWS = 4000
+SWAPS = 2**14
 SEED = 20
 LEVEL = 0.95
 """Share of intervals that hold what they are about."""
@@ -84,9 +87,23 @@ def difference(
         low, high = max(value - _unseen(rows), -1.0), min(value + _unseen(rows), 1.0)
     if rows < FEWEST or not math.isfinite(value):
         return Difference(value, low, high, "too few", max(FEWEST, _needed(rows, value, low, high) or 0))
+    if (low > 0 or high < 0) and chance(both[0], both[1], weights) > 1 - LEVEL:
+        low, high = min(low, 0.0), max(high, 0.0)
     if low > 0 or high < 0:
         return Difference(value, low, high, "better" if (low > 0) == higher_is_better else "worse", None)
     return Difference(value, low, high, "undecided", _needed(rows, value, low, high))
+
+
+def chance(values: npt.ArrayLike, than: npt.ArrayLike, weights: npt.ArrayLike) -> float:
+    """How often two that are alike differ on such rows as much as these, whichever is more: 0 to 1."""
+    differences = (np.asarray(values, dtype=np.float64) - np.asarray(than, dtype=np.float64)) * np.asarray(weights)
+    differences = differences[differences != 0]
+    if not len(differences):
+        return 1.0
+    signs = _signs(len(differences))
+    # Rounding must not make a tie a win.
+    as_much = np.abs(signs @ differences) >= abs(differences.sum()) * (1 - 1e-9)
+    return float(as_much.mean())
 
 
 def kept(base: npt.ArrayLike, tuned: npt.ArrayLike, export: npt.ArrayLike, weights: npt.ArrayLike) -> Interval | None:
@@ -122,6 +139,17 @@ def _counts(rows: int) -> Values:
     """How often each row is drawn: [DRAWS, rows]."""
     generator = np.random.default_rng(SEED)
     return generator.multinomial(rows, np.full(rows, 1 / rows), size=DRAWS).astype(np.float64)
+
+
+@functools.lru_cache(maxsize=32)
+def _signs(rows: int) -> Values:
+    """Which rows are swapped: all ways there are, or `SWAPS` of them, of which the first swaps none: [ways, rows]."""
+    if 2**rows <= SWAPS:
+        swapped: Values = ((np.arange(2**rows)[:, None] >> np.arange(rows)) & 1).astype(np.float64)
+        return 1.0 - 2.0 * swapped
+    signs: Values = np.random.default_rng(SEED).choice((-1.0, 1.0), size=(SWAPS, rows))
+    signs[0] = 1.0
+    return signs
 
 
 def _at_least(weights: Values) -> Values:

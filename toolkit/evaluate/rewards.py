@@ -6,11 +6,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from toolkit.evaluate.comparison import chance
 from toolkit.evaluate.figure import Figure
 from toolkit.evaluate.names import SERVED, TUNED
 
 ALL = "reward, all together"
 UNIT = "points"
+FALSE_ALARMS = 0.01
+"""How often right exports may differ as much, either way: served and tuned model part at near ties, in both directions."""
 
 
 def rewards_of(
@@ -37,21 +40,22 @@ def rewards_of(
     return found
 
 
-def earns_less(figures: Sequence[Mapping[str, Any]]) -> str:
+def earns_less(figures: Sequence[Figure]) -> str:
     """A sentence where what is served earns less than the tuned model, beyond what these rows leave open; empty where not.
 
-    Args:
-        figures: as evaluation.json holds them.
+    All rewards together are judged, once: of many judged, one is low by chance.
     """
-    for figure in figures:
-        served = figure["subjects"].get(SERVED)
-        if figure["unit"] == UNIT and served and served.get("from_tuned", {}).get("verdict") in ("worse", "broken"):
-            change, tuned = served["from_tuned"], figure["subjects"][TUNED]["value"]
-            return (
-                f"what Ollama answers to {figure['rows']} held-out questions earns {served['value']:.2f} ({figure['name']}), the "
-                f"tuned model {tuned:.2f}: a difference of {change['low']:.2f} to {change['high']:.2f}"
-            )
-    return ""
+    found = next((figure for figure in figures if figure.name == ALL), None)
+    if found is None or not {SERVED, TUNED} <= set(found.values):
+        return ""
+    served, tuned = found.of(SERVED), found.of(TUNED)
+    by_chance = chance(found.values[SERVED], found.values[TUNED], found.weights)
+    if served.value >= tuned.value or by_chance > FALSE_ALARMS:
+        return ""
+    return (
+        f"what Ollama answers to {len(found.weights)} held-out questions earns {served.value:.2f} ({ALL}), the tuned model "
+        f"{tuned.value:.2f}; right exports differ as much in {100 * by_chance:.1g} of 100 runs"
+    )
 
 
 def _number(value: float) -> float:

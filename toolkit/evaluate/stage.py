@@ -74,8 +74,8 @@ def evaluate(
     served = next(
         (kind for kind, path in _files(recipe, have).items() if path.name == have["verify"].facts.served_file), ""
     )
-    figures = figures_json(held_out, general, seen, rewards)
-    found = write(figures, held_out, seen, served, out)
+    figures = figures_of(held_out, general, seen, rewards)
+    found = write([figure.as_json() for figure in figures], held_out, seen, served, out)
     if broken := earns_less(figures):
         raise ParityError(
             broken,
