@@ -60,6 +60,9 @@ def evaluate(
         )
     general = read_general(tokenizer) if settings.forgetting else None
     rewards = _rewards(recipe.train.rewards, own_rewards)
+    served = next(
+        (kind for kind, path in _files(recipe, have).items() if path.name == have["verify"].facts.served_file), ""
+    )
     seen: dict[str, Seen] = {}
     if held_out.rows or general is not None:
         known = _known(have["golden"], new_tokens, recipe.golden.max_new_tokens)
@@ -68,12 +71,11 @@ def evaluate(
         del reader  # and the model with it: exports need the memory
         seen = {name: seen[name] for name in (BASE, TUNED)}
         for name, path in _files(recipe, have).items():
-            seen[name] = look(FileReader(path), held_out, general, new_tokens, tokenizer, {})
+            # General texts take most of the time, and people meet this file alone.
+            texts = general if name == served else None
+            seen[name] = look(FileReader(path), held_out, texts, new_tokens, tokenizer, {})
         if have["create"].facts.published and held_out.questions:
             seen |= _served(recipe, held_out, new_tokens, tokenizer, out)
-    served = next(
-        (kind for kind, path in _files(recipe, have).items() if path.name == have["verify"].facts.served_file), ""
-    )
     figures = figures_of(held_out, general, seen, rewards)
     found = write([figure.as_json() for figure in figures], held_out, seen, served, out)
     if broken := earns_less(figures):
