@@ -26,7 +26,7 @@ COUNTS = {
     "polite/labelled.en.jsonl": 62, "text/notes.jsonl": 32, "text/questions.jsonl": 46,
 }  # fmt: skip
 GOLDEN = {
-    "r1/golden.txt": 20, "r1/golden.zh.txt": 12, "polite/golden.en.txt": 16, "polite/golden.zh.txt": 10, "text/golden.txt": 8,
+    "r1/golden.txt": 12, "r1/golden.zh.txt": 12, "polite/golden.en.txt": 12, "polite/golden.zh.txt": 10, "text/golden.txt": 8,
 }  # fmt: skip
 
 

@@ -62,39 +62,6 @@ def test_no_nf4_layer_may_be_repacked_for_a_kernel_without_gradients(
         assert [layer.support_avx512bf16_for_cpu for layer in layers] == [False] * len(layers)
 
 
-def gradients(model: Any, ids: list[int]) -> torch.Tensor:
-    model.zero_grad()
-    batch = torch.tensor([ids])
-    model(input_ids=batch, labels=batch).loss.backward()
-    return torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])
-
-
-def test_gradients_are_the_same_after_a_forward_without_them(tmp_path: Path) -> None:
-    """Trap 1: on a processor with AVX512-BF16, bitsandbytes repacks NF4 weights in an evaluation, and learns no more through them."""
-    loaded = load_for_training(recipe(tiny_llama(tmp_path / "base"), method="qlora"), base_facts(tmp_path / "base"))
-    ids = list(range(3, 40))
-
-    def around_an_evaluation() -> tuple[torch.Tensor, torch.Tensor]:
-        loaded.model.train()
-        before = gradients(loaded.model, ids)
-        loaded.model.eval()
-        with torch.no_grad():
-            loaded.model(input_ids=torch.tensor([ids]))
-        loaded.model.train()
-        return before, gradients(loaded.model, ids)
-
-    before, after = around_an_evaluation()
-    assert before.norm() > 0 and torch.equal(before, after)
-    if not bitsandbytes.nn.modules.has_avx512bf16():
-        return
-    # The trap itself, where this processor has it.
-    for module in loaded.model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = True
-    before, after = around_an_evaluation()
-    assert not torch.allclose(before, after, rtol=0.1)
-
-
 def recipe(base: Path, **train: Any) -> Recipe:
     return Recipe.model_validate(
         {"name": "x", "base": str(base), "data": {"path": "x"}, "train": train, "ollama": {"model": "x"}}

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from rich.progress import Progress
@@ -126,6 +127,7 @@ def _gradients(model: Any, batch: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def test_nf4_gradients_are_the_same_before_and_after_an_evaluation(base: Path) -> None:
+    """Trap 1: with AVX512-BF16 an evaluation repacks NF4 weights, and gradients then take a path that has none."""
     recipe = make_recipe(base, method="qlora")
     model, tokenizer, dtype, quantization, *_ = load_for_training(recipe, resolve_base(str(base)))
     assert (dtype, quantization.quant_type) == ("float32", "nf4")  # type: ignore[union-attr]
@@ -143,6 +145,14 @@ def test_nf4_gradients_are_the_same_before_and_after_an_evaluation(base: Path) -
     assert all(gradient.abs().max() > 0 for gradient in before.values())
     for name, gradient in before.items():
         assert torch.equal(gradient, after[name]), name
+    if bitsandbytes.nn.modules.has_avx512bf16():  # the trap itself, where this processor has it
+        for module in model.modules():
+            if isinstance(module, bitsandbytes.nn.Linear4bit):
+                module.support_avx512bf16_for_cpu = True
+        with torch.no_grad():
+            model(batch)
+        trapped = _gradients(model, batch)
+        assert any(not torch.allclose(gradient, trapped[name], rtol=0.1) for name, gradient in before.items())
 
 
 def test_every_projection_of_every_layer_is_trained(base: Path, tmp_path: Path, out: Path) -> None:

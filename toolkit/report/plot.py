@@ -126,7 +126,9 @@ def _finish(figure: Any, axes: Any, what: str, picture: Path) -> None:
     axes.set_ylabel(what)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize="small")
+    # Many names would lie upon the curves.
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(axes.get_legend_handles_labels()[1]) > 3 else {}
+    axes.legend(frameon=False, fontsize="small", **beside)
     figure.savefig(picture, dpi=120)
     pyplot.close(figure)
 
