@@ -149,6 +149,7 @@ def test_nf4_gradients_are_the_same_before_and_after_an_evaluation(base: Path) -
         for module in model.modules():
             if isinstance(module, bitsandbytes.nn.Linear4bit):
                 module.support_avx512bf16_for_cpu = True
+        model.eval()
         with torch.no_grad():
             model(batch)
         trapped = _gradients(model, batch)
