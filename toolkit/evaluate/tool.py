@@ -15,6 +15,7 @@ from toolkit.errors import DataError, UsageError
 from toolkit.evaluate.names import BASE, TUNED
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import read_jsonl
+from toolkit.run.processes import waiting
 
 _NAME_ONE = "Name one: --adapter FOLDER, --gguf FILE or --ollama NAME; or a recipe."
 
@@ -82,7 +83,7 @@ def measure(asked: Asked, out: Path | None = None) -> dict[str, Any]:
         ExternalToolError: the Ollama that was named does not answer.
     """
     check(asked)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see toolkit.run.pipeline
+    os.environ.update(waiting(os.environ))  # before torch is imported
     from toolkit.evaluate.general_texts import read_general
     from toolkit.evaluate.held_out import HeldOut, of_rows
     from toolkit.evaluate.seen import Seen, look, look_at_served

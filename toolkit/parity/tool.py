@@ -22,6 +22,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.report.page import PAGE, write_page
 from toolkit.run.artifacts import Artifact, read_artifact, write_text
 from toolkit.run.facts import CertificateFacts
+from toolkit.run.processes import waiting
 
 if TYPE_CHECKING:
     from toolkit.ollama.judged import ServedModel
@@ -79,7 +80,7 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
     merged = asked.hf if given or asked.adapter is not None else None
     if given and not asked.exports:
         raise UsageError(NOTHING, NAME_ONE)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see toolkit.run.pipeline
+    os.environ.update(waiting(os.environ))  # before torch is imported
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
     from toolkit.models.bases import resolve_base

@@ -32,7 +32,7 @@ from toolkit.run.artifacts import Artifact, Cost, finish_publishing, publish, re
 from toolkit.run.keys import difference, make_key
 from toolkit.run.locks import NAMES_OF_ITS_OWN, only_run
 from toolkit.run.preflight import preflight
-from toolkit.run.processes import PEAKS_FILE, own_environment, peak_card_memory, peak_memory, quiet_libraries
+from toolkit.run.processes import PEAKS_FILE, own_environment, peak_card_memory, peak_memory, quiet_libraries, waiting
 from toolkit.run.stages import Stage, call_stage, stages_of
 
 stderr = Console(stderr=True, highlight=False)
@@ -44,8 +44,6 @@ _ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
-    # Threads that spin while they wait make training several times slower as soon as anything else uses a core.
-    "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 
@@ -196,7 +194,7 @@ def _run_stage(
         command,
         stdin=subprocess.PIPE,
         text=True,
-        env={**own_environment(os.environ), **_ENVIRONMENT},
+        env={**waiting(os.environ), **own_environment(os.environ), **_ENVIRONMENT},
         start_new_session=True,
     )
     try:
