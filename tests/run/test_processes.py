@@ -1,4 +1,4 @@
-"""No child outlives its parent."""
+"""No child outlives its parent, and none wastes cores that others use."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from toolkit.run.processes import die_with_parent
+from toolkit.run.processes import die_with_parent, waiting
 
 ORPHAN = """
 import os, pathlib, signal, sys, time
@@ -54,3 +55,10 @@ def test_an_interrupt_inside_a_callback_from_c_is_not_lost() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("it ended\n", "")
+
+
+def test_threads_wait_awake_on_idle_cores_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for busy, told in ((3.0, "GOMP_SPINCOUNT"), (60.0, "OMP_WAIT_POLICY")):
+        monkeypatch.setattr(psutil, "cpu_percent", lambda busy=busy, **_: busy)
+        assert list(waiting({"PATH": ""})) == [told]
+        assert waiting({"OMP_WAIT_POLICY": "ACTIVE"}) == waiting({"GOMP_SPINCOUNT": "1"}) == {}
