@@ -31,7 +31,7 @@ ollama: setup ## build a real Ollama server from its Go module (needs Go)
 
 test: setup ## prove it; builds an Ollama server first where there is Go but no Ollama
 	@command -v ollama || .venv/bin/python -m toolkit.setup.ollama_build || echo "Going on without an Ollama server."
-	@.venv/bin/python -m pytest -m "not gpu" -n auto --dist loadfile
+	@.venv/bin/python -m pytest -m "not gpu" -n auto --dist loadfile --no-loadscope-reorder
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check .

@@ -16,6 +16,8 @@ from tests.families.tokenizers import Vocabulary
 from tests.families.zoo import Family
 from tests.parity_chain import GOLDEN
 
+pytestmark = pytest.mark.slow
+
 OF_F16 = 1e-4
 """Mean KL, nats: right files are at 1e-5; a forgotten scale or layer without positions is 5e-2."""
 # SmolLM2's 49,152 tokens instead of its own 128,256: a third of the time.

@@ -33,6 +33,8 @@ from toolkit.parity.summary_in_file import SCHEMA as SCHEMA_KEY
 from toolkit.parity.tool import _without_base
 from toolkit.run.artifacts import ARTIFACT_FILE, file_sha256
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def clean() -> Chain:

@@ -26,6 +26,8 @@ from toolkit.parity.exported import FolderWeights, GGUFWeights
 from toolkit.parity.metadata import compare_metadata
 from toolkit.parity.tuning import Tuning
 
+pytestmark = pytest.mark.slow
+
 LONG, SHORT = [1.0 + i / 8 for i in range(32)], [1.0] * 32
 YARN = {"rope_type": "yarn", "rope_theta": 1e5, "factor": 4.0, "original_max_position_embeddings": 512}
 LINEAR = {"rope_type": "linear", "rope_theta": 1e5, "factor": 2.0}
