@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,17 @@ def test_rows_of_other_methods_are_looked_at_too(tmp_path: Path) -> None:
         "from these learn dpo, orpo, simpo, reward" in text
         and "1 chosen and rejected are equal, first at x.jsonl:2" in text
     )
+
+
+def test_looking_at_rows_imports_no_torch(tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    row = {"prompt": "Is the sea blue?", "chosen": "Yes, it is.", "rejected": "No."}
+    pairs.write_text("".join(json.dumps({**row, "prompt": f"{row['prompt']} {n}"}) + "\n" for n in range(30)))
+    program = (
+        "import sys; from toolkit.cli import main\n"
+        f"sys.argv = ['tune2ollama', 'inspect', {str(pairs)!r}]\n"
+        "try: main()\n"
+        "finally: print('torch:', 'torch' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False).stdout
+    assert "preference" in shown and shown.splitlines()[-1] == "torch: False"

@@ -20,8 +20,7 @@ from toolkit.models.bases import settings_folder
 from toolkit.models.chat_template import template_file
 from toolkit.models.light_tokenizer import LightTokenizer
 from toolkit.recipe.schema import Recipe
-from toolkit.train.methods.pairs import pair_of
-from toolkit.train.rows import TokenizedRow, tokenize
+from toolkit.train.rows import TokenizedRow, pair_of, tokenize
 
 SHOWN = 5
 MEASURED = 2000

@@ -14,7 +14,7 @@ from toolkit.models.thinking import Marks, marks_of
 from toolkit.models.tools import Tools, as_sent
 from toolkit.parity.checks.tokens import encode
 from toolkit.run.artifacts import read_jsonl
-from toolkit.train.rows import TokenizedRow, answers_of, template_of, tokenize
+from toolkit.train.rows import TokenizedRow, answers_of, pair_of, template_of, tokenize
 
 Kind = Literal["answers", "pairs", "labels", "texts"]
 """What rows hold: an answer each; a better and a worse one; one that is labelled good or bad; plain text."""
@@ -114,8 +114,6 @@ def of_rows(
 
 def _sides(tokenizer: Any, row: dict[str, Any], fields: Mapping[str, Any]) -> list[list[TokenizedRow]]:
     if kind_of(row) == "pairs":
-        from toolkit.train.methods.pairs import pair_of
-
         return [[side] for side in pair_of(tokenizer, row, fields)]
     return [tokenize(tokenizer, row, fields)]
 

@@ -175,6 +175,26 @@ def tokenize(tokenizer: Any, row: dict[str, Any], fields: Mapping[str, Any] = NO
     return parts
 
 
+def pair_of(
+    tokenizer: Any, row: dict[str, Any], fields: Mapping[str, Any] = NOTHING_TOLD
+) -> tuple[TokenizedRow, TokenizedRow]:
+    """The sequences of the chosen and the rejected answer, which begin alike.
+
+    Raises:
+        DataError: the template writes another prompt before the one answer than before the other; with file and line.
+    """
+    beside = {key: value for key, value in row.items() if key not in ("chosen", "rejected")}
+    chosen, rejected = (
+        tokenize(tokenizer, {**beside, "completion": row[side]}, fields)[-1] for side in ("chosen", "rejected")
+    )
+    if chosen.input_ids[: chosen.first] != rejected.input_ids[: rejected.first]:
+        raise DataError(
+            f"{place_of(row)}the two answers follow different prompts in the base's template",
+            "Take the row out, or thoughts and calls out of its answers.",
+        )
+    return chosen, rejected
+
+
 def _document(tokenizer: Any, row: dict[str, Any]) -> TokenizedRow:
     """All tokens of a text, as its tokenizer begins one, and the end of a document; the first token follows nothing."""
     ids = list(tokenizer(row["text"], verbose=False)["input_ids"])

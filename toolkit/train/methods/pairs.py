@@ -4,27 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from toolkit.errors import DataError
 from toolkit.train.methods.common import Examples, Order
-from toolkit.train.rows import TokenizedRow, place_of, refuse_mostly_long, tokenize
-
-
-def pair_of(tokenizer: Any, row: dict[str, Any], fields: Any) -> tuple[TokenizedRow, TokenizedRow]:
-    """The sequences of the chosen and the rejected answer, which begin alike.
-
-    Raises:
-        DataError: the template writes another prompt before the one answer than before the other; with file and line.
-    """
-    beside = {key: value for key, value in row.items() if key not in ("chosen", "rejected")}
-    chosen, rejected = (
-        tokenize(tokenizer, {**beside, "completion": row[side]}, fields)[-1] for side in ("chosen", "rejected")
-    )
-    if chosen.input_ids[: chosen.first] != rejected.input_ids[: rejected.first]:
-        raise DataError(
-            f"{place_of(row)}the two answers follow different prompts in the base's template",
-            "Take the row out, or thoughts and calls out of its answers.",
-        )
-    return chosen, rejected
+from toolkit.train.rows import pair_of, refuse_mostly_long
 
 
 def examples(tokenizer: Any, rows: list[dict[str, Any]], order: Order) -> Examples:
