@@ -1,0 +1,62 @@
+"""Each recipe of this project, as it stands, with a small base and few steps: to a served model and its figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Server
+from tests.run.here import run_here
+from tests.small_models import tiny_llama
+from toolkit.recipe.reading import load_recipe
+from toolkit.run.artifacts import read_jsonl
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SHORT = [
+    "train.learning_rate=0.01", "train.max_steps=40", "train.warmup_steps=0", "train.per_device_train_batch_size=4",
+    "golden.max_new_tokens=32", "evaluate.rows=6", "evaluate.forgetting=false", "export.file_types=[F16]", "export.serve=F16",
+]  # fmt: skip
+FIRST = {
+    "r1": ["earlier.format.data.max_rows=24", "earlier.format.train.max_steps=60", "earlier.format.train.learning_rate=0.01",
+           "train.max_steps=2", "train.learning_rate=0.001", "train.max_completion_length=24", "golden.max_new_tokens=64"],
+    "polite": ["earlier.answers.train.max_steps=60", "earlier.answers.train.learning_rate=0.01", "train.max_steps=4",
+               "train.learning_rate=0.001"],
+}  # fmt: skip
+"""Of recipes with a step before: that one learns, the other only has to run."""
+FIGURES = {"r1": "reward, all together", "polite": "pairs won against the base"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("base") / "base")
+
+
+def test_all_recipes_are_here() -> None:
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == {"medical", "alpaca", "tools", "r1", "polite"}
+
+
+@pytest.mark.ollama
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["alpaca", "r1", "polite"]
+)  # as medical: test_pipeline; as tools: tests/ollama/test_calls
+def test_a_recipe_ends_with_a_served_model(
+    name: str, base: Path, tmp_path: Path, ollama_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", ollama_server.address)
+    monkeypatch.chdir(RECIPES.parent)
+    few = [] if name in FIRST else ["data.max_rows=40"]
+    recipe = load_recipe(RECIPES / f"{name}.yaml", "cpu", [f"base={base}", *SHORT, *few, *FIRST.get(name, [])])
+    have = run_here(recipe, tmp_path)
+    try:
+        created = have["create"].facts
+        goldens = list(read_jsonl(have["golden"].folder / "golden.jsonl"))
+        assert created.published and created.rendered_equal == len(goldens)
+        told = json.loads((have["evaluate"].folder / "evaluation.json").read_text(encoding="utf-8"))
+        names = [figure["name"] for figure in told["figures"]]
+        assert FIGURES.get(name, "held-out loss") in names, names
+        assert "served" in told["figures"][0]["subjects"] or name == "polite"
+    finally:
+        ollama_server.client.delete(recipe.ollama.model)
