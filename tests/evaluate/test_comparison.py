@@ -98,3 +98,5 @@ def test_an_export_keeps_what_is_there_of_a_gain() -> None:
     whole = kept(base, tuned, tuned, weights)
     assert whole is not None and whole.value == pytest.approx(1.0)
     assert kept(base, base, tuned, weights) is None, "nothing was gained that could be kept"
+    one = kept([0.0] * 7, [0.0, *[1.0] * 6], [0.0, *[0.5] * 6], [1.0] * 7)
+    assert one is not None and one == (0.5, 0.5, 0.5), "also where a draw may hold rows alone that gained nothing"

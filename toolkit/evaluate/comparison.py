@@ -116,7 +116,8 @@ def kept(base: npt.ArrayLike, tuned: npt.ArrayLike, export: npt.ArrayLike, weigh
     if gained.low <= 0 <= gained.high:
         return None
     counts = _counts(len(heavy))
-    drawn = (counts @ ((rows[2] - rows[0]) * heavy)) / (counts @ ((rows[1] - rows[0]) * heavy))
+    gains = counts @ ((rows[1] - rows[0]) * heavy)
+    drawn = (counts @ ((rows[2] - rows[0]) * heavy))[gains != 0] / gains[gains != 0]
     value = float(((rows[2] - rows[0]) * heavy).sum() / ((rows[1] - rows[0]) * heavy).sum())
     low, high = _ends(drawn, value, len(heavy))
     return Interval(value, low, high)
