@@ -290,7 +290,7 @@ class _Follower:
         """Raises ParityError where the answer leaves llama.cpp's by more than a near-tie."""
         own = self.own
         row = own.start(question.prompt_ids)
-        pending, taken = b"", 0  # bytes of tokens that the server has not shown yet; tokens so far
+        pending, taken, ended = b"", 0, False  # bytes of tokens that the server has not shown yet; tokens so far
         for entry in answer.get("logprobs") or []:
             shown = str(entry["token"])
             whole = False
@@ -306,12 +306,13 @@ class _Follower:
                 self._flip(float(row.max() - row[token]), self.where)
                 pending += own.piece(token)
                 taken += 1
+                ended = token in own.end_ids
                 whole = not begun(pending) and (not shown or as_shown(pending) == shown)
                 if whole:
                     self._compare(entry, token, row)
                     pending = pending if not shown else b""
                 row = own.step([token])
-        if answer.get("done_reason") == "stop" and not pending:
+        if answer.get("done_reason") == "stop" and not pending and not ended:
             row = self._after_what_is_not_shown(row, int(answer.get("eval_count", 0)) - taken)
             # Without an end token of its own, llama.cpp would never have stopped here.
             lead = float(row.max() - max((row[i] for i in own.end_ids), default=-np.inf))
@@ -337,6 +338,8 @@ class _Follower:
         """
         if not shown:
             return int(row.argmax())
+        if pending and not begun(pending) and as_shown(pending) == shown and int(row.argmax()) in self.own.end_ids:
+            return int(row.argmax())  # what could have been a stop word is shown with the end
         likeliest = np.argpartition(-row, _CANDIDATES)[:_CANDIDATES]
         for token in likeliest[np.argsort(-row[likeliest])]:
             piece = self.own.piece(int(token))
