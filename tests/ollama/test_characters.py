@@ -33,7 +33,6 @@ TEXTS = [
     f"{FAMILY} 👩\u200d⚕️ at work", f"🇫🇷🇩🇪🇯🇵 flags {SCOTLAND}", "👍🏽👋🏿🤝🏻 hands", "龘𠮷𪚥 are rare, 龘",
     "مرحبا، كيف حالك؟ بخير",
     "Mixed: é ñ 日本 🚢 ok ✅.", "สวัสดี and नमस्ते", "🙂🙃🙂🙃 😀", "a\u0301 e\u0308\u0301 Z\u0351\u036b", "Order 7 𝔰𝔞𝔦𝔩𝔰 ⛵️",
-    "<", "Less is 3 <|",  # a server holds back what could be the beginning of a stop word, and shows it with the end
 ]  # fmt: skip
 CONTROL = ["<file_sep>Tea <reponame>helps<filename>.", "Rest<gh_stars>"]
 """Answers with control tokens, of which a server shows nothing."""

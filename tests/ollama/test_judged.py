@@ -231,6 +231,24 @@ def test_a_file_without_end_tokens_that_is_stopped_is_said(small_gguf: Path) -> 
     own.close()
 
 
+def test_text_that_was_held_back_is_shown_with_the_end(small_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could begin a stop word: the server tells its token without a text, and then the end's with that text."""
+    own, agreement = OwnModel(small_gguf, 64), Agreement()
+    question = Question([], "a", own.tokenize("Once upon a"))
+    row = own.start(question.prompt_ids)
+    held, its = int(row.argmax()), float(row.max())
+    row = own.step([held])
+    end, of_end, text, piece = int(row.argmax()), float(row.max()), own.piece(held).decode(), own.piece
+    assert end != held
+    own.end_ids = [end]
+    monkeypatch.setattr(own, "piece", lambda token, **more: b"" if token == end else piece(token, **more))
+    told = [{"token": "", "logprob": its}, {"token": text, "logprob": of_end}]
+    answer = {"done_reason": "stop", "eval_count": 2, "logprobs": told}
+    _Follower(own, (f"{text}stop",), agreement, "golden question 1").follow(answer, question)
+    assert (agreement.tokens, agreement.largest_flip) == (2, 0.0) and agreement.largest < 1e-3
+    own.close()
+
+
 @pytest.fixture
 def closed(tmp_path: Path) -> Iterator[Path]:
     """A file in a folder that this process may not enter, as Ollama's service keeps its models."""
