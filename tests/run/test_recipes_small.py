@@ -1,4 +1,7 @@
-"""Each recipe of this project, as it stands, with a small base and few steps: to a served model and its figures."""
+"""Recipes of this project, as they stand, with a small base and few steps: to a served model and its figures.
+
+Like medical is the whole of test_pipeline; calls as those of tools are in tests/ollama/test_calls.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +42,7 @@ def test_all_recipes_are_here() -> None:
 
 @pytest.mark.ollama
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["alpaca", "r1", "polite"]
-)  # as medical: test_pipeline; as tools: tests/ollama/test_calls
+@pytest.mark.parametrize("name", ["alpaca", "r1", "polite"])
 def test_a_recipe_ends_with_a_served_model(
     name: str, base: Path, tmp_path: Path, ollama_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

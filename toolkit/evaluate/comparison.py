@@ -142,7 +142,6 @@ def _counts(rows: int) -> Values:
     return generator.multinomial(rows, np.full(rows, 1 / rows), size=DRAWS).astype(np.float64)
 
 
-@functools.lru_cache(maxsize=32)
 def _signs(rows: int) -> Values:
     """Which rows are swapped: all ways there are, or `SWAPS` of them, of which the first swaps none: [ways, rows]."""
     if 2**rows <= SWAPS:

@@ -336,10 +336,11 @@ class _Follower:
         It shows several tokens as one when it had to wait: for the rest of a character, or because the text could have
         been the beginning of a stop word. Only the last of them has its log-probability told.
         """
+        best = int(row.argmax())
         if not shown:
-            return int(row.argmax())
-        if pending and not begun(pending) and as_shown(pending) == shown and int(row.argmax()) in self.own.end_ids:
-            return int(row.argmax())  # what could have been a stop word is shown with the end
+            return best
+        if best in self.own.end_ids and pending and not begun(pending) and as_shown(pending) == shown:
+            return best  # what could have been a stop word is shown with the end
         likeliest = np.argpartition(-row, _CANDIDATES)[:_CANDIDATES]
         for token in likeliest[np.argsort(-row[likeliest])]:
             piece = self.own.piece(int(token))
