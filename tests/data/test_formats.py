@@ -180,7 +180,7 @@ def test_words_before_a_call_belong_to_it() -> None:
         ({"messages": None}, "messages are not a list of turns"),
         ({"messages": ["a"]}, "a turn is not an object with role and content"),
         ({"messages": turns("narrator: a")}, "unknown role 'narrator'"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "a turn's content is not text"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "a turn's content is not text"),
         ({"messages": _TURNS[:2]}, "no turn of the assistant after the first question"),
         ({"messages": _TURNS[2:3]}, "no turn of the user"),
         ({"messages": _TURNS[1:2] + _TURNS[1:3]}, "two user turns in a row: a turn between them is missing"),

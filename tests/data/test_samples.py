@@ -18,7 +18,7 @@ DATA = Path(__file__).parents[2] / "data"
 WORKED = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 STEP = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 LESS_ALIKE_THAN = 0.7
-"""Jaccard index over trigrams of characters: about where `toolkit.data.splitting` calls rows near duplicates."""
+"""Jaccard index over trigrams of characters: about where `toolkit.data.near` calls rows near duplicates."""
 
 COUNTS = {
     "r1/problems.jsonl": 255, "r1/problems.zh.jsonl": 66,

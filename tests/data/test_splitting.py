@@ -12,18 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.data.formats import Example, Turn
-from toolkit.data.splitting import (
-    TEMPLATE,
-    Side,
-    choose,
-    deal,
-    is_near,
-    normalize,
-    own_side,
-    resembling,
-    shingles,
-    signature,
-)
+from toolkit.data.near import is_near, normalize, shingles, signature
+from toolkit.data.splitting import TEMPLATE, Side, choose, deal, own_side, resembling
 from toolkit.data.splitting import split as split_with_counts
 from toolkit.recipe.rows import Data
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from toolkit.data.formats import Example, Shape, Turn, read_row
 from toolkit.data.formats.judged import SAME
+from toolkit.data.images import Album, InWorkbook, Picture, Refused, Shelf, place_of
 from toolkit.data.readers import Dropped, Row
 from toolkit.data.tagged import tagged
 from toolkit.models.thinking import in_text, never_ends
@@ -54,13 +55,14 @@ def clean_text(text: str) -> tuple[str, bool]:
 
 
 def clean(
-    rows: Iterable[Row], shapes: Mapping[str, Shape], data: Data, system: str = ""
+    rows: Iterable[Row], shapes: Mapping[str, Shape], data: Data, system: str = "", album: Album | None = None
 ) -> tuple[list[Example], list[Dropped], Counter[str]]:
     """Turn rows into examples.
 
     Args:
         shapes: file → what its columns are.
         system: the recipe's system text; `Data.system` says where it goes.
+        album: where pictures go; None: they are checked only.
 
     Returns:
         The examples that are kept, in order; the dropped rows with their reasons; repair → rows repaired.
@@ -69,6 +71,7 @@ def clean(
     dropped: list[Dropped] = []
     repaired: Counter[str] = Counter()
     seen: set[tuple[Any, ...]] = set()
+    album = album or Album()
     for row in rows:
         found = read_row(row, shapes[row.file], data.learn)
         if isinstance(found, str):
@@ -85,18 +88,42 @@ def clean(
             example = replace(
                 example, completion=(*example.completion[:-1], replace(example.completion[-1], content=answer))
             )
+        reason, repairs = _reason(example, data), set[str]()
+        if reason is None and example.pictures:
+            try:
+                example, repairs = _in_album(example, shapes[row.file].shelf, album)
+            except Refused as error:
+                dropped.append(Dropped(row.file, row.line, error.reason, error.detail))
+                continue
         content = (example.turns, len(example.prompt), example.system, example.tools, example.good)
-        reason = _reason(example, data) or (DUPLICATE if content in seen else None)
+        reason = reason or (DUPLICATE if content in seen else None)
         if reason is not None:
             dropped.append(Dropped(row.file, row.line, reason, example.prompt_text or _shown(row)))
             continue
         seen.add(content)
         kept.append(example)
-        repaired.update(example.notes)
+        repaired.update([*example.notes, *repairs])
         repaired[CONTROL_CHARACTERS] += had_controls
         repaired[OWN_SYSTEM] += replaced
         repaired[SAME_THOUGHT] += twice
     return kept, dropped, +repaired
+
+
+def _in_album(example: Example, shelf: Shelf, album: Album) -> tuple[Example, set[str]]:
+    """The row with its pictures checked and named, and what was done to them. Raises Refused."""
+    repairs: set[str] = set()
+
+    def named(picture: Picture) -> Picture:
+        source = shelf.find(picture.source)
+        kept = album.add(source)
+        repairs.update(kept.repairs)
+        return Picture(source, kept.name)
+
+    prompt, completion = (
+        tuple(replace(turn, pictures=tuple(map(named, turn.pictures))) for turn in turns)
+        for turns in (example.prompt, example.completion)
+    )
+    return replace(example, prompt=prompt, completion=completion), repairs
 
 
 def _clean_example(example: Example) -> tuple[Example, bool]:
@@ -170,4 +197,6 @@ def _of_answer(turn: Turn) -> str | None:
 
 
 def _shown(row: Row) -> str:
-    return " | ".join(str(value) for value in row.values.values())
+    return " | ".join(
+        place_of(value) if isinstance(value, bytes | InWorkbook) else str(value) for value in row.values.values()
+    )

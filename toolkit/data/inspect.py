@@ -10,6 +10,7 @@ from typing import Any
 
 from toolkit.data.findings import Finding, find
 from toolkit.data.formats import Example
+from toolkit.data.images import Picture
 from toolkit.data.languages import language_of
 from toolkit.data.loading import Loaded, for_other_objectives
 from toolkit.data.peek import peek
@@ -23,9 +24,11 @@ from toolkit.recipe.schema import Recipe
 from toolkit.train.rows import TokenizedRow, pair_of, tokenize
 
 SHOWN = 5
+SHOWN_WITH_PICTURES = 12
 MEASURED = 2000
 """Rows whose tokens are counted, spread over the file, with the longest by their letters among them: it is to take seconds."""
 _LONGEST_BY_LETTERS = 100
+PLACE_OF_PICTURE = "<image>"
 _BARS = 24
 _LANGUAGE_CHARACTERS = 200
 
@@ -40,6 +43,8 @@ class Shown:
     """(text, whether it is learnt), in order; special tokens are written out."""
     tokens: int
     learnt: int
+    pictures: tuple[Picture, ...] = ()
+    """Of the whole row; each is `PLACE_OF_PICTURE` in the pieces, and not among the tokens."""
 
 
 @dataclass(frozen=True)
@@ -97,19 +102,28 @@ def inspect(recipe: Recipe) -> Inspection:
     # Of a file alone nobody has said a rule yet: rows are shown with their own system texts, as `init` keeps them.
     rule = recipe.data.system if recipe.system else "row"
     examples = [example.under(recipe.system, rule) for example in seen.examples]
-    records = [example.record() for example in examples]
+    records = [_in_words(example) for example in examples]
     named = recipe.train.chat_template
     tokenizer = LightTokenizer(settings_folder(recipe.base), template_file(named) if named is not None else None)
     counting = _Counting(tokenizer, records, recipe)
     found = [finding for of_row in find(examples) for finding in of_row]
     parts, _, alike, near = divide(examples, recipe, [])
-    rows, refused = _shown(tokenizer, records, recipe)
+    rows, refused = _shown(tokenizer, records, [example.pictures for example in examples], recipe)
     return Inspection(
         recipe, seen.loaded, seen.notes, len(examples), seen.dropped, seen.repaired, found,
         Counter(language_of([(e.prompt_text + e.answer)[:_LANGUAGE_CHARACTERS]]) for e in examples),
         rows=rows, lengths=counting.lengths(examples), near=near, refused=refused,
         sides={side: len(held) for side, held in parts.items()}, resembling=alike, objective=others,
     )  # fmt: skip
+
+
+def _in_words(example: Example) -> dict[str, Any]:
+    """The row as it is written into a split, with pictures as words: templates of bases that see none know no typed parts."""
+    record = example.record()
+    for turn in record.get("prompt", []) + record.get("completion", []) if example.pictures else ():
+        if isinstance(parts := turn["content"], list):
+            turn["content"] = "".join(part.get("text", PLACE_OF_PICTURE) for part in parts)
+    return record
 
 
 class _Counting:
@@ -161,11 +175,17 @@ def _whole(tokenizer: LightTokenizer, record: dict[str, Any], recipe: Recipe) ->
         return "\n".join(str(turn["content"]) for turn in turns)
 
 
-def _shown(tokenizer: LightTokenizer, records: Sequence[dict[str, Any]], recipe: Recipe) -> tuple[list[Shown], str]:
+def _shown(
+    tokenizer: LightTokenizer,
+    records: Sequence[dict[str, Any]],
+    pictures: Sequence[tuple[Picture, ...]],
+    recipe: Recipe,
+) -> tuple[list[Shown], str]:
     """A few rows from all over the file, and why others could not be shown."""
-    step = max(1, len(records) // SHOWN)
+    count = SHOWN_WITH_PICTURES if any(pictures) else SHOWN
+    step = max(1, len(records) // count)
     rows, refused = [], ""
-    for record in records[::step][:SHOWN]:
+    for record, beside in list(zip(records, pictures))[::step][:count]:
         try:
             sequences = _rendered(tokenizer, record, recipe)
         except DataError as error:
@@ -174,8 +194,9 @@ def _shown(tokenizer: LightTokenizer, records: Sequence[dict[str, Any]], recipe:
         for one in sequences:
             learnt = [label >= 0 for label in one.labels]
             pieces = _pieces(tokenizer, one.input_ids, learnt)
-            rows.append(Shown(record["source"]["file"], record["source"]["line"], pieces, len(learnt), one.learnt))
-    return rows[:SHOWN], refused
+            place = record["source"]
+            rows.append(Shown(place["file"], place["line"], pieces, len(learnt), one.learnt, beside))
+    return rows[:count], refused
 
 
 def _rendered(tokenizer: LightTokenizer, record: dict[str, Any], recipe: Recipe) -> Sequence[TokenizedRow]:

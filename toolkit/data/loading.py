@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from toolkit.data.formats import FIRST_ROWS, Shape, doubt, objectives_of, rows_for, shape_of, thought_columns
+from toolkit.data.images.sources import ENDINGS, Shelf
 from toolkit.data.readers import Table, left_out, places, read_file
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.recipe.rows import Data, Source
@@ -63,9 +64,6 @@ def _load(data: Data, at_most: int | None, step: Callable[[], None], stop: bool)
                 raise
             faults.append(error)
             continue
-        if not source.path.startswith("hub:") and (beside := left_out(Path(source.path))):
-            shown = ", ".join(beside[:5]) + (f" and {len(beside) - 5} more" if len(beside) > 5 else "")
-            loaded.table.notes.append(f"{source.path}: not read: {shown}")
         for name, file in found:
             table = Table(notes=loaded.table.notes)
             try:
@@ -74,12 +72,32 @@ def _load(data: Data, at_most: int | None, step: Callable[[], None], stop: bool)
                 if stop:
                     raise
                 faults.append(error)
-            faults += _take(loaded, table, source, named)
+            faults += _take(loaded, table, source, named, _shelf(file, source))
             step()
+        if not source.path.startswith("hub:"):
+            _tell_left_out(loaded, Path(source.path))
     return loaded, faults
 
 
-def _take(loaded: Loaded, table: Table, source: Source, named: str) -> list[ToolkitError]:
+def _shelf(file: Path | None, source: Source) -> Shelf:
+    """Where names of pictures lead: a file alone names those of its own folder."""
+    if file is None:
+        return Shelf()
+    root = Path(source.path)
+    return Shelf((file.parent, root if root.is_dir() and file != root else file.parent))
+
+
+def _tell_left_out(loaded: Loaded, path: Path) -> None:
+    """Files of a folder that are not read; pictures are where rows have some."""
+    beside = left_out(path)
+    if any(shape.pictures for shape in loaded.shapes.values()):
+        beside = [name for name in beside if not name.lower().endswith(ENDINGS)]
+    if beside:
+        shown = ", ".join(beside[:5]) + (f" and {len(beside) - 5} more" if len(beside) > 5 else "")
+        loaded.table.notes.append(f"{path}: not read: {shown}")
+
+
+def _take(loaded: Loaded, table: Table, source: Source, named: str, shelf: Shelf) -> list[ToolkitError]:
     """Add a file's rows, under their source's name where there are several."""
 
     def called(file: str) -> str:
@@ -87,13 +105,15 @@ def _take(loaded: Loaded, table: Table, source: Source, named: str) -> list[Tool
 
     faults: list[ToolkitError] = []
     for file, columns in table.columns.items():
-        rows = [row for row in table.rows if row.file == file][:FIRST_ROWS]
+        all_rows = [row for row in table.rows if row.file == file]
+        rows, later = all_rows[:FIRST_ROWS], all_rows[FIRST_ROWS :: len(all_rows) // FIRST_ROWS or 1]
         if rows:
             try:
-                shape = shape_of(called(file), columns, [row.values for row in rows], source)
+                shape = shape_of(called(file), columns, [row.values for row in rows + later], source)
             except ToolkitError as error:
                 faults.append(error)
                 continue
+            shape = replace(shape, shelf=shelf)
             loaded.shapes[called(file)] = shape
             if said := doubt(called(file), shape, rows, source):
                 loaded.doubts[called(file)] = said

@@ -1,4 +1,4 @@
-"""The first stage: the user's files → train.jsonl, validation.jsonl, test.jsonl, dropped.jsonl, found.jsonl."""
+"""The first stage: the user's files → train.jsonl, validation.jsonl, test.jsonl, dropped.jsonl, found.jsonl, images/."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.progress import Progress
 from toolkit.data.cleaning import clean
 from toolkit.data.findings import Finding, find
 from toolkit.data.formats import Example
+from toolkit.data.images import Album
 from toolkit.data.languages import language_of
 from toolkit.data.loading import Loaded, first_look, for_other_objectives, load, told
 from toolkit.data.mixing import LEFT_OUT, mix
@@ -32,6 +33,7 @@ GOLDEN = "resembles a golden prompt"
 _WRITTEN_IN_HAN = {"zh", "yue", "ja"}
 OVER_MAX_ROWS = "over max_rows"
 _REMOVED = "removed by data.remove: "
+_ALIKE = "see that not all show the same picture, since such rows stay on one side; or "
 _LARGEST_HELD_OUT = 1 / 3
 """Of the rows: more than that is not dealt out for tests."""
 
@@ -57,7 +59,8 @@ def prepare_dataset(recipe: Recipe, out: Path) -> DatasetFacts:
         loaded = load(data, lambda: progress.advance(task))
         _refuse_others(loaded, recipe.train.objective)
         progress.update(task, description="cleaning")
-        rows = kept_rows(loaded, data, recipe.system)
+        album = Album(out)
+        rows = kept_rows(loaded, data, recipe.system, album)
         progress.remove_task(task)
         _check_dropped(data, rows.examples, rows.dropped)
         progress.add_task("splitting", total=None)
@@ -65,13 +68,14 @@ def prepare_dataset(recipe: Recipe, out: Path) -> DatasetFacts:
     dropped = sorted([*rows.dropped, *left_out], key=lambda d: (d.file, d.line))
     _check_parts(recipe, parts, dropped)
     unlike = _check_system(recipe, parts)
+    everything = [e for examples in parts.values() for e in examples]
+    album.keep_only(picture.name for example in everything for picture in example.pictures)
     for side, examples in parts.items():
         write_jsonl(out / f"{side}.jsonl", (example.record() for example in examples))
     write_jsonl(out / "dropped.jsonl", (_dropped_record(d) for d in dropped))
     write_jsonl(out / "found.jsonl", (finding._asdict() for finding in rows.found))
     for line in [*told(loaded), *_found_told(rows.found), *_alike_told(alike), *unlike]:
         console.print(line, markup=False, highlight=False)
-    everything = [e for examples in parts.values() for e in examples]
     return DatasetFacts(
         rows={side: len(examples) for side, examples in parts.items()},
         read=loaded.read,
@@ -84,6 +88,7 @@ def prepare_dataset(recipe: Recipe, out: Path) -> DatasetFacts:
         resembling=alike,
         sources=dict(Counter(e.source for e in parts["train"])) if data.sources else {},
         thoughts=sum(map(_has_thought, everything)),
+        pictures=sum(bool(example.pictures) for example in everything),
         language=_language(everything, data.language),
     )
 
@@ -98,13 +103,14 @@ class Rows(NamedTuple):
     """Of the rows that are kept."""
 
 
-def kept_rows(loaded: Loaded, data: Data, system: str) -> Rows:
+def kept_rows(loaded: Loaded, data: Data, system: str, album: Album | None = None) -> Rows:
     """Clean rows, drop what `data.remove` says, and mix the sources.
 
     Args:
         system: the recipe's system text.
+        album: where pictures go; None: they are checked only.
     """
-    examples, dropped, repaired = clean(loaded.table.rows, loaded.shapes, data, system)
+    examples, dropped, repaired = clean(loaded.table.rows, loaded.shapes, data, system, album)
     dropped = [*loaded.table.dropped, *dropped]
     found = find(examples)
     unwanted = {i: f.what for i, all_of_it in enumerate(found) for f in all_of_it[::-1] if f.kind in data.remove}
@@ -224,6 +230,8 @@ def _check_dropped(data: Data, examples: list[Example], dropped: list[Dropped]) 
         f"Look at them: tune2ollama inspect {data.place}. Mend the rows, or loosen the limit that drops most: "
         "data.max_characters, data.max_dropped."
     )
+    if any("picture" in d.reason for d in dropped):
+        hint += " To learn the words without their pictures: --set data.columns.image=false"
     if not examples:
         raise DataError(f"{data.place}: none of the {read:,} rows is left:\n{_dropped_told(dropped)}", hint)
     if len(dropped) > data.max_dropped * read:
@@ -267,6 +275,7 @@ def _check_parts(recipe: Recipe, parts: Parts, dropped: list[Dropped]) -> None:
                 f"{data.place}: too few rows on the {side} side: {counts}; {wanted[side]} needed"
                 + (f"; dropped:\n{_dropped_told(dropped)}" if dropped else ""),
                 "Add rows, or "
+                + (_ALIKE if any(example.pictures for rows in parts.values() for example in rows) else "")
                 + ("lower data.test." if side == "train" else f"raise its share: --set data.{side}=0.2")
                 + (f"; or ask fewer of them: {fewer}" if side == "test" and wanted["test"] > 1 else ""),
             )

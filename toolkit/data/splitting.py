@@ -11,15 +11,15 @@ them: it is left out. So
 No rule does better without remembering earlier runs: where A and B are alone, only their own texts can decide, and a row
 that is near both, put first, must differ from one of them.
 
-Near: at least 88 of 126 MinHash values agree (Broder 1997), of the prompts or of prompt and answer together: a Jaccard
-index of about 0.7 over character trigrams, with a standard error of 0.04. Looked up in 42 bands of three values (Indyk and
-Motwani 1998): 38 values that differ spoil 38 bands at most, so near texts share four, and nearness depends on the two texts
-alone.
+Near (`toolkit.data.near`): of the prompts, or of prompt and answer together.
 
 Templates: twenty rows or more that are near each other, directly or through others, and that consist for the most part of what
 more than half of them hold, were made from a template ("How do I reset device 12?"). As near duplicates they would all be on one
 side, and nothing could be tested. Among themselves they are compared without what most of them hold: by what differs. Appended
 rows then move others only where they are a template's twentieth, or change which trigrams most rows hold.
+
+Pictures: rows that show pictures are near each other where they show the same one, whatever they ask; the same question of
+different pictures is no near duplicate, and neither is it of a row without.
 
 Small files: where the sides that follow from the rows' own texts leave one without rows, whole prompts are dealt out by the
 order of their hashes (`deal`). Both ways may part rows that resemble each other: `resembling` counts them.
@@ -27,46 +27,21 @@ order of their hashes (`deal`). Both ways may part rows that resemble each other
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import re
-import unicodedata
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from toolkit.data.formats import Example
-from toolkit.errors import UsageError
+from toolkit.data.near import MOST_KEPT, earlier_near, normalize, shingles, signature
 from toolkit.recipe.rows import Data
-
-if TYPE_CHECKING:
-    import numpy
-
-    Signature = numpy.ndarray[Any, Any]
 
 Side = Literal["train", "validation", "test"]
 SIDES: tuple[Side, ...] = ("train", "validation", "test")
 
-NEAR = 88
-"""Of `VALUES` MinHash values."""
-VALUES = 126
-_BAND = 3
-_BANDS_SHARED = VALUES // _BAND - (VALUES - NEAR)
-"""Bands that near texts have in common at least."""
 TEMPLATE = 20
 """So many rows near each other may have been made from a template."""
-_MOST_KEPT = 200
-"""Near rows that are remembered of a row: those with more are a template's, and are compared again by what differs."""
-_AT_ONCE = 512
-_COMPARED_AT_ONCE = 1 << 15
-_INSTALL = "Install it: pip install 'tune2ollama[train]'"
-
-
-def normalize(text: str) -> str:
-    """What near duplicates are compared by: letters and digits alone, in one case and width."""
-    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).casefold())
 
 
 def content_hash(text: str) -> int:
@@ -99,7 +74,8 @@ def split(examples: Sequence[Example], data: Data, golden: Sequence[str] = ()) -
     templated = 0
     for members in groups:
         found = [rows[i] for i in members]
-        shared = _shared([row.topic for row in found]) if len(members) >= TEMPLATE else frozenset()
+        of_texts = len(members) >= TEMPLATE and not found[0].pictures
+        shared = _shared([row.topic for row in found]) if of_texts else frozenset()
         if shared and median(_share(row.topic, shared) for row in found) > 0.5:
             by_difference = _near(found, shared, _shared([row.pair for row in found]))
             near.update({members[i]: [members[j] for j in earlier] for i, earlier in by_difference.items()})
@@ -130,34 +106,56 @@ class _Compared(NamedTuple):
     pair: str
     side: Side | None = None
     """Where it stands whatever is near it."""
+    pictures: tuple[str, ...] = ()
+    """Their names; what shows some is compared by these alone."""
 
 
 def _groups(rows: Sequence[_Compared]) -> tuple[list[list[int]], dict[int, list[int]]]:
     """Rows that are near each other, directly or through others; and for each row the earlier ones that are near it."""
-    leader = list(range(len(rows)))
+    near = _near(rows)
+    members: dict[int, list[int]] = {}
+    for i, leader in enumerate(_leaders(len(rows), near)):
+        members.setdefault(leader, []).append(i)
+    return list(members.values()), near
+
+
+def _leaders(count: int, near: Mapping[int, Sequence[int]]) -> list[int]:
+    """For each row one of those that it is near to, directly or through others: the same one for all of these."""
+    leader = list(range(count))
 
     def lead(i: int) -> int:
         while leader[i] != i:
             leader[i] = i = leader[leader[i]]
         return i
 
-    near = _near(rows)
     for i, earlier in near.items():
         for j in earlier:
             leader[lead(j)] = lead(i)
-    members: dict[int, list[int]] = {}
-    for i in range(len(rows)):
-        members.setdefault(lead(i), []).append(i)
-    return list(members.values()), near
+    return [lead(i) for i in range(count)]
 
 
 def _near(
     rows: Sequence[_Compared], of_topics: frozenset[int] = frozenset(), of_pairs: frozenset[int] = frozenset()
 ) -> dict[int, list[int]]:
     """For each row the earlier ones that are near it, without what does not count."""
-    topics = earlier_near([signature(row.topic, of_topics) for row in rows])
-    pairs = earlier_near([signature(row.pair, of_pairs) for row in rows])
-    return {i: sorted({*one, *other}) for i, (one, other) in enumerate(zip(topics, pairs))}
+    texts = [i for i, row in enumerate(rows) if not row.pictures]
+    topics = earlier_near([signature(rows[i].topic, of_topics) for i in texts])
+    pairs = earlier_near([signature(rows[i].pair, of_pairs) for i in texts])
+    near = {i: sorted(texts[j] for j in {*one, *other}) for i, one, other in zip(texts, topics, pairs)}
+    return near | _showing_the_same([row.pictures for row in rows])
+
+
+def _showing_the_same(pictures: Sequence[Sequence[str]]) -> dict[int, list[int]]:
+    """For each row that shows pictures the earlier ones that show one of them, the first 200 of each picture."""
+    showing: dict[str, list[int]] = {}
+    near: dict[int, list[int]] = {}
+    for i, names in enumerate(pictures):
+        if names:
+            near[i] = sorted({j for name in names for j in showing.get(name, ())})
+        for name in {*names}:
+            if len(rows := showing.setdefault(name, [])) < MOST_KEPT:
+                rows.append(i)
+    return near
 
 
 def _shared(texts: Sequence[str]) -> frozenset[int]:
@@ -179,8 +177,9 @@ def deal(examples: Sequence[Example], data: Data, wanted: Mapping[Side, int], go
         golden: prompts that are on the test side, whatever their place.
     """
     rows: dict[int, list[int]] = {}
-    for i, example in enumerate(examples):
-        rows.setdefault(content_hash(example.topic), []).append(i)
+    near = _showing_the_same([_names(example) for example in examples])
+    for i, leader in enumerate(_leaders(len(examples), near)):
+        rows.setdefault(content_hash(_compared(examples[leader]).topic), []).append(i)
     left = sorted(rows)
     sides: list[Side] = ["train"] * len(examples)
 
@@ -206,7 +205,13 @@ def resembling(train: Sequence[Example], held_out: Sequence[Example]) -> int:
 
 
 def _compared(example: Example) -> _Compared:
+    if pictures := _names(example):
+        return _Compared(" ".join(pictures), "", pictures=pictures)
     return _Compared(example.topic, f"{example.topic}\n{example.answer}")
+
+
+def _names(example: Example) -> tuple[str, ...]:
+    return tuple(picture.name for picture in example.pictures)
 
 
 def choose(examples: Sequence[Example], at_most: int | None) -> set[int]:
@@ -216,88 +221,5 @@ def choose(examples: Sequence[Example], at_most: int | None) -> set[int]:
 
 
 def _whole_hash(example: Example) -> bytes:
-    return hashlib.sha256(f"{example.prompt_text}\0{example.answer}".encode()).digest()
-
-
-def shingles(text: str) -> frozenset[int]:
-    """CRC-32 of each character trigram of the text's normal form."""
-    normal = normalize(text) or text
-    trigrams = {normal[i : i + 3] for i in range(max(1, len(normal) - 2))}
-    return frozenset(map(zlib.crc32, map(str.encode, trigrams)))
-
-
-def signature(text: str, without: frozenset[int] = frozenset()) -> Signature:
-    """MinHash values of a text's shingles, [126].
-
-    Args:
-        without: shingles that do not count, as long as others are left.
-
-    Raises:
-        UsageError: datasketch is not installed.
-    """
-    hashed, whole = _minhash(), shingles(text)
-    hashed.clear()
-    hashed.update_batch(whole - without or whole)
-    values: Signature = hashed.digest()
-    return values
-
-
-@functools.lru_cache(maxsize=1)
-def _minhash() -> Any:
-    try:
-        from datasketch import MinHash
-    except ImportError as error:
-        raise UsageError("splitting needs datasketch, which is not installed", _INSTALL) from error
-    return MinHash(num_perm=VALUES, seed=1, hashfunc=int)
-
-
-def is_near(one: str, other: str) -> bool:
-    """Whether two texts are near duplicates."""
-    return bool((signature(one) == signature(other)).sum() >= NEAR)
-
-
-def earlier_near(signatures: Sequence[Signature]) -> list[list[int]]:
-    """For each signature the numbers of the earlier ones that are near it, the first 200 of them.
-
-    Raises:
-        UsageError: scipy is not installed.
-    """
-    import numpy
-
-    found: list[list[int]] = [[] for _ in signatures]
-    if len(signatures) < 2:
-        return found
-    values = numpy.stack(signatures).astype(numpy.uint32)
-    bands = _bands(values)
-    for start in range(0, len(values), _AT_ONCE):
-        end = min(start + _AT_ONCE, len(values))
-        shared = (bands[start:end] @ bands[:end].T).tocoo()
-        later, earlier = shared.row + start, shared.col
-        likely = ((shared.data >= _BANDS_SHARED) & (earlier < later)).nonzero()[0]
-        for piece in numpy.array_split(likely, max(1, len(likely) // _COMPARED_AT_ONCE)):
-            i, j = later[piece], earlier[piece]
-            close = (values[i] == values[j]).sum(axis=1) >= NEAR
-            for one, other in zip(i[close].tolist(), j[close].tolist()):
-                if len(found[one]) < _MOST_KEPT:
-                    found[one].append(other)
-    return found
-
-
-def _bands(values: Signature) -> Any:
-    """A sparse matrix [texts, band keys] of ones: three values of a text make a key; those of one text alone are left out."""
-    import numpy
-
-    try:
-        from scipy.sparse import csr_matrix
-    except ImportError as error:
-        raise UsageError("splitting needs scipy, which is not installed", _INSTALL) from error
-    rows, columns, count = [], [], 0
-    for start in range(0, VALUES, _BAND):
-        keys = numpy.ascontiguousarray(values[:, start : start + _BAND]).view(f"V{4 * _BAND}").ravel()
-        _, key, times = numpy.unique(keys, return_inverse=True, return_counts=True)
-        several = (times[key] > 1).nonzero()[0]
-        rows.append(several)
-        columns.append(key[several] + count)
-        count += len(times)
-    where = (numpy.concatenate(rows), numpy.concatenate(columns))
-    return csr_matrix((numpy.ones(len(where[0]), numpy.int32), where), shape=(len(values), count))
+    shown = "".join(f"\0{name}" for name in _names(example))
+    return hashlib.sha256(f"{example.prompt_text}\0{example.answer}{shown}".encode()).digest()

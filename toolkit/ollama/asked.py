@@ -6,9 +6,12 @@ import base64
 import json
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from toolkit.errors import DataError
 from toolkit.ollama.client import Client
 from toolkit.ollama.predict import COUNTS_WHAT_IT_KEPT, numbers
 
@@ -39,7 +42,8 @@ class Conversation:
 
     name: str
     messages: Messages
-    """As transformers' templates take them: content is text, or a list of parts when there is a picture."""
+    """As transformers' templates take them: content is text, or a list of parts when there is a picture, whose file is its
+    `image`; without one it is `PICTURE`."""
     tools: list[dict[str, Any]] | None = None
     think: bool | str | None = None
     """None: not said. A text is a level ("high")."""
@@ -65,13 +69,16 @@ def _generate(one: Conversation) -> dict[str, Any] | str:
     *before, asked = one.messages
     if one.tools or len(before) > 1 or (before and before[0]["role"] != "system"):
         return "/api/generate takes one question, no turns and no tools"
-    if not asked["content"] or (before and not before[0]["content"]):
+    if not words_of(asked["content"]) or (before and not before[0]["content"]):
         return "/api/generate takes an empty text for none"
-    turn = _ollama(asked)
-    fields: dict[str, Any] = {"prompt": turn["content"]}
-    fields |= {"images": turn["images"]} if "images" in turn else {}
+    fields = _question(asked)
     fields |= {"system": before[0]["content"]} if before else {}
     return fields | ({} if one.think is None else {"think": one.think})
+
+
+def _question(asked: dict[str, Any]) -> dict[str, Any]:
+    turn = _ollama(asked)
+    return {"prompt": turn["content"], **({"images": turn["images"]} if "images" in turn else {})}
 
 
 def count_whole_prompts(client: Client, model: str) -> None:
@@ -92,11 +99,13 @@ def answer(
     count_whole_prompts(client, model)
     if endpoint == "/api/chat":
         fields = {"options": {**options, "num_predict": limit}, "logprobs": True, "top_logprobs": 20}
-        return client.chat(model, messages, **fields)
+        return client.chat(model, [_ollama(m) if _sees(m) else m for m in messages], **fields)
     if endpoint == "/api/generate":
         fields = {"options": {**options, "num_predict": limit}, "logprobs": True, "top_logprobs": 20}
-        return client.generate(model, messages[-1]["content"], **fields)
-    found = client.openai(model, messages, **known_to_openai(options), max_tokens=limit, logprobs=True, top_logprobs=20)
+        question = _question(messages[-1])
+        return client.generate(model, question.pop("prompt"), **question, **fields)
+    sent = [_openai(m) if _sees(m) else m for m in messages]
+    found = client.openai(model, sent, **known_to_openai(options), max_tokens=limit, logprobs=True, top_logprobs=20)
     (choice,) = found["choices"]
     return {
         "prompt_eval_count": found["usage"]["prompt_tokens"],
@@ -111,23 +120,57 @@ def known_to_openai(options: dict[str, Any]) -> dict[str, Any]:
     return {key: options[key] for key in ("temperature", "seed", "top_p", "frequency_penalty", "presence_penalty")}
 
 
-def raw_answer(client: Client, model: str, prompt: str, options: dict[str, Any], limit: int) -> dict[str, Any]:
-    """The model's own text after a prompt, every token with its log-probability: no part of it is taken for a thought."""
+def raw_answer(
+    client: Client, model: str, prompt: str, options: dict[str, Any], limit: int, **pictures: Any
+) -> dict[str, Any]:
+    """The model's own text after a prompt, every token with its log-probability: no part of it is taken for a thought.
+
+    Args:
+        pictures: of the prompt, as `toolkit.ollama.pictures.Pictures.sent` gives them.
+    """
     count_whole_prompts(client, model)
-    fields = {"options": {**options, "num_predict": limit}, "logprobs": True, "top_logprobs": 20}
+    fields = {"options": {**options, "num_predict": limit}, "logprobs": True, "top_logprobs": 20, **pictures}
     return client.generate(model, prompt, raw=True, **fields)
 
 
 def has_picture(one: Conversation) -> bool:
     """Whether one of its turns holds a picture."""
-    return any(isinstance(message["content"], list) for message in one.messages)
+    return any(map(_sees, one.messages))
+
+
+def words_of(content: str | list[dict[str, Any]] | None) -> str:
+    """What a turn says, without its pictures."""
+    return "".join(part.get("text", "") for part in content) if isinstance(content, list) else content or ""
+
+
+def _sees(message: dict[str, Any]) -> bool:
+    return isinstance(message.get("content"), list)
+
+
+def encoded(files: Sequence[Path]) -> list[str]:
+    """Pictures as a request carries them; DataError where one is missing."""
+    return [base64.b64encode(read_picture(file)).decode() for file in files]
+
+
+def read_picture(file: Path) -> bytes:
+    """The file as it is."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"the picture {file} cannot be read: {error.strerror}", "Run the golden stage again."
+        ) from error
+
+
+def _data(part: dict[str, Any]) -> str:
+    return encoded([Path(part["image"])])[0] if "image" in part else PICTURE
 
 
 def _ollama(message: dict[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {key: message[key] for key in ("role", "content", "tool_call_id") if key in message}
     if isinstance(message["content"], list):
-        made["content"] = "".join(part.get("text", "") for part in message["content"])
-        made["images"] = [PICTURE for part in message["content"] if part["type"] == "image"]
+        made["content"] = words_of(message["content"])
+        made["images"] = [_data(part) for part in message["content"] if part["type"] == "image"]
     if "tool_calls" in message:
         made["tool_calls"] = [
             {**({"id": call["id"]} if "id" in call else {}), "function": call["function"]}
@@ -139,14 +182,19 @@ def _ollama(message: dict[str, Any]) -> dict[str, Any]:
 def _openai(message: dict[str, Any]) -> dict[str, Any]:
     made = dict(message)
     if isinstance(message["content"], list):
-        url = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}}
-        made["content"] = [url if part["type"] == "image" else part for part in message["content"]]
+        made["content"] = [_openai_part(part) for part in message["content"]]
     if "tool_calls" in message:
         made["tool_calls"] = [
             {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
             for call in message["tool_calls"]
         ]
     return made
+
+
+def _openai_part(part: dict[str, Any]) -> dict[str, Any]:
+    if part["type"] != "image":
+        return part
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_data(part)}"}}
 
 
 def _picture(side: int = 56) -> str:

@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 from toolkit.errors import ParityError, ToolkitError
 from toolkit.models.chat_template import NOTHING_TOLD, render_trained
+from toolkit.models.picture_block import picture_block, with_pictures
 from toolkit.ollama.asked import ENDPOINTS, TOOLS, Conversation, Endpoint, Messages, has_picture, request_fields
 from toolkit.ollama.client import Client
 from toolkit.ollama.predict import GENERATE_RENDERS, RENDERER_OF, numbers, takes_tools, thinks
 from toolkit.ollama.syntax import Message
 from toolkit.ollama.thoughts import A_LEVEL, Think, keeps_to_training, told_by
-from toolkit.parity.checks.pictures import picture_block, with_pictures
 
 Result = Literal["equal", "differs", "differs for every model", "not applicable"]
 CALL = "call00001"

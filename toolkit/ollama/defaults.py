@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from toolkit.models.picture_block import with_pictures
+from toolkit.ollama.asked import words_of
 from toolkit.ollama.client import Client
 from toolkit.ollama.modelfile import shown_parameters
 from toolkit.ollama.own_model import Vocabulary
@@ -13,6 +17,7 @@ from toolkit.ollama.served import Question, rendered_for_chat
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import Check
 from toolkit.parity.checks.defaults import Asked, Line, Reader, Said, defaults_check
+from toolkit.parity.seeing import SeenPrompt, Sight
 
 QUESTIONS, SEEDS, LONGEST = 4, (1, 2), 40
 """Few: what breaks answers breaks most of them, and each costs a second on a small model."""
@@ -27,7 +32,7 @@ NEUTRAL: dict[str, Any] = {
 def judge_defaults(
     client: Client, name: str, shown: dict[str, Any], parameters: dict[str, Any], candidate: Candidate,
     vocabulary: Vocabulary, trained: Sequence[Question], rows: Sequence[dict[str, Any]], system: str,
-    limit: int,
+    limit: int, sight: Sight | None = None,
 ) -> Check:  # fmt: skip
     """Ask some goldens as an app does, and have the answers judged.
 
@@ -39,17 +44,22 @@ def judge_defaults(
         rows: of golden.jsonl, in the same order.
         system: what was trained with.
         limit: tokens of an answer at most.
+        sight: the projector of a model that sees, on the candidate.
     """
     chosen = range(0, len(rows), max(1, len(rows) // QUESTIONS))[:QUESTIONS]
     questions, limit = [trained[i] for i in chosen], min(limit, LONGEST)
     asked = [
         Asked(
-            trained[i].prompt_ids, rows[i]["messages"][-1]["content"], rows[i].get("completion", ""),
+            trained[i].prompt_ids, words_of(rows[i]["messages"][-1]["content"]), rows[i].get("completion", ""),
             len(rows[i].get("completion_ids", ())), bool(rows[i].get("stopped")),
         )
         for i in chosen
     ]  # fmt: skip
-    rendered = [rendered_for_chat(client, name, question) for question in questions]
+    rendered = [
+        with_pictures(rendered_for_chat(client, name, question), question.pictures.block) if question.pictures
+        else rendered_for_chat(client, name, question)
+        for question in questions
+    ]  # fmt: skip
     lines = _lines(shown, parameters, vocabulary, system)
     bos = vocabulary.bos_text if vocabulary.adds_bos else ""
 
@@ -58,17 +68,29 @@ def judge_defaults(
         said = []
         for at, question in enumerate(questions):
             text = question.prompt_text if TURNS in taken_back else rendered[at]
+            text = question.pictures.marked(text.removeprefix(bos) if bos else text)
             for seed in SEEDS:
                 answer = client.generate(
                     # Raw, since a thought would be cut out of an answer, and a prompt that is trained may be another one.
-                    name, text.removeprefix(bos) if bos else text, raw=True, think=False, logprobs=True,
-                    options={**options, "seed": seed, "num_predict": limit},
+                    name, text, raw=True, think=False, logprobs=True,
+                    options={**options, "seed": seed, "num_predict": limit}, **question.pictures.sent,
                 )  # fmt: skip
                 said.append(_said(at, answer, vocabulary))
         return said
 
-    with candidate.slots(1, max(len(one.prompt_ids) for one in asked) + limit + 1) as slots:
-        return defaults_check(Reader(candidate, slots, asked, limit), ask, lines, len(shown.get("messages") or []))
+    with contextlib.ExitStack() as closing:
+        slots = closing.enter_context(candidate.slots(1, max(one.tokens for one in questions) + limit + 1))
+        if sight is not None:
+            asked = [replace(one, seen=_seen(closing, sight, q, bos)) for one, q in zip(asked, questions)]
+        reader = Reader(candidate, slots, asked, limit, sight)
+        return defaults_check(reader, ask, lines, len(shown.get("messages") or []))
+
+
+def _seen(closing: contextlib.ExitStack, sight: Sight, question: Question, bos: str) -> SeenPrompt | None:
+    if not question.pictures:
+        return None
+    text = question.prompt_text.removeprefix(bos) if bos else question.prompt_text
+    return closing.enter_context(sight.read(text, question.pictures.block, question.pictures.bytes()))
 
 
 def _said(golden: int, answer: dict[str, Any], vocabulary: Vocabulary) -> Said:

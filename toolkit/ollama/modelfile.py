@@ -9,14 +9,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.models.bases import read_chat_template, resolve_base
+from toolkit.models.bases import read_chat_template, settings_folder
 from toolkit.models.chat_template import template_file
 from toolkit.models.ends import is_mark
 from toolkit.ollama.syntax import Modelfile, Value, read_modelfile
 from toolkit.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from toolkit.models.pictures import PictureRules
 
 DEFAULT_CONTEXT = 2048
 _CONTEXT_STEP = 1024
@@ -26,6 +29,8 @@ _HOST, _NAMESPACE, _NAME = (
     r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}",
     r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}",
 )
+
+_STORED = re.compile(r"^FROM .*sha256[-:]([0-9a-f]{64})$", re.MULTILINE)
 
 _NOT_YOURS = {
     "models": ("FROM", "the tool names the GGUF file that the certificate is about"),
@@ -78,11 +83,11 @@ def check_modelfile(recipe: Recipe) -> list[UsageError]:
     if source is None:
         return names
     partial = read_modelfile(Path(source), partial=True)
-    faults = _faults(partial, recipe) + _stop_words(partial, recipe)
+    faults = _faults(partial, recipe, _pictures(recipe)) + _stop_words(partial, recipe)
     return names + [UsageError(fault, f"Mend {source} and run again.") for fault in faults]
 
 
-def _faults(partial: Modelfile, recipe: Recipe) -> list[str]:
+def _faults(partial: Modelfile, recipe: Recipe, pictures: PictureRules | None) -> list[str]:
     source = recipe.ollama.modelfile
     faults = [f"{source}: remove {name}: {why}" for field, (name, why) in _NOT_YOURS.items() if getattr(partial, field)]
     if partial.system is not None and partial.system != recipe.system:
@@ -93,12 +98,24 @@ def _faults(partial: Modelfile, recipe: Recipe) -> list[str]:
     if any(message.role == "system" for message in partial.messages):
         faults.append(f"{source}: MESSAGE system: the system text has one place, the recipe's `system`")
     context = partial.parameter("num_ctx")
-    if context is not None and context < _needed_context(recipe):  # type: ignore[operator]
+    least = 0 if pictures is None else pictures.min_tokens
+    needed = _needed_context(recipe, least)
+    if context is not None and context < needed:  # type: ignore[operator]
+        seen = f", {least} of which a picture takes at least" if least else ""
         faults.append(
             f"{source}: PARAMETER num_ctx {context} is too small: the recipe trains and proves up to "
-            f"{_needed_context(recipe)} tokens (train.max_length, golden.max_new_tokens)"
+            f"{needed} tokens (train.max_length, golden.max_new_tokens){seen}"
         )
     return faults
+
+
+def _pictures(recipe: Recipe) -> PictureRules | None:
+    """What the server makes of pictures, as far as the base can be asked already."""
+    from toolkit.models.pictures import rules_of
+
+    with contextlib.suppress(ToolkitError, OSError, ValueError, KeyError):
+        return rules_of(settings_folder(recipe.base))
+    return None
 
 
 def _stop_words(partial: Modelfile, recipe: Recipe) -> list[str]:
@@ -109,7 +126,7 @@ def _stop_words(partial: Modelfile, recipe: Recipe) -> list[str]:
     if not words or recipe.adapter is not None:  # an adapter may bring tokens and a template of its own
         return []
     with contextlib.suppress(ToolkitError, OSError, ValueError, KeyError):
-        folder = Path(resolve_base(recipe.base).folder)
+        folder = settings_folder(recipe.base)
         tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
         named = recipe.train.chat_template
         own = {token["content"] for token in tokens}
@@ -123,42 +140,63 @@ def _stop_words(partial: Modelfile, recipe: Recipe) -> list[str]:
     return []
 
 
-def _needed_context(recipe: Recipe) -> int:
-    return recipe.train.max_length + recipe.golden.max_new_tokens
+def _needed_context(recipe: Recipe, picture: int = 0) -> int:
+    """Tokens of a prompt and its answer.
+
+    Args:
+        picture: tokens of a picture; a `train.max_length` that is more holds one, since pictures are never cut.
+    """
+    length = recipe.train.max_length
+    return (length if length > picture else length + picture) + recipe.golden.max_new_tokens
 
 
 def complete(
-    partial: Modelfile, recipe: Recipe, gguf: str, stops: Sequence[str], gguf_license: str | None = None
+    partial: Modelfile,
+    recipe: Recipe,
+    files: tuple[str, ...],
+    stops: Sequence[str],
+    gguf_license: str | None = None,
+    pictures: PictureRules | None = None,
 ) -> Modelfile:
     """Fill in what the user's partial Modelfile leaves to the tool.
 
     FROM, SYSTEM, `num_ctx` (always: Ollama's default depends on the machine), `temperature` and `repeat_penalty` (Ollama's
     defaults differ between versions; 0 and 1 serve what the certificate is about: the greedy answer), a stop word for
-    each end token, and LICENSE. No TEMPLATE: the GGUF's own is served.
+    each end token, and LICENSE. No TEMPLATE: the GGUF's own is served. A model that sees gets a second FROM, its projector,
+    and a context for the largest picture that the server may make of a photo.
 
     Args:
-        gguf: the GGUF file, as FROM shall name it.
+        files: the GGUF file, and the projector of a model that sees, as FROM shall name them.
         stops: texts of the model's end tokens.
         gguf_license: `general.license` of the GGUF, which joins the base's and the recipe's.
+        pictures: what the server makes of pictures; None: it sees none.
 
     Raises:
         UsageError: with every fault of the partial Modelfile.
     """
-    faults = _faults(partial, recipe)
+    faults = _faults(partial, recipe, pictures)
     if faults:
         raise UsageError("\n".join(faults), f"Mend {recipe.ollama.modelfile} and run again.")
-    context = max(DEFAULT_CONTEXT, math.ceil(_needed_context(recipe) / _CONTEXT_STEP) * _CONTEXT_STEP)
+    needed = _needed_context(recipe)
+    if pictures is not None:
+        needed = _needed_context(recipe, pictures.min_tokens) + pictures.max_tokens - pictures.min_tokens
+    context = max(DEFAULT_CONTEXT, math.ceil(needed / _CONTEXT_STEP) * _CONTEXT_STEP)
     defaults: list[tuple[str, Value]] = [("num_ctx", context), ("temperature", 0.0), ("repeat_penalty", 1.0)]
     parameters = [*partial.parameters, *((n, v) for n, v in defaults if partial.parameter(n) is None)]
     parameters += [("stop", stop) for stop in dict.fromkeys(stops) if stop and ("stop", stop) not in parameters]
     names = f"base model: {recipe.base}; tuning and its data: {recipe.license}"
     return replace(
         partial,
-        models=(gguf,),
+        models=files,
         system=recipe.system or None,
         parameters=tuple(parameters),
         licenses=partial.licenses or (f"{gguf_license or recipe.license} ({names})",),
     )
+
+
+def stored_files(shown: dict[str, Any]) -> list[str]:
+    """Digests of the files behind a model, `sha256:…`, in the order of the FROM lines of `/api/show`."""
+    return [f"sha256:{digest}" for digest in _STORED.findall(str(shown.get("modelfile", "")))]
 
 
 def shown_parameters(text: str) -> dict[str, Any]:

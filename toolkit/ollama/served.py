@@ -13,12 +13,15 @@ import numpy as np
 
 from toolkit.errors import ExternalToolError, ParityError
 from toolkit.models.chat_template import NOTHING_TOLD, asks_for_the_day, on_day, render_trained
+from toolkit.models.picture_block import with_pictures
+from toolkit.models.seen import with_files
 from toolkit.models.tools import Tools
 from toolkit.ollama.asked import ENDPOINTS, Conversation, Endpoint, raw_answer, request_fields
 from toolkit.ollama.asked import answer as ask
 from toolkit.ollama.client import Client
 from toolkit.ollama.conversations import first_difference, opening, rendered_at
 from toolkit.ollama.own_model import OwnModel, Row, Vocabulary, as_shown, begun
+from toolkit.ollama.pictures import NONE, Pictures, pictures_of
 from toolkit.ollama.syntax import Message
 from toolkit.run.artifacts import read_jsonl
 
@@ -66,6 +69,14 @@ class Question:
     prompt_ids: list[int]
     tools: Tools | None = None
     """Functions that the app sends along."""
+    pictures: Pictures = NONE
+    seen_tokens: int = 0
+    """Tokens of a prompt with pictures; `prompt_ids` are then those of its text alone, or the golden's."""
+
+    @property
+    def tokens(self) -> int:
+        """Of the prompt, its pictures included."""
+        return self.seen_tokens or len(self.prompt_ids)
 
     @property
     def calls(self) -> bool:
@@ -122,15 +133,22 @@ class Agreement:
         )  # fmt: skip
 
 
-def read_questions(golden: Path, system: str) -> list[Question]:
-    """The rows of golden.jsonl, without the system turn that the served model brings itself."""
+def read_questions(golden: Path, system: str, block: str = "") -> list[Question]:
+    """The rows of golden.jsonl, without the system turn that the served model brings itself.
+
+    Args:
+        block: what the training template writes for a picture.
+    """
     questions = []
     for row in read_jsonl(golden):
         messages = row["messages"]
         if messages and messages[0] == {"role": "system", "content": system}:
             messages = messages[1:]
         ids = [int(i) for i in row["prompt_ids"]]
-        questions.append(Question(messages, row["prompt_text"], ids, row.get("tools")))
+        pictures = pictures_of(row, golden.parent, block)
+        messages = with_files(messages, pictures.files)
+        seen = len(ids) if pictures else 0
+        questions.append(Question(messages, row["prompt_text"], ids, row.get("tools"), pictures, seen))
     return questions
 
 
@@ -168,7 +186,11 @@ def as_asked_today(
             raise ParityError(
                 "the chat template refuses the Modelfile's MESSAGE turns", "They must alternate user and assistant."
             )
-        made.append(replace(question, prompt_text=text, prompt_ids=own.tokenize(without_bos(text, own))))
+        ids = own.tokenize(without_bos(text, own))
+        seen = 0
+        if question.pictures:  # the same ones, so they take as many tokens as before
+            seen = question.tokens - len(own.tokenize(without_bos(question.prompt_text, own))) + len(ids)
+        made.append(replace(question, prompt_text=text, prompt_ids=ids, seen_tokens=seen))
     return made
 
 
@@ -188,6 +210,8 @@ def check_rendering(
     wrong = []
     for number, question in enumerate(questions, 1):
         found = rendered_for_chat(client, model, question)
+        if question.pictures:
+            found = with_pictures(found, question.pictures.block)
         if found not in {question.prompt_text, without_bos(question.prompt_text, own)}:
             wrong.append((f"golden {number}", first_difference(question.prompt_text, found)))
         tick()
@@ -222,7 +246,8 @@ def check_everywhere(
     for endpoint in ENDPOINTS[1:]:
         if endpoint == "/v1/chat/completions" and served.repeat_penalty != 1.0:
             continue  # it takes no repeat_penalty from a request: there the model's own counts, and the answer is another
-        plain = [q for q in questions if not q.calls]
+        # Where a picture stands is another place there: see `toolkit.ollama.elsewhere`.
+        plain = [q for q in questions if not q.calls and not q.pictures]
         some = [q for q in plain if endpoint != "/api/generate" or len(q.messages) == 1][:ELSEWHERE]
         elsewhere = elsewhere + check_answers(client, served, some, own, limit, tick, endpoint)
     return agreement, elsewhere
@@ -252,14 +277,16 @@ def check_answers(
     for number, question in enumerate(questions, 1):
         where = f"golden question {number}" + ("" if endpoint == "/api/chat" else f" at {endpoint}")
         if raw or question.calls:
-            answer = raw_answer(client, served.model, without_bos(question.prompt_text, own), GREEDY, limit)
+            text = question.pictures.marked(without_bos(question.prompt_text, own))
+            answer = raw_answer(client, served.model, text, GREEDY, limit, **question.pictures.sent)
         else:
             answer = ask(client, endpoint, served.model, question.messages, GREEDY, limit)
-        read, wanted = answer.get("prompt_eval_count"), len(question.prompt_ids)
+        read, wanted = answer.get("prompt_eval_count"), question.tokens
         if read != wanted:
+            pictures = ", with its pictures" if question.pictures else ""
             raise ParityError(
-                f"{where}: the served prompt has {read} tokens, the golden one {wanted}",
-                "The server adds or loses a special token (BOS), or cut the prompt.",
+                f"{where}: the served prompt has {read} tokens, the golden one {wanted}{pictures}",
+                "The server adds or loses a special token (BOS), cut the prompt, or shows pictures in another size.",
             )
         if not answer.get("logprobs") and _text(answer):
             raise ExternalToolError(
@@ -277,6 +304,20 @@ def _text(answer: dict[str, Any]) -> str:
     return str((answer.get("message") or {}).get("content") or answer.get("response") or "")
 
 
+def start(own: OwnModel, question: Question) -> Row:
+    """Have the model in this process read a question, with its pictures; log-probabilities of the next token."""
+    if not question.pictures:
+        return own.start(question.prompt_ids)
+    text = without_bos(question.prompt_text, own)
+    with own.sight.read(text, question.pictures.block, question.pictures.bytes()) as prompt:
+        if prompt.tokens != question.tokens:
+            raise ParityError(
+                f"llama.cpp reads {prompt.tokens} tokens where the golden prompt has {question.tokens}",
+                "The projector is another model's, or shows pictures in another size.",
+            )
+        return own.start_seeing(prompt)
+
+
 @dataclass
 class _Follower:
     """Follows one served answer with the model in this process."""
@@ -289,7 +330,7 @@ class _Follower:
     def follow(self, answer: dict[str, Any], question: Question) -> None:
         """Raises ParityError where the answer leaves llama.cpp's by more than a near-tie."""
         own = self.own
-        row = own.start(question.prompt_ids)
+        row = start(own, question)
         pending, taken, ended = b"", 0, False  # bytes of tokens that the server has not shown yet; tokens so far
         for entry in answer.get("logprobs") or []:
             shown = str(entry["token"])
@@ -307,7 +348,8 @@ class _Follower:
                 pending += own.piece(token)
                 taken += 1
                 ended = token in own.end_ids
-                whole = not begun(pending) and (not shown or as_shown(pending) == shown)
+                told = not begun(pending) if not shown else ended or not self._held(pending)
+                whole = told and (not shown or as_shown(pending) == shown)
                 if whole:
                     self._compare(entry, token, row)
                     pending = pending if not shown else b""
@@ -334,7 +376,8 @@ class _Follower:
         """The likeliest token that fits what the server shows.
 
         It shows several tokens as one when it had to wait: for the rest of a character, or because the text could have
-        been the beginning of a stop word. Only the last of them has its log-probability told.
+        been the beginning of a stop word. Only the last of them has its log-probability told, which may be that of the end:
+        what is held back is never shown by its own last token (tools/server/server-context.cpp, `process_token`).
         """
         best = int(row.argmax())
         if not shown:
@@ -345,9 +388,7 @@ class _Follower:
         for token in likeliest[np.argsort(-row[likeliest])]:
             piece = self.own.piece(int(token))
             text = pending + piece
-            if piece and not begun(text) and as_shown(text) == shown:
-                return int(token)
-            if piece and self._held(text) and _leads_to(text, shown):
+            if piece and (_leads_to(text, shown) if self._held(text) else as_shown(text) == shown):
                 return int(token)
             if (
                 not piece and token not in self.own.end_ids

@@ -26,6 +26,7 @@ from toolkit.errors import DataError, ExternalToolError, ToolkitError
 from toolkit.ollama.asked import count_whole_prompts
 from toolkit.ollama.client import Client
 from toolkit.ollama.own_model import Vocabulary, as_shown, begun
+from toolkit.ollama.pictures import NONE, Pictures, pictures_of
 from toolkit.ollama.served import GREEDY
 from toolkit.parity.certificate import Check, Measure, within
 from toolkit.parity.checks.strength import WHOLE_HIGH, WHOLE_LOW, strength_verdict, texts_needed, undecided
@@ -65,6 +66,7 @@ def served_strength(
     vocabulary: Vocabulary,
     most_forced: int = MOST_FORCED,
     decided: Callable[[Strength], bool] = lambda _: False,
+    block: str = "",
 ) -> ServedStrength:
     """Measure the adapter in what a server answers.
 
@@ -73,6 +75,7 @@ def served_strength(
         vocabulary: of the served GGUF.
         most_forced: requests for single tokens at most, where the server's greedy answer leaves the golden one.
         decided: whether an interval is narrow enough to stop asking.
+        block: what the training template writes for a picture.
 
     Raises:
         DataError: the goldens are damaged, or of another vocabulary.
@@ -88,11 +91,12 @@ def served_strength(
             f"the served model has {vocabulary.size} tokens, the goldens have {tuned.shape[1]}: nothing can be compared",
             "Serve the file that was made of this adapter.",
         )
-    window = _Window(client, model, vocabulary, tuned, base)
+    seen = {int(row["first_row"]): pictures_of(row, golden, block) for row in rows if row.get("pictures")}
+    window = _Window(client, model, vocabulary, tuned, base, seen)
     beyond = [place for row in rows for place in window.follow(row)]
     # In any order, so that each round is spread over all goldens; the same order each time.
     waiting = [beyond[i] for i in np.random.default_rng(SEED).permutation(len(beyond))]
-    forced = _Window(client, model, vocabulary, tuned, base)
+    forced = _Window(client, model, vocabulary, tuned, base, seen)
     found = _slope(window, forced, len(beyond))
     while waiting and forced.asked < most_forced and not (forced.asked and found is not None and decided(found)):
         size = min(ROUND, most_forced - forced.asked)
@@ -109,7 +113,7 @@ def served_strength(
 
 
 def served_strength_check(
-    client: Client, model: str, golden: Path, vocabulary: Vocabulary, limits: Limits, whole: bool
+    client: Client, model: str, golden: Path, vocabulary: Vocabulary, limits: Limits, whole: bool, block: str = ""
 ) -> Check:
     """Is the adapter there, whole, once, in what a server answers?
 
@@ -125,7 +129,9 @@ def served_strength_check(
         return texts_needed(found, limits, round(found.texts), low, high) if open_still else 0
 
     try:
-        found = served_strength(client, model, golden, vocabulary, decided=lambda so_far: not needed(so_far))
+        found = served_strength(
+            client, model, golden, vocabulary, decided=lambda so_far: not needed(so_far), block=block
+        )
     except ToolkitError as error:
         return Check(name="strength", verdict="inconclusive", message=error.message)
     value = found.strength
@@ -176,8 +182,12 @@ Place = tuple[dict[str, Any], int]
 
 
 class _Window:
-    def __init__(self, client: Client, model: str, vocabulary: Vocabulary, tuned: np.ndarray, base: np.ndarray) -> None:
+    def __init__(
+        self, client: Client, model: str, vocabulary: Vocabulary, tuned: np.ndarray, base: np.ndarray,
+        seen: dict[int, Pictures],
+    ) -> None:  # fmt: skip
         self.client, self.model, self.vocabulary, self.tuned, self.base = client, model, vocabulary, tuned, base
+        self.seen = seen
         self.asked = self.skipped = 0
         self.together: list[float] = []
         self.alone: list[float] = []
@@ -200,25 +210,24 @@ class _Window:
     def _along(self, row: dict[str, Any], ids: list[int], first: int) -> int:
         """Positions of the server's own greedy answer while it is the golden one; gives how many."""
         at = 0
-        for entry in self._ask(row["prompt_text"], len(row["prompt_ids"]), len(ids)) or []:
+        for entry in self._ask(row, "", len(row["prompt_ids"]), len(ids)) or []:
             after, text = at, b""
             while after < len(ids) and (after == at or begun(text)):
                 text += self.vocabulary.piece(ids[after])
                 after += 1
+            shown = entry["token"] == as_shown(text)
             told = entry.get("top_logprobs") or [{}]
-            if (
-                told[0].get("token") == entry["token"]
-            ):  # its likeliest token, so it is a whole one: it speaks of this place
+            if shown and after - at == 1 and told[0].get("token") == entry["token"]:
                 self._compare(entry, first, at)
                 at += 1
-                if after > at or entry["token"] != as_shown(text) or "\ufffd" in entry["token"]:
+                if "\ufffd" in entry["token"]:
                     return at
-            elif after - at > 1 and entry["token"] == as_shown(text):
+            elif shown and after - at > 1:
                 # The golden character of several tokens: it speaks of the last one's place, and nothing of the others.
                 self._compare(entry, first, after - 1)
                 self.skipped += after - 1 - at
                 at = after
-            else:  # another character of several tokens, or text without a top: whose place it speaks of is not known
+            else:  # another text: behind tokens that a server does not show, it would speak of a later place
                 return at
         return at
 
@@ -226,21 +235,23 @@ class _Window:
         """Compare at one place, by asking for the token after the golden text before it."""
         before = [int(i) for i in row["completion_ids"][:at]]
         text = b"".join(self.vocabulary.piece(token, special=True) for token in before)
-        answer = self._ask(row["prompt_text"] + text.decode(), len(row["prompt_ids"]) + at, 1)
+        answer = self._ask(row, text.decode(), len(row["prompt_ids"]) + at, 1)
         if answer:
             self._compare(answer[0], int(row["first_row"]), at)
         elif answer is not None:  # it ends here, or begins a character: nothing is told of that
             self.skipped += 1
 
-    def _ask(self, text: str, tokens: int, predict: int) -> list[dict[str, Any]] | None:
-        """The positions of an answer to a raw prompt; None when the server read another number of tokens."""
+    def _ask(self, row: dict[str, Any], behind: str, tokens: int, predict: int) -> list[dict[str, Any]] | None:
+        """The positions of what comes behind a golden's prompt and text; None when the server read another number of tokens."""
         self.asked += 1
+        pictures = self.seen.get(int(row["first_row"]), NONE)
+        text = pictures.marked(row["prompt_text"]) + behind
         bos = self.vocabulary.bos_text if self.vocabulary.adds_bos else ""
         count_whole_prompts(self.client, self.model)
         # Stop words of the model would hold text back.
         answer = self.client.generate(
             self.model, text.removeprefix(bos) if bos else text, raw=True, logprobs=True, top_logprobs=TOLD,
-            options={**GREEDY, "num_predict": predict, "stop": []},
+            options={**GREEDY, "num_predict": predict, "stop": []}, **pictures.sent,
         )  # fmt: skip
         if answer.get("prompt_eval_count") != tokens:
             self.skipped += 1

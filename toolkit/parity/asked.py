@@ -29,6 +29,8 @@ class Asked:
     hf: Path | None = None
     """A merged folder; without an adapter it is what everything else is compared with."""
     ggufs: tuple[Path, ...] = ()
+    mmproj: Path | None = None
+    """The file that sees, beside those of language models."""
     ollama: str = ""
     system: str = ""
     prompts: Path | None = None
@@ -77,6 +79,24 @@ def refuse_ignored(asked: Asked, with_recipe: bool, of_recipe: dict[str, Any]) -
             f"{', '.join(ignored)}: beside a recipe this changes nothing",
             "The recipe names all that: leave it out, or change the recipe with --set (golden.prompts, system, base, "
             "train.chat_template_kwargs).",
+        )
+
+
+def check_mmproj(asked: Asked) -> None:
+    """Raises UsageError where the file that sees is none, or stands alone."""
+    if asked.mmproj is None:
+        return
+    if not (asked.ggufs or asked.ollama):
+        raise UsageError(
+            "--mmproj names the file that sees, and its language model is not named", "Name that too: --gguf FILE."
+        )
+    if not asked.mmproj.is_file():
+        raise UsageError(f"there is no file {asked.mmproj}", "Name a GGUF file.")
+    kind = read_gguf(asked.mmproj).metadata.get("general.type")
+    if kind != "mmproj":
+        raise UsageError(
+            f"{asked.mmproj} is no file that sees: its general.type is {kind or 'missing'}, not mmproj",
+            "Name the file that the converter writes with --mmproj.",
         )
 
 
@@ -146,12 +166,12 @@ def check_exports(ggufs: tuple[Path, ...], merged: Path | None, base: Path) -> N
 
 
 def _check_merged(folder: Path) -> None:
-    from toolkit.parity.checks.structure import text_config
+    from toolkit.parity.checks.structure import folder_config
     from toolkit.parity.exported import FolderWeights
 
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}", "Name the folder of the merged model: --hf FOLDER")
-    if getattr(text_config(folder), "quantization_config", None) is not None:
+    if getattr(folder_config(folder).get_text_config(), "quantization_config", None) is not None:
         raise DataError(f"{folder} is quantized: its weights cannot be compared", "Name the merge in 16 or 32 bits.")
     FolderWeights(folder)
     try:

@@ -23,6 +23,7 @@ import psutil
 from toolkit.errors import DataError, ExternalToolError
 from toolkit.models.gguf_file import read_gguf
 from toolkit.models.gguf_metadata import vocabulary_alone
+from toolkit.parity.seeing import Placed, SeenPrompt, Sight
 
 Logits = npt.NDArray[np.float32]
 
@@ -72,6 +73,14 @@ class Candidate:
 
     def __exit__(self, *_: object) -> None:
         self._closing.close()
+
+    def sight(self, mmproj: Path, min_tokens: int | None = None, max_tokens: int | None = None) -> Sight:
+        """A projector on this model, without flash attention; a context manager. See `toolkit.parity.seeing`.
+
+        Args:
+            min_tokens, max_tokens: limits of a picture's tokens, where a server sets some.
+        """
+        return Sight(mmproj, self._model, min_tokens, max_tokens, threads=_threads())
 
     # Metadata ------------------------------------------------------------------------------------------------
 
@@ -237,6 +246,8 @@ class Slots:
         self._memory = llama_cpp.llama_get_memory(context)
         self._held: dict[int, list[int]] = {}
         """Slot → tokens that its cache holds."""
+        self.behind: dict[int, int] = {}
+        """Slot → position behind the prompt with pictures that it holds; fewer than the tokens, which share positions."""
 
     def logits(self, slot: int, ids: Sequence[int], first: int) -> Logits:
         """Teacher-forced logits, float32 [len(ids) - first, vocabulary]: row i predicts ids[first + i].
@@ -254,6 +265,52 @@ class Slots:
             alike = min(len(self._held.get(slot, [])), first - 1)
         self.shorten(slot, alike)
         return self._forced(slot, ids, first, alike)
+
+    def logits_behind(
+        self, slot: int, sight: Sight, prompt: SeenPrompt, ids: Sequence[int], encoded: Sequence[Logits] | None = None
+    ) -> Logits:
+        """Teacher-forced logits behind a prompt with pictures, float32 [len(ids), vocabulary]: row i predicts ids[i].
+
+        Args:
+            sight: a projector on this slot's own candidate.
+            ids: of the answer; the last one is not evaluated.
+            encoded: what the projector made of the pictures, where that is known.
+        """
+        self._clear(slot)
+        after = sight.evaluate(prompt, self._context, slot, self._size, encoded)
+        self.behind[slot] = after
+        first = self._row(-1).copy()[None]
+        rest = self.step([(slot, after + place, token) for place, token in enumerate(ids[:-1])])
+        self._held[slot] = []  # a picture is no token that could be found again
+        return np.concatenate([first, rest])
+
+    def logits_among(
+        self, slot: int, sight: Sight, ids: Sequence[int], first: int, pictures: Sequence[Placed]
+    ) -> Logits:
+        """As `logits`, of a sequence in which pictures stand; `ids` holds their tokens. Rows behind a picture's own tokens, which
+        nobody learns to predict, are zero.
+        """
+        self._clear(slot)
+        rows: list[Logits] = []
+        begins = position = 0
+        for picture in pictures:
+            rows.append(self._read(slot, ids[begins : picture.begins], position, first - begins))
+            position = sight.put(picture, self._context, position + picture.begins - begins, slot, self._size)
+            begins = picture.end
+            unknown = max(0, picture.end - max(picture.begins, first - 1))
+            rows.append(np.zeros((unknown, self._candidate.vocabulary), dtype=np.float32))
+        rows.append(self._read(slot, ids[begins:-1], position, first - begins))
+        self.behind[slot] = position + max(first - begins, 0)
+        self._held[slot] = []  # a picture is no token that could be found again
+        return np.concatenate(rows)
+
+    def _read(self, slot: int, ids: Sequence[int], position: int, first: int) -> Logits:
+        """Tokens behind what the slot holds; logits from the one before ids[first] on."""
+        found = [np.empty((0, self._candidate.vocabulary), dtype=np.float32)]
+        for start in range(0, len(ids), self._size):
+            chunk = enumerate(ids[start : start + self._size], start)
+            found.append(self._decode([(slot, position + place, token, place >= first - 1) for place, token in chunk]))
+        return np.concatenate(found)
 
     def _forced(self, slot: int, ids: Sequence[int], first: int, held: int) -> Logits:
         rows = np.empty((len(ids) - first, self._candidate.vocabulary), dtype=np.float32)
@@ -277,6 +334,10 @@ class Slots:
         if llama_cpp.llama_memory_seq_rm(self._memory, slot, length, -1):
             self._held[slot] = held
             return
+        if slot in self.behind:
+            raise ExternalToolError(
+                f"{self._candidate.path}: llama.cpp cannot take back tokens behind a picture with this architecture", ""
+            )
         self._clear(slot)
         for start in range(0, len(held), self._size):
             self._decode([(slot, start + i, token, False) for i, token in enumerate(held[start : start + self._size])])
@@ -284,6 +345,7 @@ class Slots:
     def _clear(self, slot: int) -> None:
         llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)  # of a whole sequence it never fails
         self._held[slot] = []
+        self.behind.pop(slot, None)
 
     def step(self, tokens: list[tuple[int, int, int]]) -> Logits:
         """One more token for several slots at once. (slot, position, token) → logits [len(tokens), vocabulary]."""
@@ -291,7 +353,7 @@ class Slots:
             self._decode([(*token, True) for token in tokens[i : i + self._size]])
             for i in range(0, len(tokens), self._size)
         ]
-        return np.concatenate(found)
+        return np.concatenate(found) if found else np.empty((0, self._candidate.vocabulary), dtype=np.float32)
 
     def _decode(self, tokens: list[tuple[int, int, int, bool]]) -> Logits:
         batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
@@ -313,6 +375,11 @@ class Slots:
         outputs = [i for i, token in enumerate(tokens) if token[3]]
         rows = np.empty((len(outputs), self._candidate.vocabulary), dtype=np.float32)
         for row, i in enumerate(outputs):
-            pointer = llama_cpp.llama_get_logits_ith(self._context, i)
-            rows[row] = np.ctypeslib.as_array(pointer, shape=(self._candidate.vocabulary,))
+            rows[row] = self._row(i)
         return rows
+
+    def _row(self, output: int) -> Logits:
+        """llama.cpp's own memory, until it decodes again."""
+        pointer = llama_cpp.llama_get_logits_ith(self._context, output)
+        row: Logits = np.ctypeslib.as_array(pointer, shape=(self._candidate.vocabulary,))
+        return row

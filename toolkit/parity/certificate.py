@@ -34,7 +34,7 @@ SCHEMA = "tune2ollama.certificate/2"
 Verdict = Literal["pass", "fail", "inconclusive"]
 CheckVerdict = Literal["pass", "fail", "inconclusive", "not compared"]
 """not compared: there was nothing to compare, which is said, and proves nothing either way."""
-Kind = Literal["adapter", "merged", "converted", "quantized", "served"]
+Kind = Literal["adapter", "merged", "projector", "converted", "quantized", "served"]
 EXPORTS: tuple[Kind, ...] = ("merged", "converted", "quantized", "served")
 """What an adapter became. Without one of these nothing was compared: an adapter alone is only looked at."""
 LinkName = Literal[
@@ -42,7 +42,9 @@ LinkName = Literal[
     "template",
     "tokenizer",
     "structure",
+    "picture",
     "merge",
+    "projector",
     "conversion",
     "quantization",
     "server prompt",
@@ -51,6 +53,8 @@ LinkName = Literal[
 ]
 LINKS: tuple[LinkName, ...] = get_args(LinkName)
 """The chain, in the order in which blame is laid: whoever breaks an early link breaks the later ones with it."""
+OF_PICTURES: tuple[LinkName, ...] = ("picture", "projector")
+"""Links of models that see; the chain of others does not have them."""
 Suspect = Literal["", "merge", "conversion"]
 _WORSE = {"not compared": -1, "pass": 0, "inconclusive": 1, "fail": 2}
 _BY_CHECK: dict[str, LinkName] = {
@@ -58,9 +62,11 @@ _BY_CHECK: dict[str, LinkName] = {
     "tokens": "tokenizer",
     "ends": "tokenizer",
     "structure": "structure",
+    "picture": "picture",
 }
 _BY_KIND: dict[Kind, LinkName] = {
-    "adapter": "training", "merged": "merge", "converted": "conversion", "quantized": "quantization", "served": "server answers",
+    "adapter": "training", "merged": "merge", "projector": "projector", "converted": "conversion",
+    "quantized": "quantization", "served": "server answers",
 }  # fmt: skip
 _ORDER: tuple[Kind, ...] = get_args(Kind)
 
@@ -160,7 +166,8 @@ class Check(_Part):
     """One question about one subject."""
 
     name: str
-    """moved, forward, ends, prompts, tokens, structure, weights, source, strength, logits, stops, answers, defaults."""
+    """moved, forward, ends, prompts, tokens, structure, picture, weights, vision, projector, source, strength, logits, stops,
+    answers, defaults."""
     verdict: CheckVerdict
     message: str
     measures: list[Measure] = []
@@ -274,7 +281,8 @@ def chain_of(subjects: list[Subject]) -> list[ChainLink]:
             before = found.get(link)
             if before is None or _WORSE[check.verdict] > _WORSE[before.verdict]:
                 found[link] = ChainLink(link=link, verdict=check.verdict, where=subject.name, message=check.message)
-    return [found.get(link, ChainLink(link=link, verdict="not compared")) for link in LINKS]
+    links = LINKS if any(s.kind == "projector" for s in subjects) else [n for n in LINKS if n not in OF_PICTURES]
+    return [found.get(link, ChainLink(link=link, verdict="not compared")) for link in links]
 
 
 def blame_of(subjects: list[Subject]) -> Blame | None:

@@ -71,6 +71,21 @@ class Comparison:
     unknown: list[str] = field(default_factory=list)
     """Tensors of which nobody can tell what they are made of, so that they were not compared."""
 
+    def split(self, chosen: Callable[[str], bool]) -> tuple[Comparison, Comparison]:
+        """Of the tensors that are chosen by name, and of all others."""
+        parts = []
+        for wanted in (True, False):
+            parts.append(
+                Comparison(
+                    [t for t in self.tensors if chosen(t.name) == wanted],
+                    [name for name in self.missing if chosen(name) == wanted],
+                    [] if wanted else self.extra,
+                    [shape for shape in self.shapes if chosen(shape[0]) == wanted],
+                    [name for name in self.unknown if chosen(name) == wanted],
+                )
+            )
+        return parts[0], parts[1]
+
     def pooled(self, chosen: Callable[[TensorSums], bool] = lambda _: True) -> Sums:
         """Sums over the tensors that are chosen."""
         total = Sums()

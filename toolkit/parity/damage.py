@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
-LAYER = re.compile(r"\.layers\.(\d+)\.")
+LAYER = re.compile(r"\.(?:layers|blocks)\.(\d+)\.")
 
 
 def spoken(label: str) -> str:

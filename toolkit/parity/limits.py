@@ -50,6 +50,8 @@ class Limits:
     tells_tenth: bool = False
     """Whether a strength in the answers within the band proves that no tenth of the adapter is missing; else rounding bends it by
     as much as that, and only a strength outside tells something."""
+    behind_pictures: float | None = None
+    """Largest difference of a logit behind pictures; see `BEHIND_PICTURES`. None: it is told, not judged."""
     floor: Floor | None = None
     """What a right export of a model of this size was measured at."""
 
@@ -76,6 +78,21 @@ _TABLE = {
     "Q2_K": Limits(0.40, 4.0, 0.70, 0.60, 1.40, 0.60, 1.40, 0.4, flips_allowed=0.03),
 }
 
+
+BEHIND_PICTURES, FLOOR_BEHIND_PICTURES = 1.0, 0.3
+"""Largest difference of a logit behind pictures, and what the right F16 file of `make car_insurance` came to, whose vision part
+llama.cpp computes within 5.9e-3.
+
+Measured on random models (`python -m tests.bench.behind_pictures`; Qwen2-VL's shape), by file type:
+
+    mmproj             F32      F16      BF16     Q8_0     Q6_K     Q4_K_M
+    right              0.0057   0.014    0.082    0.27     0.75     2.3
+    of the base        1.4      1.4      1.5      1.4      1.8      3.0
+    of another model   10       10       10       10       10       10
+"""
+TELLS_EYES = ("F32", "F16")
+"""File types of which it is judged. In others rounding alone moves single logits by as much as a stale mmproj does: of right
+files of trained models, with text, by up to 3 at Q8_0 and 12 at Q4_K_M."""
 
 _FTYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
@@ -129,7 +146,11 @@ def limits_for(file_type: str, parameters: int, fallback_share: float) -> tuple[
         reasons.append(f"{parameters / 1e6:.0f} M parameters, under 1000 M")
     if fallback_share > MANY_FALLBACKS:
         reasons.append(f"{fallback_share:.0%} of the tensors fell back to another quantization")
-    limits = replace(_TABLE[file_type], floor=floor_of(file_type, small=bool(reasons)))
+    limits = replace(
+        _TABLE[file_type],
+        floor=floor_of(file_type, small=bool(reasons)),
+        behind_pictures=BEHIND_PICTURES if file_type in TELLS_EYES else None,
+    )
     if not reasons or file_type in ("F32", "F16", "BF16"):
         return limits, ""
     wider = replace(

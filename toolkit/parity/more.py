@@ -7,6 +7,7 @@ base read them in float32, the export reads them too, and all are judged togethe
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import tempfile
@@ -18,12 +19,15 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from toolkit.models.pictures import PictureRules, size_of_picture
 from toolkit.models.reference import Reference, TeacherForced, base_of, reference_of, write_logits
+from toolkit.models.seen import Picture
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import Check
 from toolkit.parity.checks.logits import Positions
 from toolkit.parity.checks.tokens import encode
-from toolkit.parity.golden.goldens import Goldens
+from toolkit.parity.eyes import Eyes
+from toolkit.parity.golden.goldens import Goldens, golden_name
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts
 
@@ -32,18 +36,44 @@ ROUNDS = 5
 """Each gives about as many positions as the goldens have, and costs about as much as recording their logits."""
 
 
-def further_texts(goldens: Goldens, tokenizer: Any) -> Iterator[list[TeacherForced]]:
-    """Rounds of sequences, each over all prompts; none when there is nothing new to put together."""
+def further_texts(goldens: Goldens, tokenizer: Any, rules: PictureRules | None = None) -> Iterator[list[TeacherForced]]:
+    """Rounds of sequences, each over all prompts, in their order; none when there is nothing new to put together.
+
+    Args:
+        rules: how pictures are shown, where prompts have some.
+    """
     rows = goldens.rows
+    if rules is not None and not all(_shown_as_recorded(row, goldens.folder, rules) for row in rows):
+        return  # the tuned model cannot read them; the check of the pictures says why
+
+    def behind(row: dict[str, Any], ids: list[int]) -> TeacherForced:
+        shown = pictures_in(row, goldens.folder, rules) if rules is not None else ()
+        return TeacherForced(row["prompt_ids"] + ids, len(row["prompt_ids"]), shown)
+
     before = [encode(tokenizer, row["base_completion"]) for row in rows]
     if all(before):
-        yield [TeacherForced(row["prompt_ids"] + ids, len(row["prompt_ids"])) for row, ids in zip(rows, before)]
+        yield [behind(row, ids) for row, ids in zip(rows, before)]
     for shift in range(1, len(rows)):
         turned = rows[shift:] + rows[:shift]
-        yield [
-            TeacherForced(row["prompt_ids"] + other["completion_ids"], len(row["prompt_ids"]))
-            for row, other in zip(rows, turned)
-        ]
+        yield [behind(row, other["completion_ids"]) for row, other in zip(rows, turned)]
+
+
+def _shown_as_recorded(row: dict[str, Any], folder: Path, rules: PictureRules) -> bool:
+    """Whether a golden prompt's pictures take the tokens that they took when it was recorded."""
+    pictures = row.get("pictures", ())
+    tokens = [rules.tokens(*size_of_picture(folder / picture["image"])) for picture in pictures]
+    return tokens == [picture["tokens"] for picture in pictures] and (
+        not pictures or row["prompt_ids"].count(rules.image_token_id) == sum(tokens)
+    )
+
+
+def pictures_in(row: dict[str, Any], folder: Path, rules: PictureRules) -> tuple[Picture, ...]:
+    """The pictures that a golden prompt shows, and where their tokens end."""
+    found, end = [], 0
+    for picture in row.get("pictures", ()):
+        end = row["prompt_ids"].index(rules.image_token_id, end) + picture["tokens"]
+        found.append(Picture(folder / picture["image"], rules, end))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -64,7 +94,9 @@ class Further:
 
     def __init__(self, adapter: Artifact[AdapterFacts], goldens: Goldens, tokenizer: Any) -> None:
         self._adapter, self._vocabulary = adapter, goldens.facts.vocabulary
-        self._texts = further_texts(goldens, tokenizer)
+        self._texts = further_texts(goldens, tokenizer, adapter.facts.pictures)
+        self.rows = goldens.rows
+        """The prompts that each round goes through, in its order."""
         self._rounds: list[Round | None] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -119,21 +151,37 @@ def _open(checks: list[Check]) -> bool:
     )
 
 
-def read_rounds(further: Further, candidate: Candidate) -> Iterator[Positions]:
-    """The rounds as an export reads them."""
+def read_rounds(further: Further, candidate: Candidate, eyes: Eyes | None = None) -> Iterator[Positions]:
+    """The rounds as an export reads them; `eyes` shows it the pictures."""
     for found in map(further.round, itertools.count()):
         if found is None:
             return
-        yield read_round(found, candidate)
+        yield read_round(found, candidate, further.rows, eyes)
 
 
-def read_round(found: Round, candidate: Candidate) -> Positions:
-    """One round as an export reads it."""
+def read_round(
+    found: Round, candidate: Candidate, rows: list[dict[str, Any]] | None = None, eyes: Eyes | None = None
+) -> Positions:
+    """One round as an export reads it.
+
+    Args:
+        rows: the golden prompts, and `eyes` what shows their pictures, where they have some.
+    """
     positions, first = Positions(), 0
-    with candidate.slots(1, max(len(text.ids) for text in found.texts)) as slots:
+    with contextlib.ExitStack() as stack:
+        slots = stack.enter_context(candidate.slots(1, max(len(text.ids) for text in found.texts)))
+        pictured = any(text.pictures for text in found.texts)
+        sight = stack.enter_context(eyes.sight(candidate)) if eyes is not None and pictured else None
         for number, text in enumerate(found.texts):
             part = slice(first, first + text.positions)
-            export = slots.logits(0, text.ids, text.first)
-            positions.add(number, text.ids[text.first :], found.tuned[part], found.base[part], export)
+            if text.pictures and eyes is not None and sight is not None and rows is not None:
+                with eyes.read(sight, rows[number]) as prompt:
+                    known = eyes.encoded.get(golden_name(number))
+                    export = slots.logits_behind(0, sight, prompt, text.ids[text.first :], known)
+            else:
+                export = slots.logits(0, text.ids, text.first)
+            positions.add(
+                number, text.ids[text.first :], found.tuned[part], found.base[part], export, bool(text.pictures)
+            )
             first += text.positions
     return positions

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from toolkit.ollama.files import MISSING
 from toolkit.parity.asked import Asked
 from toolkit.parity.golden.goldens import GOES_ON
 from toolkit.recipe.reading import RESOLVED_FILE
@@ -12,7 +13,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.run.facts import CertificateFacts
 from toolkit.run.places import own_command
 
-_STAGE_OF = {"training": "train", "conversion": "convert", "quantization": "quantize"}
+_STAGE_OF = {"training": "train", "projector": "convert", "conversion": "convert", "quantization": "quantize"}
 """The stage that makes a link; of the others `merge`, which writes the folder that all is made from."""
 MORE_PROMPTS = 32
 
@@ -64,7 +65,14 @@ def after_check(certificate: dict[str, Any], asked: Asked, recipe: Recipe | None
         whose = f"{run_folder / RESOLVED_FILE} {_named(asked)} --set golden.prompts=FILE"
         named = whose if recipe is not None else f"{_named(asked)} --prompts FILE"
         return f"More golden prompts may decide, one a line in a file:\n  {command} verify {named}"
-    link = (certificate["blame"] or {}).get("link", "")
+    blame = certificate["blame"] or {}
+    link = blame.get("link", "")
+    if blame.get("measure") == MISSING:
+        files = f"{asked.ggufs[0] if asked.ggufs else 'MODEL.gguf'} {asked.mmproj or 'MMPROJ.gguf'}"
+        made = f"printf 'FROM %s\\n' {files} > Modelfile"
+        if recipe is not None:
+            made = f"{command} modelfile {run_folder / RESOLVED_FILE} > Modelfile"
+        return f"Create it from both files:\n  {made}\n  ollama create {asked.ollama} -f Modelfile"
     if link == "defaults" and asked.ollama:
         return (
             "Take the lines out of its Modelfile, or make them milder:\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -26,10 +27,11 @@ from toolkit.parity.checks.stops import Answer, begin, finish, stops_check
 from toolkit.parity.checks.strength import strength_check
 from toolkit.parity.checks.structure import folder_structure_check, gguf_structure_check
 from toolkit.parity.checks.tokens import recorded_tokens_check, tokens_check
-from toolkit.parity.checks.weights import Expected, weights_check
+from toolkit.parity.checks.weights import Expected, Part, weights_check
 from toolkit.parity.comparison import Comparison
 from toolkit.parity.exported import GGUFWeights
-from toolkit.parity.golden.goldens import Goldens
+from toolkit.parity.eyes import Eyes
+from toolkit.parity.golden.goldens import Goldens, golden_name
 from toolkit.parity.golden.record import as_merged
 from toolkit.parity.heat import heat
 from toolkit.parity.limits import fallback_share, limits_for
@@ -107,7 +109,8 @@ class GGUFUnderTest:
 def adapter_subject(tuned: Tuned, publishing: bool) -> Subject:
     """What was trained, before anything is made of it: an adapter, or a whole model."""
     started = time.monotonic()
-    checks = [moved_check(tuned.adapter)] if tuned.adapter is not None else []
+    sees = tuned.trained.pictures is not None
+    checks = [moved_check(tuned.adapter, sees)] if tuned.adapter is not None else []
     if forward := forward_check(tuned.trained, tuned.goldens.forward):
         checks.append(forward)
     if tuned.answers_from is None:  # else the answers are an export's
@@ -130,14 +133,27 @@ def merged_subject(tuned: Tuned, merged: Path, compared: Comparison) -> Subject:
         prompts_check(tuned.goldens.texts(), rendered),
         recorded_tokens_check(own, tuned.tokenizer, tuned.goldens.recorded(), tuned.goldens.facts.end_tokens),
         folder_ends_check(ends_of(merged, own).listed, tuned.tokenizer, tuned.goldens),
-        folder_structure_check(tuned.tuning, merged, compared),
-        weights_check(compared, Expected.of(tuned.adapter, tuned.tuning.has_base), alone=True),
+        folder_structure_check(tuned.tuning, merged, compared, tuned.trained.pictures is not None),
+        *_folder_weights(tuned, compared),
     ]
     kinds = {tensor.type for tensor in compared.tensors}
     return Subject(
         name="merged", kind="merged", file=merged.name, file_type="/".join(sorted(kinds)), counts="everything", checks=checks,
         seconds=_since(started),
     )  # fmt: skip
+
+
+def _folder_weights(tuned: Tuned, compared: Comparison) -> list[Check]:
+    """Of a model that sees, its language model and its vision part each for itself: the one would hide what the other lost."""
+    expected = Expected.of(tuned.adapter, tuned.tuning.has_base)
+    if tuned.trained.pictures is None:
+        return [weights_check(compared, expected, alone=True)]
+    vision, language = compared.split(tuned.tuning.seeing.__contains__)
+    parts: tuple[tuple[Part, Comparison], ...] = (("language", language), ("vision", vision))
+    return [
+        weights_check(of_part, expected, alone=any(t.touched for t in of_part.tensors), part=part)
+        for part, of_part in parts
+    ]
 
 
 def _file_checks(
@@ -150,6 +166,7 @@ def _file_checks(
             compared,
             Expected.of(tuned.adapter, tuned.tuning.has_base),
             importance_matrix=any(key.startswith("quantize.imatrix.") for key in weights.header.metadata),
+            part="" if tuned.trained.pictures is None else "language",
         ),
     ]
     if file.converted:
@@ -163,12 +180,18 @@ def _file_checks(
 
 
 def gguf_subject(
-    tuned: Tuned, file: GGUFUnderTest, weights: GGUFWeights, compared: Comparison, tick: Callable[[int], None]
+    tuned: Tuned,
+    file: GGUFUnderTest,
+    weights: GGUFWeights,
+    compared: Comparison,
+    tick: Callable[[int], None],
+    eyes: Eyes | None = None,
 ) -> Subject:
     """A GGUF file: what it holds, and what it answers.
 
     Args:
         compared: its tensors with the tuned model's.
+        eyes: shows it the golden pictures.
         tick: is told how many goldens were answered.
     """
     started = time.monotonic()
@@ -183,8 +206,11 @@ def gguf_subject(
             file_ends_check(candidate, tuned.tokenizer, goldens, tuned.tuning.layout.metadata),
             *checks,
         ]
-        if candidate.vocabulary == goldens.facts.vocabulary:
-            positions, answers = evaluate(goldens, candidate, tuned.new_tokens, tick)
+        blind = eyes.blind_with(candidate) if eyes is not None else ""
+        if blind:
+            checks.append(Check(name="logits", verdict="fail", message=f"not compared: {blind}"))
+        elif candidate.vocabulary == goldens.facts.vocabulary:
+            positions, answers = evaluate(goldens, candidate, tuned.new_tokens, tick, eyes)
             markers = [t.content for t in tuned.tokenizer.added_tokens_decoder.values() if t.special]
             whole, shown = whole_in_weights(checks), heat(positions, goldens.rows, candidate.piece)
 
@@ -194,7 +220,7 @@ def gguf_subject(
                 return [*strength, logits_check(so_far, limits, shown)]
 
             checks += [
-                *decide(judge, positions, read_rounds(tuned.further, candidate)),
+                *decide(judge, positions, read_rounds(tuned.further, candidate, eyes)),
                 stops_check(
                     candidate,
                     answers,
@@ -237,23 +263,39 @@ def gguf_prompts_check(goldens: Goldens, candidate: Candidate) -> Check:
 
 
 def evaluate(
-    goldens: Goldens, candidate: Candidate, new_tokens: int, tick: Callable[[int], None] = lambda _: None
+    goldens: Goldens,
+    candidate: Candidate,
+    new_tokens: int,
+    tick: Callable[[int], None] = lambda _: None,
+    eyes: Eyes | None = None,
 ) -> tuple[Positions, list[Answer]]:
-    """Teacher-force every golden through an export and let it finish its own answers: each prompt is evaluated once."""
+    """Teacher-force every golden through an export and let it finish its own answers: each prompt is evaluated once.
+
+    Args:
+        eyes: for goldens with pictures.
+    """
     positions = Positions()
     answers: list[Answer] = []
     longest = max(len(row["prompt_ids"]) + max(len(row["completion_ids"]), new_tokens) for row in goldens.rows)
     groups = [goldens.rows[i : i + EVALUATED_TOGETHER] for i in range(0, len(goldens.rows), EVALUATED_TOGETHER)]
-    with candidate.slots(len(groups[0]), longest) as slots:
+    with contextlib.ExitStack() as stack:
+        sight = stack.enter_context(eyes.sight(candidate)) if eyes is not None and goldens.pictured else None
+        slots = stack.enter_context(candidate.slots(len(groups[0]), longest))
         for group in groups:
             begun = []
             for slot, row in enumerate(group):
                 wanted = row["completion_ids"]
-                export = slots.logits(slot, row["prompt_ids"] + wanted, len(row["prompt_ids"]))
                 part = slice(row["first_row"], row["first_row"] + len(wanted))
                 number = len(answers) + slot
-                best = positions.add(number, wanted, goldens.tuned[part], goldens.base[part], export)
-                begun.append(begin(row, best, candidate))
+                if row.get("pictures") and eyes is not None and sight is not None:
+                    with eyes.read(sight, row) as prompt:
+                        export = slots.logits_behind(slot, sight, prompt, wanted, eyes.encoded.get(golden_name(number)))
+                else:
+                    export = slots.logits(slot, row["prompt_ids"] + wanted, len(row["prompt_ids"]))
+                best = positions.add(
+                    number, wanted, goldens.tuned[part], goldens.base[part], export, bool(row.get("pictures"))
+                )
+                begun.append(begin(row, best, candidate, slots.behind.get(slot)))
             finish(slots, candidate, begun, new_tokens)
             answers += begun
             tick(len(group))

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from toolkit.errors import InconclusiveError, ParityError, UsageError
 from toolkit.models.gguf_file import read_gguf
+from toolkit.models.pictures import sees_pictures
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.parity.asked import NAME_ONE, NOTHING, Asked, check_exports, check_repair, recipe_of
+from toolkit.parity.asked import NAME_ONE, NOTHING, Asked, check_exports, check_mmproj, check_repair, recipe_of
 from toolkit.parity.certificate import Subject, certificate_text
 from toolkit.parity.limits import file_type_of
 from toolkit.recipe.schema import Recipe
@@ -25,7 +26,7 @@ from toolkit.run.facts import CertificateFacts
 from toolkit.run.processes import waiting
 
 if TYPE_CHECKING:
-    from toolkit.ollama.judged import ServedModel
+    from toolkit.ollama.served_model import ServedModel
     from toolkit.parity.subjects import Tuned
 
 stderr = Console(stderr=True, highlight=False)
@@ -76,6 +77,7 @@ def check(recipe: Recipe | None, asked: Asked, out: Path | None = None) -> dict[
             raise UsageError(f"there is no file {file}", "Name a GGUF file.")
         file_type_of(read_gguf(file), file)
     check_repair(asked)
+    check_mmproj(asked)
     given, recipe = recipe is not None, recipe or recipe_of(asked)
     merged = asked.hf if given or asked.adapter is not None else None
     if given and not asked.exports:
@@ -149,9 +151,9 @@ def _tell_plan(recipe: Recipe, asked: Asked, merged: Path | None) -> None:
 
 def _served(asked: Asked, folder: Path) -> contextlib.AbstractContextManager[ServedModel]:
     """The model of the server: a name that it does not know is told before anything is recorded."""
-    from toolkit.ollama.judged import served_model
+    from toolkit.ollama.served_model import served_model
 
-    return served_model(asked.ollama, folder / "ollama-server.log", asked.ggufs)
+    return served_model(asked.ollama, folder / "ollama-server.log", asked.ggufs, asked.mmproj)
 
 
 def _with_prediction(subject: Subject, file: Path) -> Subject:
@@ -191,21 +193,38 @@ def _judge(
     names = _names(asked.ggufs)
     if model is not None and model.file not in names:
         names[model.file] = f"{asked.ollama}'s file"
+    mmproj = asked.mmproj or (model.mmproj if model is not None else None)
+    if mmproj is None and tuned.goldens.pictured and names:
+        if model is None:
+            raise UsageError(
+                "the golden prompts show pictures, and no file that sees is named", "Name it too: --mmproj FILE."
+            )
+        names = {}  # the server has no such file either: that is what there is to say
+    if mmproj is None and names and model is None and _learnt_to_see(tuned):
+        raise UsageError(
+            "training changed the part of the model that sees, and no file that sees is named",
+            "Name it too: --mmproj FILE.",
+        )
     files = [GGUFUnderTest(path, name, file_type_of(read_gguf(path), path)) for path, name in names.items()]
-    subjects = judge(tuned, merged, files)
+    subjects = judge(tuned, merged, files, mmproj=mmproj)
     ours = len(subjects) - len(files)
     subjects[ours:] = [_with_prediction(subject, path) for subject, path in zip(subjects[ours:], names, strict=True)]
     if model is not None:
         from toolkit.ollama.judged import judge_served
 
-        behind = next(subject for subject in subjects if subject.name == names[model.file])
-        whole = whole_in_weights(behind.checks)
+        behind = next((subject for subject in subjects if subject.name == names.get(model.file)), None)
+        whole = behind is not None and whole_in_weights(behind.checks)
         subjects.append(_without_base(judge_served(model, tuned, golden.folder, recipe.system, whole), tuned))
-    paths = hashes(adapter.folder, golden.folder, *names, *([merged] if merged else []))
+    paths = hashes(adapter.folder, golden.folder, *names, *([merged] if merged else []), *([mmproj] if mmproj else []))
     certificate = certificate_of(tuned, subjects, paths)
     if model is not None:
         certificate["versions"]["ollama"] = model.client.version()
     return certificate
+
+
+def _learnt_to_see(tuned: Tuned) -> bool:
+    tuning = tuned.tuning
+    return sees_pictures(tuning.folder) and any(map(tuning.changes, tuning.seeing))
 
 
 def _without_base(subject: Subject, tuned: Tuned) -> Subject:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from toolkit.export.merge import copy_settings
+from toolkit.export.settings import settings_of
 from toolkit.models.bases import cached_sha256
+from toolkit.models.checkpoint_names import CheckpointNames
 from toolkit.models.layout import Layout, layout_of
 from toolkit.models.merged import MergedWeights, merged_weights
 from toolkit.models.safetensors_file import Entry, model_files
@@ -51,7 +51,7 @@ class Tuning:
         self.has_base = not whole_model or _sums_of_files(adapter.folder) != _sums_of_files(Path(facts.base.folder))
         """False for a model whose base is not known: then nobody can tell what training changed."""
         self._merged: MergedWeights | None = None
-        self._adapter = adapter.folder
+        self._adapter, self._fields = adapter.folder, facts.chat_template_kwargs
         if facts.method == "full":
             self._tuned = TrainedWeights(adapter.folder, facts.base_dtype, None)
             self._base = TrainedWeights(Path(facts.base.folder), facts.base_dtype, None)
@@ -63,18 +63,39 @@ class Tuning:
 
     @functools.cached_property
     def layout(self) -> Layout:
-        """What the pinned converter makes of the tuned model.
+        """What the pinned converter makes of the tuned model: the file of its language model.
 
         Raises:
             DataError: an architecture or tokenizer that llama.cpp does not know.
             ExternalToolError: the converter fails.
         """
+        return self._layout(projector=False)
+
+    @functools.cached_property
+    def projector(self) -> Layout:
+        """The same of the file that sees (mmproj)."""
+        return self._layout(projector=True)
+
+    @functools.cached_property
+    def seeing(self) -> frozenset[str]:
+        """The tensors that the file that sees is made of: vision layers, and what joins them to the language model."""
+        return frozenset(source for name in self.projector.tensors for source in self.projector.sources(name))
+
+    def _layout(self, projector: bool) -> Layout:
         entries = [self.entry(name) for name in self.names()]
         if self._merged is None:
-            return layout_of(self.folder, entries, self.tied_head)
-        with tempfile.TemporaryDirectory() as settings:
-            copy_settings(self._merged, self._adapter, "float32", Path(settings))
-            return layout_of(Path(settings), entries, self.tied_head)
+            return layout_of(self.folder, entries, self.tied_head, projector)
+        settings = settings_of(self._merged, self._adapter, self._fields).folder
+        return layout_of(settings, entries, self.tied_head, projector)
+
+    def structure(self) -> Any:
+        """The tuned model without its weights."""
+        return self._merged.structure() if self._merged else self._tuned.structure()
+
+    @property
+    def spelled(self) -> CheckpointNames:
+        """The names of the files' tensors, and of the parameters in memory."""
+        return self._merged.spelled if self._merged else self._tuned.spelled
 
     def names(self) -> list[str]:
         """Every tensor of the tuned model."""
@@ -100,8 +121,8 @@ class Tuning:
 
     @property
     def embedding(self) -> str:
-        """Name of the token embedding."""
-        return self._merged.weights.embedding if self._merged else self._tuned.embedding
+        """The files' name of the token embedding."""
+        return self.spelled.sources(self._merged.weights.embedding if self._merged else self._tuned.embedding)[0]
 
     def _stored(self, name: str) -> str:
         return self.embedding if name == self.tied_head else name

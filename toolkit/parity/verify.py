@@ -12,11 +12,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from toolkit.models.safetensors_file import link_or_copy
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.parity.certificate import SCHEMA, Subject, blame_of, certificate_text, chain_of, verdict_of
 from toolkit.parity.comparison import compare_weights
 from toolkit.parity.exported import Exported, FolderWeights, GGUFWeights
+from toolkit.parity.eyes import Eyes
 from toolkit.parity.limits import largest_rest
+from toolkit.parity.projector import NAME, projector_subject, seeing
 from toolkit.parity.subjects import GGUFUnderTest, Tuned, adapter_subject, gguf_subject, merged_subject
 from toolkit.parity.summary_in_file import write_summary
 from toolkit.recipe.schema import AUTO, Recipe
@@ -52,17 +55,22 @@ def verify(
             path = artifact.folder / file.name
             made_from = "merged" if artifact is gguf else gguf.facts.files[0].file_type
             files.append(GGUFUnderTest(path, file.file_type, file.file_type, made_from=made_from, source=converted))
-    subjects = judge(tuned, model.folder, files, publishing=True)
+    mmproj = gguf.folder / gguf.facts.mmproj.name if gguf.facts.mmproj is not None else None
+    subjects = judge(tuned, model.folder, files, publishing=True, mmproj=mmproj)
     passing = smallest_that_passes(recipe, subjects, files)
     serve = recipe.export.serve
     if serve == AUTO:  # where none passes, the largest has the most to say
         serve = passing or max(files, key=lambda file: file.path.stat().st_size).file_type
     subjects = served_as(serve, recipe, subjects)
     certificate = certificate_of(
-        tuned, subjects, hashes(adapter.folder, golden.folder, model.folder, *(f.path for f in files))
+        tuned,
+        subjects,
+        hashes(adapter.folder, golden.folder, model.folder, *(f.path for f in files), *([mmproj] if mmproj else [])),
     )
     if certificate["verdict"] == "pass":
         certificate["certified"] = _certified(next(f.path for f in files if f.file_type == serve), out, certificate)
+        if mmproj is not None:
+            link_or_copy(mmproj, out / mmproj.name)
     write_text(out / "certificate.json", certificate_text(certificate))
     write_page(certificate, out)
     checks = {f"{s.name}: {check.name}": check.verdict for s in subjects for check in s.checks}
@@ -70,6 +78,7 @@ def verify(
         verdict=certificate["verdict"],
         checks=checks,
         served_file=certificate["served_file"],
+        served_mmproj=mmproj.name if mmproj is not None else "",
         message=certificate["message"],
         link=certificate["blame"]["link"] if certificate["blame"] else "",
         passing="" if certificate["verdict"] == "pass" else passing,
@@ -104,14 +113,26 @@ def _certified(judged: Path, out: Path, certificate: dict[str, Any]) -> dict[str
         return write_summary(judged, out / judged.name, certificate, lambda size: progress.advance(task, size))
 
 
-def judge(tuned: Tuned, merged: Path | None, files: list[GGUFUnderTest], publishing: bool = False) -> list[Subject]:
+def judge(
+    tuned: Tuned,
+    merged: Path | None,
+    files: list[GGUFUnderTest],
+    publishing: bool = False,
+    mmproj: Path | None = None,
+) -> list[Subject]:
     """Judge the adapter and whatever was made of it, with progress on stderr.
 
     Args:
         publishing: whether the verdict lets a file go to Ollama.
+        mmproj: the file that sees, beside the language models' files.
     """
     ggufs = {file.name: GGUFWeights(file.path, tuned.tuning.layout) for file in files}
     exports: dict[str, Exported] = dict(ggufs)
+    eyes = None
+    if mmproj is not None:
+        tuned = seeing(tuned)
+        eyes = Eyes.of(mmproj, tuned.trained.pictures, tuned.tokenizer, tuned.goldens.folder)
+        exports[NAME] = sees = GGUFWeights(mmproj, tuned.tuning.projector)
     if merged is not None:
         exports["merged"] = FolderWeights(merged)
     subjects = [subject for subject in [adapter_subject(tuned, publishing)] if subject.checks]
@@ -121,10 +142,14 @@ def judge(tuned: Tuned, merged: Path | None, files: list[GGUFUnderTest], publish
         compared = compare_weights(tuned.tuning, exports, largest_rest, lambda: progress.advance(task))
         if merged is not None:
             subjects.append(merged_subject(tuned, merged, compared["merged"]))
+        if eyes is not None:
+            task = progress.add_task("the golden pictures", total=len(tuned.goldens.pictured))
+            made_from, tick = "merged" if merged else "", functools.partial(progress.advance, task)
+            subjects.append(projector_subject(tuned, eyes, sees, compared[NAME], files[0].path, made_from, tick))
         for file in files:
             task = progress.add_task(f"{file.name} answers", total=len(tuned.goldens.rows))
             tick = functools.partial(progress.advance, task)
-            subjects.append(gguf_subject(tuned, file, ggufs[file.name], compared[file.name], tick))
+            subjects.append(gguf_subject(tuned, file, ggufs[file.name], compared[file.name], tick, eyes))
     return subjects
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from toolkit.recipe.schema import Recipe
-from toolkit.recipe.sizes import EMBEDDED, Shape
+from toolkit.recipe.sizes import EMBEDDED, Shape, Vision
 from toolkit.recipe.trained import trained_parameters, whole_deltas
 from toolkit.recipe.training import SAMPLED, SHARDED
 from toolkit.run.hardware import Hardware
@@ -44,14 +44,23 @@ CARD_START_SECONDS = 70.0
 """Importing Unsloth and compiling its kernels in the first step (measured on the same machine)."""
 
 
-def training_memory(recipe: Recipe, shape: Shape, longest: int, on_gpu: bool) -> float:
+def training_memory(
+    recipe: Recipe, shape: Shape, longest: int, on_gpu: bool, shown: int = 0, patches: int = 0
+) -> float:
     """Peak bytes of training, without the process itself; of several that train together, of each.
+
+    Args:
+        longest: tokens of the longest row, its pictures' too.
+        shown: of its pictures alone; the head is not asked about these.
+        patches: of its pictures, that the part that sees goes through.
 
     Weights (NF4: 4.127 bits for the linear layers), gradient and Adam states of what is trained (16 bytes a weight in
     fp32, 10 with an 8-bit optimizer), what the backward pass keeps of every layer (two norms, q, k, v, attention output
     and four of the gated MLP; with checkpointing one input a layer and one layer in full: Chen et al. 2016, arXiv
     1604.06174), attention scores where no fused kernel spares them (CPU), the matrix that LoHa and LoKr make of each layer, and
     three copies of a chunk's logits in fp32, or of all where an adapter changes the head or the objective needs every likelihood.
+    The part that sees counts in the same way, a layer over patches; its attention is fused on a CPU too. Where it is not trained
+    it keeps nothing.
     """
     train = recipe.train
     size = 2 if on_gpu or (train.bf16 and not recipe.base.startswith("embedded:")) else 4
@@ -76,14 +85,46 @@ def training_memory(recipe: Recipe, shape: Shape, longest: int, on_gpu: bool) ->
     # A head that the adapter changes gives all logits at once, and rows of tokens are put into a copy of their matrix.
     by_adapter = train.method != "full" and bool(recipe.lora.vocabulary_modules or recipe.tokens.add)
     in_chunks = train.objective in ("sft", "pretrain", "reward") and not by_adapter
-    logits = 3 * (min(tokens, LOGITS_ROWS) if in_chunks else tokens) * shape.vocab_size * 4
+    asked = tokens - train.per_device_train_batch_size * shown
+    logits = 3 * (min(asked, LOGITS_ROWS) if in_chunks else asked) * shape.vocab_size * 4
     if recipe.tokens.add and by_adapter:
         weights += 2 * shape.embedding_parameters() * size
     if train.distributed in SHARDED:
         weights /= train.num_processes
     if train.distributed in (*SHARDED, "zero2"):
         states /= train.num_processes
-    return weights + states + kept + logits + (mapped if train.method == "qlora" else 0)
+    seen = _seeing_memory(recipe, shape.vision, patches, size) if shape.vision and patches else 0.0
+    return weights + states + kept + logits + seen + (mapped if train.method == "qlora" else 0)
+
+
+def _seeing_memory(recipe: Recipe, vision: Vision, patches: int, size: int) -> float:
+    patches *= recipe.train.per_device_train_batch_size
+    layer: float = patches * (7 * vision.hidden_size + (vision.matrices + 1) * vision.intermediate_size) * size
+    layers = vision.depth if recipe.train.method == "full" or recipe.lora.finetune_vision_layers else 1
+    kept = layers * layer
+    if recipe.train.gradient_checkpointing:
+        kept = layers * patches * vision.hidden_size * size + layer
+    return vision.parameters() * size + kept
+
+
+def as_text(shape: Shape, words: float, shown: float, patches: float) -> float:
+    """So many tokens of text cost as much to read as a row does.
+
+    A token of a picture never meets the head; the part that sees reads every patch; and attention, which is next to nothing in
+    short texts, costs width × length for each token of a long one (Kaplan et al. 2020, arXiv 2001.08361, table 1).
+
+    Args:
+        words: tokens of text.
+        shown: tokens of pictures.
+        patches: that these are made of.
+    """
+    if not shown:
+        return words
+    total, linear = shape.parameters(), shape.linear_parameters()
+    work = words * total + shown * linear + 2 * shape.num_hidden_layers * shape.hidden_size * (words + shown) ** 2
+    if shape.vision:
+        work += patches * shape.vision.parameters() + 2 * shape.vision.whole * shape.vision.hidden_size * patches**2
+    return work / total
 
 
 def tokens_per_second(recipe: Recipe, shape: Shape, hardware: Hardware, tokens_per_row: float) -> float:
@@ -96,7 +137,8 @@ def tokens_per_second(recipe: Recipe, shape: Shape, hardware: Hardware, tokens_p
         starting = batch / (CARD_SECONDS_PER_LAYER * shape.num_hidden_layers)
         return recipe.train.num_processes * min(UTILIZATION * peak * 1e12 / (6 * shape.parameters()), starting)
     method = "lora" if recipe.train.method == "full" else recipe.train.method
-    rate = CPU_TOKENS_PER_SECOND[method, recipe.train.bf16] * (0.7 if recipe.train.method == "full" else 1.0)
+    short = recipe.train.bf16 and hardware.bfloat16_products
+    rate = CPU_TOKENS_PER_SECOND[method, short] * (0.7 if recipe.train.method == "full" else 1.0)
     return rate * EMBEDDED.parameters() / shape.parameters() * hardware.cores / 2
 
 

@@ -94,7 +94,8 @@ profiles:
       gradient_accumulation_steps: 2
       learning_rate: {cpu_rate}   # a small model takes, and needs, a larger step
       gradient_checkpointing: false
-      bf16: false
+      bf16: true              # where the processor has such products
+      train_sampling_strategy: group_by_length   # less padding
       optim: adamw_torch
     export:
       serve: Q8_0             # a model this small loses too much in 4 bits
@@ -161,6 +162,12 @@ def write_recipe(data: str, name: str | None = None, out: Path | None = None, se
             f"{data}: none of its {seen.loaded.read:,} rows can be learnt from; the first: {first.file}:{first.line}: "
             f"{first.reason}",
             f"Look at it: tune2ollama inspect {data}",
+        )
+    if any(example.pictures for example in seen.examples):
+        raise UsageError(
+            f"{data}: its rows show pictures, and this writes recipes for rows of words",
+            f"Begin with recipes/car_insurance.yaml: --set data.path={data} --set name={name}; or learn the words alone: "
+            "--set data.columns.image=false",
         )
     write_text(path, recipe_text(data, name, path, seen))
     return Written(path, _told(seen))
@@ -284,10 +291,13 @@ def _beginnings(seen: Peek) -> list[str]:
 def _read_with(seen: Peek, kind: str, rows_own: bool) -> str:
     """Further keys of `data`, a line each."""
     lines = []
-    roles = seen.shape.roles
+    roles, image = seen.shape.roles, seen.data.columns.image
+    columns: list[str] = []
     if kind == "columns" and all(shape.roles == roles for shape in seen.loaded.shapes.values()):
-        lines += ["columns:", f"  prompt: {_quoted(roles['prompt'])}", f"  completion: {_quoted(roles['completion'])}"]
-        lines += [f"  thinking: {_quoted(roles['thinking'])}"] if "thinking" in roles else []
+        columns += [f"prompt: {_quoted(roles['prompt'])}", f"completion: {_quoted(roles['completion'])}"]
+        columns += [f"thinking: {_quoted(roles['thinking'])}"] if "thinking" in roles else []
+    columns += [f"image: {_quoted(image) if image else 'false'}"] if image is not None else []
+    lines += ["columns:", *(f"  {column}" for column in columns)] if columns else []
     for key in ("header", "sheet", "encoding"):
         value = getattr(seen.data, key)
         if value is not None:

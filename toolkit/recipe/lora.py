@@ -12,6 +12,11 @@ ALL_SEVEN_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "u
 OF_VOCABULARY = ("embed_tokens", "wte", "embed_in", "word_embeddings", "lm_head", "embed_out")
 """What embedding and output head are called in most families."""
 
+PARTS = (
+    "finetune_vision_layers", "finetune_language_layers", "finetune_attention_modules", "finetune_mlp_modules",
+)  # fmt: skip
+"""Which layers of a base that sees are among an adapter's targets, as Unsloth spells it."""
+
 Kind = Literal["LORA", "IA3", "LOHA", "LOKR"]
 Start = Literal["gaussian", "pissa", "olora"]
 _VIRTUAL = (
@@ -58,6 +63,12 @@ class Lora(Section):
     """Of IA3: those of `target_modules` whose input is scaled, not their output; None: down_proj, where it is one of them."""
     modules_to_save: list[str] = []
     """Trained whole beside the adapter, e.g. [embed_tokens, lm_head]; where a base has one matrix for both, it stays one."""
+    finetune_vision_layers: bool = True
+    """Of a base that sees: whether the layers of what sees are among the targets, its merger with them (as Unsloth spells it)."""
+    finetune_language_layers: bool = True
+    finetune_attention_modules: bool = True
+    finetune_mlp_modules: bool = True
+    """What is not attention is the MLP's: the merger too."""
     use_rslora: bool = False
     """Scale by lora_alpha / √r (Kalajdzievski 2023, arXiv 2312.03732): for a high r."""
     use_dora: bool = False
@@ -137,6 +148,11 @@ class Lora(Section):
         """Of `target_modules` and `modules_to_save`, those that are embedding or output head by their names."""
         named = [*self.modules_to_save, *(self.target_modules if isinstance(self.target_modules, list) else [])]
         return [name for name in named if name.rpartition(".")[2] in OF_VOCABULARY]
+
+    @property
+    def parts(self) -> dict[str, bool]:
+        """The four switches, as Unsloth spells them."""
+        return {key: getattr(self, key) for key in PARTS}
 
     def settings(self) -> dict[str, Any]:
         """The arguments of PEFT's configuration of this kind."""

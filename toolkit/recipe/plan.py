@@ -10,12 +10,13 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from toolkit.errors import MAKE_ROOM, ExternalToolError, ResourceError, ToolkitError
 from toolkit.models.bases import is_here, read_chat_template, settings_folder
 from toolkit.models.convertible import check_converts
 from toolkit.ollama.predict import told_before_training
+from toolkit.recipe.counted import Rows, packed, rows_of
 from toolkit.recipe.estimates import (
     CARD_START_SECONDS,
     CUDA_CONTEXT_BYTES,
@@ -33,9 +34,8 @@ from toolkit.recipe.training import SAMPLED, SHARDED, Train
 from toolkit.run.hardware import Hardware, free_disk_bytes
 
 if TYPE_CHECKING:
-    from toolkit.data.loading import Loaded
+    pass
 
-LARGEST_READ = 64 * 2**20
 GENERAL_TOKENS = 4000
 """Of the general texts and questions that `evaluate` reads, with all choices."""
 
@@ -62,20 +62,13 @@ class Plan:
     trained_parameters: int
     train_rows: int
     tokens_per_row: int
+    """With those of its pictures."""
+    picture_tokens_per_row: int
     steps: int
     stages: list[StagePlan]
     lower: list[str]
     """Settings that lower the memory of training, as `--set` takes them, cheapest first."""
     notes: list[str]
-
-
-class _Rows(NamedTuple):
-    train: int
-    held_out: int
-    tokens: float
-    """Mean tokens of a row, with system text and template."""
-    longest: int
-    bytes: int
 
 
 def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
@@ -90,10 +83,10 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
     notes = ["These are estimates; report.md says what a finished run did cost."]
     notes += [note] if note else []
     notes += _not_converted(recipe.base) or _not_by_its_template(recipe)
-    rows = _rows(recipe, notes)
+    rows = rows_of(recipe, notes)
     train = recipe.train
     if train.packing:
-        rows = _packed(rows, train.max_length)
+        rows = packed(rows, train.max_length)
         if not hardware.gpu_memory_bytes:
             notes.append("Packed rows are slower on a CPU than rows of their own: train.packing is for a card.")
     batch = train.rows_a_step / (train.num_generations if train.objective in SAMPLED else 1)
@@ -110,10 +103,11 @@ def make_plan(recipe: Recipe, hardware: Hardware) -> Plan:
         recipe.name,
         recipe.profile,
         recipe.base,
-        shape.parameters(),
+        shape.parameters() + (shape.vision.parameters() if shape.vision else 0),
         trained_parameters(recipe, shape),
         rows.train,
         round(rows.tokens),
+        round(rows.shown),
         steps,
         [*_earlier(recipe, hardware, notes), *_stages(recipe, shape, hardware, rows, steps)],
         settings_to_lower(recipe),
@@ -200,81 +194,29 @@ def _short(who: str, what: str, needed: float, have: float) -> str:
     return f"{who} needs about {needed / GIB:.1f} GiB of {what}, and {have / GIB:.1f} GiB are free"
 
 
-def _rows(recipe: Recipe, notes: list[str]) -> _Rows:
-    """Count rows and guess their tokens: 4 letters a token, a Chinese character 0.7 (2.5 for the embedded base)."""
-    if recipe.data is None:
-        return _Rows(0, 0, 64, 128, 0)
-    from toolkit.data.loading import load
-    from toolkit.data.readers import places
-
-    data = recipe.data
-    try:
-        files = [file for source in data.readings for _, file in places(source) if file is not None]
-        size = sum(inside.stat().st_size for file in files for inside in _files(file))
-        texts = []
-        if size <= LARGEST_READ:
-            loaded = load(data)
-            notes += loaded.doubts.values()
-            texts = _texts(loaded)
-    except (ToolkitError, OSError) as error:
-        notes.append(f"The data cannot be read yet, so it counts as no rows: {error}")
-        return _Rows(0, 0, 64, 128, 0)
-    if size > LARGEST_READ:
-        notes.append(f"{data.place} is large: rows are guessed at 400 bytes each.")
-        texts, count = ["x" * 400], size // 400
-    else:
-        texts = [t for t in texts if data.max_characters is None or len(t) <= data.max_characters]
-        count = len(texts)
-    frame = 24 + _tokens(recipe.system, recipe)
-    lengths = [min(frame + _tokens(text, recipe), recipe.train.max_length) for text in texts] or [64.0]
-    train = count - round(count * data.validation) - round(count * data.test)
-    if data.max_rows is not None:
-        train = min(train, data.max_rows)
-    held_out = int(count * data.validation)
-    return _Rows(train, held_out, sum(lengths) / len(lengths), math.ceil(max(lengths)), size)
-
-
-def _packed(rows: _Rows, max_length: int) -> _Rows:
-    """Rows put behind each other in sequences of `max_length` tokens."""
-    sequences = math.ceil(rows.train * rows.tokens / max_length)
-    tokens = rows.train * rows.tokens / sequences if sequences else rows.tokens
-    return rows._replace(train=sequences, tokens=tokens, longest=max_length)
-
-
-def _files(file: Path) -> list[Path]:
-    return [inside for inside in file.rglob("*") if inside.is_file()] if file.is_dir() else [file]
-
-
-def _texts(loaded: Loaded) -> list[str]:
-    """What is in the columns that are used, row by row."""
-    used = {file: list(shape.roles.values()) for file, shape in loaded.shapes.items()}
-    return ["".join(str(row.values.get(column) or "") for column in used[row.file]) for row in loaded.table.rows]
-
-
-def _tokens(text: str, recipe: Recipe) -> float:
-    ideographs = sum(1 for character in text if ord(character) > 0x2E7F)
-    return (len(text) - ideographs) / 4 + ideographs * (2.5 if recipe.base.startswith("embedded:") else 0.7)
-
-
-def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps: int) -> list[StagePlan]:
+def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: Rows, steps: int) -> list[StagePlan]:
     """Rates beside training, measured with the embedded base on 2 cores: 25 generated tokens/s in fp32, 100 MB/s through
     merge and convert, 10 million weights/s for each quantization, 150 tokens/s for verifying each file."""
     total, on_gpu = shape.parameters(), hardware.gpu_memory_bytes > 0
+    seeing = shape.vision.parameters() if shape.vision else 0
+    read = rows.read(shape)
     speed = EMBEDDED.parameters() / total * hardware.cores / 2
-    rate = tokens_per_second(recipe, shape, hardware, rows.tokens)
+    rate = tokens_per_second(recipe, shape, hardware, read)
     train, export = recipe.train, recipe.export
     trained = trained_parameters(recipe, shape)
     size = {name: total * BITS_PER_WEIGHT[name] / 8 for name in (export.converted, *export.quantized)}
-    converted, merged = size[export.converted], total * (2 if on_gpu else 4)
+    converted, merged = size[export.converted], (total + seeing) * (2 if on_gpu else 4)
+    projector = seeing * 2
     listed = recipe.golden.prompts
     prompts = recipe.golden.from_test + (len(listed) if isinstance(listed, list) else _lines(listed) if listed else 0)
     answers = prompts * recipe.golden.max_new_tokens
     largest = shape.embedding_parameters() * 4
-    peak = training_memory(recipe, shape, rows.longest, on_gpu)
-    whole, streamed = total * 4, 2 * (largest + 4 * shape.linear_parameters() / shape.num_hidden_layers)
+    peak = training_memory(recipe, shape, rows.longest, on_gpu, rows.largest, rows.largest * rows.patches)
+    asked = prompts * read if rows.shown else 0  # short texts are read beside their answers
+    whole, streamed = (total + seeing) * 4, 2 * (largest + 4 * shape.linear_parameters() / shape.num_hidden_layers)
     golden = whole if whole < 0.6 * hardware.available_memory_bytes else streamed
     scores = (rows.longest + recipe.golden.max_new_tokens) * shape.vocab_size * 8
-    download = 0 if recipe.base.startswith("embedded:") or is_here(recipe.base) else total * 2
+    download = 0 if recipe.base.startswith("embedded:") or is_here(recipe.base) else (total + seeing) * 2
     host = PROCESS_BYTES
     # One process a card; on a CPU each holds all.
     training = train.num_processes * (TRAINING_PROCESS_BYTES + (2 * GIB if on_gpu else peak))
@@ -283,10 +225,16 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
     served = size[export.serve] if export.serve in size else max(size.values())  # auto: one of them
     seconds = CARD_START_SECONDS if on_gpu else 10.0
     looks = 2 + (steps // train.looks_every if train.looks_every else 0)
-    seconds += steps * step_seconds(recipe, shape, hardware, rows.tokens)
-    seconds += looks * rows.held_out * rows.tokens / (3 * rate)
+    seconds += steps * step_seconds(recipe, shape, hardware, read)
+    seconds += looks * rows.held_out * read / (3 * rate)
     table: list[tuple[str, float, float, float, float]] = [
-        ("prepare", 0.3 * GIB + 8 * rows.bytes, 0, 3 * rows.bytes, 2 + rows.bytes / 2e6),
+        (
+            "prepare",
+            0.3 * GIB + 8 * rows.bytes,
+            0,
+            3 * rows.bytes + 2 * rows.pixels,  # a photo as PNG has two bytes a pixel
+            2 + rows.bytes / 2e6 + rows.pixels / 2e7,
+        ),
         (
             "train",
             host if recipe.adapter else training,
@@ -295,9 +243,9 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
             + trained * (4 if recipe.adapter else 4 + 24),  # the adapter, and two checkpoints with Adam's states
             10 if recipe.adapter else seconds,
         ),
-        ("golden", host + golden, 0, 2 * answers * shape.vocab_size * 4, 15 + 2 * answers / (25 * speed)),
+        ("golden", host + golden, 0, 2 * answers * shape.vocab_size * 4, 15 + 2 * (answers / 25 + asked / 350) / speed),
         ("merge", host + golden + 3 * largest, 0, merged, 10 + merged / 1e8),
-        ("convert", host + 2 * largest, 0, converted, 10 + converted / 1e8),
+        ("convert", host + 2 * largest, 0, converted + projector, 10 + (converted + projector) / 1e8),
         (
             "quantize",
             0.3 * GIB + 3 * largest,  # the converted file is mapped, and may be paged out
@@ -310,10 +258,16 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
             host + converted + scores,
             0,
             served,  # once more, with the summary in its metadata
-            15 + len(size) * (answers + prompts * rows.tokens) / (150 * speed),
+            15 + len(size) * (answers + prompts * read) / (150 * speed),
         ),
-        ("create", 0.3 * GIB + served, 0, served, 15 + answers / (40 * speed)),
-        ("evaluate", host + golden, 0, 0, _evaluate_seconds(recipe, rows, len(size), speed)),
+        (
+            "create",
+            0.3 * GIB + served + projector,
+            0,
+            served + projector,
+            15 + (answers / 40 + 3 * asked / 350) / speed,
+        ),
+        ("evaluate", host + golden, 0, 0, _evaluate_seconds(recipe, rows, read, len(size), speed)),
         ("report", 0.3 * GIB, 0, 0, 3),
     ]
     if recipe.adapter is not None:
@@ -321,13 +275,15 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: _Rows, steps
     return [StagePlan(n, round(m), round(g), round(d), round(s, 1)) for n, m, g, d, s in table]
 
 
-def _evaluate_seconds(recipe: Recipe, rows: _Rows, files: int, speed: float) -> float:
+def _evaluate_seconds(recipe: Recipe, rows: Rows, row: float, files: int, speed: float) -> float:
     """By rates measured with the embedded base on 2 cores: 350 tokens/s read, 150 answered in a batch, 50 by the server."""
     settings = recipe.evaluate
     held_out = min(rows.held_out, 32)
-    answers = min(held_out, settings.rows) * (settings.max_new_tokens or recipe.golden.max_new_tokens) / 2
-    read = held_out * rows.tokens + (GENERAL_TOKENS if settings.forgetting else 0)
-    return 20 + ((2 + files) * (read / 350 + answers / 150) + answers / 50) / speed
+    questions = min(held_out, settings.rows)
+    answers = questions * (settings.max_new_tokens or recipe.golden.max_new_tokens) / 2
+    asked = questions * row if rows.shown else 0
+    read = held_out * row + asked + (GENERAL_TOKENS if settings.forgetting else 0)
+    return 20 + ((2 + files) * (read / 350 + answers / 150) + asked / 350 + answers / 50) / speed
 
 
 def check_seconds(recipe: Recipe, hardware: Hardware) -> tuple[float, float]:
@@ -359,7 +315,9 @@ def print_plan(plan: Plan) -> None:
     console.print(
         f"[bold]{plan.name}[/], profile {plan.profile}: {plan.base}, {plan.parameters / 1e6:,.1f} M parameters, "
         f"{plan.trained_parameters / 1e6:,.2f} M of them trained; {plan.train_rows:,} rows of about "
-        f"{plan.tokens_per_row} tokens, {plan.steps:,} steps"
+        f"{plan.tokens_per_row:,} tokens"
+        + (f" ({plan.picture_tokens_per_row:,} of them its pictures')" if plan.picture_tokens_per_row else "")
+        + f", {plan.steps:,} steps"
     )
     table = Table("stage", "memory", "GPU memory", "disk", "time")
     for column in table.columns[1:]:

@@ -50,8 +50,11 @@ def prompts_of(row: dict[str, Any]) -> list[GoldenPrompt]:
 
 
 def asked(turns: Turns) -> str:
-    """The last question of a conversation."""
-    return next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), "")
+    """The last question of a conversation, in words; a picture is its file's name, which is made of what it shows."""
+    content = next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), "")
+    if isinstance(content, str):
+        return content
+    return " ".join(str(part["text"] if part["type"] == "text" else part["image"]) for part in content)
 
 
 def _user(text: str) -> GoldenPrompt:

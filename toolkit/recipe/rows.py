@@ -19,6 +19,8 @@ class Columns(Section):
     """The thought before the answer, where a column holds it; a `<think>…</think>` in the answer itself is found without."""
     label: str | None = None
     """Whether the answer is a good one: true or false, or what `Reading.labels` says."""
+    image: str | Literal[False] | None = None
+    """The picture or pictures of a row; false: the rows are learnt without theirs."""
 
     @field_validator("*", mode="before")
     @classmethod

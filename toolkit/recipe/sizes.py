@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,28 @@ BITS_PER_WEIGHT = {
     "Q3_K_L": 4.30, "Q3_K_M": 4.00, "Q3_K_S": 3.64, "Q2_K": 3.16,
 }  # fmt: skip
 """Of a whole file. K-quants as llama.cpp's tools/quantize/README.md measures them on an 8B; others from their block layout."""
+
+
+@dataclass(frozen=True)
+class Vision:
+    """The part that sees: blocks of attention over a picture's patches, and a merger of merge × merge of them into one token."""
+
+    hidden_size: int
+    depth: int
+    intermediate_size: int
+    num_heads: int
+    out_hidden_size: int
+    merge: int = 2
+    matrices: int = 3
+    """Of each MLP: three where it is gated."""
+    whole: int = 4
+    """Layers whose attention sees a whole picture; that of the others sees a window, which costs next to nothing."""
+
+    def parameters(self) -> int:
+        """All weights but norms, biases and what reads the pixels."""
+        layer = 4 * self.hidden_size**2 + self.matrices * self.hidden_size * self.intermediate_size
+        merged = self.merge**2 * self.hidden_size
+        return self.depth * layer + merged * (merged + self.out_hidden_size)
 
 
 @dataclass(frozen=True)
@@ -35,6 +57,8 @@ class Shape:
     """Biases on q, k and v (Qwen2)."""
     head_dim: int = 0
     """0: hidden_size / num_attention_heads."""
+    vision: Vision | None = None
+    """Beside the decoder, which all numbers here are of."""
 
     def projections(self) -> dict[str, tuple[int, int]]:
         """Linear layer of one block → (inputs, outputs)."""
@@ -56,7 +80,7 @@ class Shape:
         return self.vocab_size * self.hidden_size
 
     def parameters(self) -> int:
-        """All weights."""
+        """All weights of the language model."""
         biases = sum(self.projections()[p][1] for p in ALL_SEVEN_PROJECTIONS[:3]) if self.attention_bias else 0
         norms = self.num_hidden_layers * (2 * self.hidden_size + biases) + self.hidden_size
         return self.linear_parameters() + norms + self.embedding_parameters() * (1 if self.tied else 2)
@@ -68,11 +92,21 @@ class Shape:
 
 
 EMBEDDED = Shape(576, 30, 1536, 9, 3, 49152, tied=True)
+SMALL_VISION = Shape(
+    256, 4, 512, 4, 2, 151936, tied=True, attention_bias=True, vision=Vision(128, 4, 256, 4, 256, whole=1)
+)
+"""Of the embedded base that sees."""
 KNOWN = {
     "Qwen/Qwen2.5-0.5B-Instruct": Shape(896, 24, 4864, 14, 2, 151936, tied=True, attention_bias=True),
     "Qwen/Qwen2.5-1.5B-Instruct": Shape(1536, 28, 8960, 12, 2, 151936, tied=True, attention_bias=True),
     "Qwen/Qwen2.5-3B-Instruct": Shape(2048, 36, 11008, 16, 2, 151936, tied=True, attention_bias=True),
     "Qwen/Qwen2.5-7B-Instruct": Shape(3584, 28, 18944, 28, 4, 152064, tied=False, attention_bias=True),
+}
+KNOWN |= {
+    f"Qwen/Qwen2.5-VL-{size}-Instruct": replace(
+        KNOWN[f"Qwen/Qwen2.5-{size}-Instruct"], vision=Vision(1280, 32, 3420, 16, out_hidden_size=width)
+    )
+    for size, width in (("3B", 2048), ("7B", 3584))
 }
 
 
@@ -82,6 +116,7 @@ def shape_of_config(config: dict[str, Any]) -> Shape:
     Raises:
         KeyError: a size is missing: another kind of model.
     """
+    seen, tied = config.get("vision_config"), config.get("tie_word_embeddings", False)
     config = config.get("text_config") or config
     heads = int(config["num_attention_heads"])
     return Shape(
@@ -91,10 +126,30 @@ def shape_of_config(config: dict[str, Any]) -> Shape:
         heads,
         int(config.get("num_key_value_heads") or heads),
         int(config["vocab_size"]),
-        tied=bool(config.get("tie_word_embeddings", False)),
+        tied=bool(config.get("tie_word_embeddings", tied)),
         attention_bias=bool(config.get("attention_bias", config.get("model_type") == "qwen2")),
         head_dim=int(config.get("head_dim") or 0),
+        vision=_vision(seen, int(config["hidden_size"])) if isinstance(seen, dict) else None,
     )
+
+
+def _vision(config: dict[str, Any], width: int) -> Vision | None:
+    """Names differ from family to family; None: those of another."""
+    try:
+        hidden = int(config.get("embed_dim") or config["hidden_size"])
+        depth = int(config.get("depth") or config["num_hidden_layers"])
+        return Vision(
+            hidden,
+            depth,
+            int(config.get("intermediate_size") or config["mlp_ratio"] * hidden),
+            int(config.get("num_heads") or config["num_attention_heads"]),
+            width,
+            merge=int(config.get("spatial_merge_size", 1)),
+            matrices=3 if config.get("hidden_act") == "silu" else 2,
+            whole=len(config.get("fullatt_block_indexes") or range(depth)),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def shape_of_base(base: str) -> tuple[Shape, str]:
@@ -104,7 +159,7 @@ def shape_of_base(base: str) -> tuple[Shape, str]:
         DataError: a folder whose config.json cannot be read.
     """
     if base.startswith("embedded:"):
-        return EMBEDDED, ""
+        return SMALL_VISION if "-vl-" in base else EMBEDDED, ""
     name = base.partition("@")[0]
     if name in KNOWN:
         return KNOWN[name], ""

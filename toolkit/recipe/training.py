@@ -76,7 +76,8 @@ class Train(Section):
     eval_steps: Annotated[int, Field(gt=0)] | None = None
     """Steps between two looks at the held-out rows; None: `save_steps`, where `early_stopping_patience` needs them."""
     bf16: bool = False
-    """Compute in bfloat16 (bnb_4bit_compute_dtype too)."""
+    """Compute in bfloat16 (bnb_4bit_compute_dtype too). On a CPU the products of layers with an adapter, where the processor has
+    them; elsewhere float32."""
     gradient_checkpointing: bool = False
     bnb_4bit_use_double_quant: bool = True
     chat_template: str | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -15,11 +17,14 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from toolkit.data.inspect import Inspection, Lengths, Shown
+from toolkit.data.images import Picture, place_of, read, upright
+from toolkit.data.inspect import SHOWN, Inspection, Lengths, Shown
 from toolkit.run.artifacts import write_text
 
 WIDTH = 80
 _LONGEST_PIECE = 400
+_SMALL = 360
+"""Pixels of a picture's longer side on the page."""
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 Pairs = list[tuple[str, str]]
 
@@ -35,13 +40,18 @@ def screen(found: Inspection) -> RenderableType:
     parts: list[RenderableType] = [Rule("rows"), _table(_of_rows(found))]
     if found.rows:
         parts += [Rule("as the model will see them: ▐what is learnt▌")]
-        for row in found.rows:
+        for row in found.rows[:SHOWN]:
             parts += [
                 Text(f"{row.file}:{row.line}, {row.tokens} tokens, {row.learnt} learnt", style="dim"),
+                *(Text(f"picture: {place_of(picture.source)}", style="dim") for picture in row.pictures),
                 _marked(row),
             ]
     if lengths := found.lengths:
-        parts += [Rule("lengths"), _table(_of_lengths(lengths)), Text(f"{'':<10}{_drawn(lengths)}")]
+        parts += [
+            Rule("lengths"),
+            _table(_of_lengths(lengths, _has_pictures(found))),
+            Text(f"{'':<10}{_drawn(lengths)}"),
+        ]
     return Group(*parts)
 
 
@@ -55,8 +65,8 @@ def as_json(found: Inspection) -> dict[str, Any]:
         "dropped": dict(Counter(d.reason for d in found.dropped)), "repaired": dict(found.repaired),
         "found": dict(Counter(f.what for f in found.found)), "near_duplicates": found.near, "sides": found.sides,
         "resembling": found.resembling,
-        "shown": [{"file": r.file, "line": r.line, "tokens": r.tokens, "learnt": r.learnt, "pieces": r.pieces}
-                  for r in found.rows],
+        "shown": [{"file": r.file, "line": r.line, "tokens": r.tokens, "learnt": r.learnt, "pieces": r.pieces,
+                   "pictures": [place_of(picture.source) for picture in r.pictures]} for r in found.rows],
     }  # fmt: skip
 
 
@@ -69,12 +79,23 @@ def write_page(found: Inspection, path: Path) -> Path:
     lengths = found.lengths
     most = max((count for *_, count in lengths.bars), default=1) if lengths else 1
     text = environment.get_template("inspected.html.jinja").render(
-        title=found.recipe.data.place if found.recipe.data else "", about=_of_rows(found), rows=found.rows,
-        base=found.recipe.base, lengths=_of_lengths(lengths) if lengths else [], max_length=lengths and lengths.max_length,
+        title=found.recipe.data.place if found.recipe.data else "", about=_of_rows(found),
+        rows=[(row, [(place_of(picture.source), _small(picture)) for picture in row.pictures]) for row in found.rows],
+        base=found.recipe.base, max_length=lengths and lengths.max_length,
+        lengths=_of_lengths(lengths, _has_pictures(found)) if lengths else [],
         bars=[(low, high, count, round(100 * count / max(most, 1), 1)) for low, high, count in (lengths.bars if lengths else [])],
     )  # fmt: skip
     write_text(path, text)
     return path
+
+
+def _small(picture: Picture) -> str:
+    """A picture as a data: address, for the page."""
+    image = upright(read(picture.source)).image
+    image.thumbnail((_SMALL, _SMALL))
+    packed = io.BytesIO()
+    image.save(packed, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode()
 
 
 def _of_rows(found: Inspection) -> Pairs:
@@ -82,6 +103,7 @@ def _of_rows(found: Inspection) -> Pairs:
     kinds = dict.fromkeys((shape.kind, shape.reason) for shape in shapes.values())
     pairs = [("format", "; ".join(f"{kind}, since {reason}" for kind, reason in kinds))]
     columns = dict.fromkeys(f"{column} → {role}" for shape in shapes.values() for role, column in shape.roles.items())
+    columns |= dict.fromkeys(f"{column} → picture" for shape in shapes.values() for column in shape.pictures)
     pairs.append(("columns", ", ".join(columns)))
     if unused := dict.fromkeys(name for shape in shapes.values() for name in shape.unused):
         pairs.append(("not used", ", ".join(unused)))
@@ -110,17 +132,26 @@ def _of_rows(found: Inspection) -> Pairs:
     return pairs
 
 
+def _has_pictures(found: Inspection) -> bool:
+    return any(row.pictures for row in found.rows)
+
+
 def _counted(values: Iterable[str], with_counts: bool) -> str:
     counts = Counter(values).most_common()
     return ", ".join(f"{value} ({count:,})" if with_counts else value for value, count in counts)
 
 
-def _of_lengths(lengths: Lengths) -> Pairs:
+def _of_lengths(lengths: Lengths, pictures: bool) -> Pairs:
     share = lengths.too_long
     told = f"{share:,} rows" if share else "nothing"
     return [
         ("tokens", f"half of the rows have up to {lengths.median:,}, 95 of 100 up to {lengths.p95:,}"),
         ("longest", f"{lengths.longest:,}, at {lengths.where}"),
+        *(
+            [("", "the pictures' own tokens are not counted: how many there are is up to the base and the server")]
+            if pictures
+            else []
+        ),
         ("left out", f"{told} at train.max_length = {lengths.max_length:,} (measured on {lengths.measured:,} rows)"),
     ]
 

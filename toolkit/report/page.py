@@ -52,7 +52,9 @@ LINKS_ASKED = {
     "template": "Are prompts laid out as in training?",
     "tokenizer": "Does text become the same tokens?",
     "structure": "The same layers, shapes and settings?",
+    "picture": "Is it shown the pictures that it was trained on?",
     "merge": "Is the adapter in its own base, whole and once?",
+    "projector": "Does it see in them what the tuned model sees?",
     "conversion": "Was nothing lost on the way to GGUF?",
     "quantization": "Did rounding to fewer bits cost little?",
     "server prompt": "Does Ollama build the same prompt?",
@@ -66,7 +68,10 @@ QUESTIONS = {
     "forward": "Did training compute what inference computes?",
     "tokens": "Does text become the tokens that were trained on?",
     "structure": "Are all tensors, their shapes and the model's settings there?",
+    "picture": "Are golden pictures shown as in training: size, patches, pixel values?",
     "weights": "Tensor by tensor: base plus adapter, whole and once, and nothing else?",
+    "vision": "The same of its vision part?",
+    "projector": "Does the language model get what the tuned model's eyes see?",
     "source": "Was it rounded once, straight from the converted file?",
     "strength": "Do the answers show the adapter: whole, and once?",
     "logits": "How far are its next-token probabilities from the tuned model's?",
@@ -77,6 +82,7 @@ QUESTIONS = {
 KINDS = {
     "adapter": "what training left",
     "merged": "base and adapter in one folder",
+    "projector": "GGUF that sees (mmproj)",
     "converted": "GGUF as converted",
     "quantized": "GGUF, quantized",
     "served": "as the Ollama server serves it",
@@ -84,6 +90,8 @@ KINDS = {
 COMPARED = {
     "adapter": "Its own matrices: is each more than nothing?",
     "merged": "Every tensor with base plus adapter, worked out anew; prompts and tokens with those of training.",
+    "projector": "Every key and tensor with base plus adapter; the golden pictures as llama.cpp shows them, and what comes "
+    "out of them, with those of the tuned model.",
     "converted": "Every tensor with base plus adapter; prompts and tokens with those of training; its probabilities at every "
     "position of the golden answers, and its own answers, with the trained model's.",
     "quantized": "The same, after undoing the rounding; and with what llama.cpp makes of the converted file.",

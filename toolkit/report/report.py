@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 from toolkit.recipe.schema import Recipe
+from toolkit.report.answers import Answer
 from toolkit.report.card import card_text
 from toolkit.report.certificate_table import certificate_table
 from toolkit.report.evaluated import evaluation_cells, evaluation_lines, evaluation_parts
 from toolkit.report.markdown import inline, markdown_table
 from toolkit.report.page import PAGE, write_page
+from toolkit.report.pictured import PICTURES, pictured_table, write_pictures
 from toolkit.report.plot import plot_losses, plot_rewards
-from toolkit.report.summary import Answer, Summary, duration, size, summarize
+from toolkit.report.summary import Summary, duration, size, summarize
 from toolkit.run.artifacts import Artifact, Cost, write_text
 from toolkit.run.facts import ReportFacts
 
@@ -29,7 +31,7 @@ _LONGEST_ANSWER = 600
 
 def write_report(recipe: Recipe, artifacts: dict[str, Artifact[Any]], out: Path) -> ReportFacts:
     """Write report.md, certificate.html, model_card.md and (where something was trained here) loss.png
-    and rewards.png into `out`.
+    and rewards.png into `out`; of a model that sees also pictures.html, and its pictures in small.
 
     Args:
         artifacts: every stage before `report`.
@@ -42,7 +44,8 @@ def write_report(recipe: Recipe, artifacts: dict[str, Artifact[Any]], out: Path)
         "Rewards over the steps": plot_rewards(metrics, out / "rewards.png") and "rewards.png",
         "Training loss over the steps": plot_losses(metrics, validation, out / "loss.png") and "loss.png",
     }
-    write_text(out / "report.md", report_text(summary, {told: name for told, name in drawn.items() if name}))
+    seen = write_pictures(summary, out)
+    write_text(out / "report.md", report_text(summary, {told: name for told, name in drawn.items() if name}, seen))
     write_page(summary.certificate, out)
     write_text(out / "model_card.md", card_text(recipe, adapter.facts, summary))
     return ReportFacts(verdict=summary.certificate["verdict"])
@@ -68,6 +71,7 @@ def last_screen(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Rende
     if "report" in artifacts:
         folder = artifacts["report"].folder
         told = f"\nAll of it: {folder / 'report.md'}\nThe certificate, for a browser: {folder / PAGE}"
+        told += f"\nThe pictures and the answers: {folder / PICTURES}" if summary.pictured else ""
         parts.append(Text(told, no_wrap=True, overflow="ignore"))
     parts.append(Text(""))
     parts += [Text(command, style="bold green", no_wrap=True, overflow="ignore") for command in summary.commands]
@@ -82,7 +86,7 @@ def _pairs(pairs: list[tuple[str, str]]) -> Table:
 
 
 def _answer_table(answer: Answer) -> Table:
-    table = Table(title=Text(answer.question, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, expand=True)
+    table = Table(title=Text(answer.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, expand=True)
     cells = {"before": _short(answer.before), "after": _after(answer.after, answer.ended)}
     cells |= {"served": _short(answer.served)} if answer.served else {}
     for name in cells:
@@ -138,20 +142,27 @@ def _cost_cells(stage: str, cost: Cost) -> tuple[str, ...]:
     return stage, duration(cost.seconds), size(cost.peak_memory_bytes), of_card
 
 
-def report_text(summary: Summary, drawn: Mapping[str, str]) -> str:
+def report_text(summary: Summary, drawn: Mapping[str, str], seen: Sequence[str] = ()) -> str:
     """report.md: the same as the last screen.
 
     Args:
         drawn: pictures that lie beside it, what they show → file.
+        seen: the pictures of `Summary.pictured` in small, a file for each.
     """
     parts = [f"# {summary.name}", markdown_table(("", ""), summary.trained + summary.losses)]
     parts += [f"![{told}]({name})" for told, name in drawn.items()]
     parts.append("## Answers before and after")
     for answer in summary.answers:
-        parts.append(f"**{inline(answer.question)}**")
+        parts.append(f"**{inline(answer.title)}**")
         parts.append(f"Before:\n\n{_quote(answer.before)}")
         parts.append(f"After:\n\n{_quote(_after(answer.after, answer.ended))}")
         parts += [f"Served, as an app is given it:\n\n{_quote(answer.served)}"] if answer.served else []
+    if seen:
+        parts += [
+            "## What it sees",
+            pictured_table(summary.pictured, seen),
+            f"The same, larger: [{PICTURES}]({PICTURES}).",
+        ]
     if summary.evaluation:
         parts += ["## Did it help, did it forget?", *evaluation_lines(summary.evaluation)]
         parts.append(markdown_table(*evaluation_cells(summary.evaluation)))

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.models.thinking import in_text
-from toolkit.recipe.prompts_file import asked
 from toolkit.recipe.schema import Recipe
 from toolkit.recipe.training import Objective
+from toolkit.report.answers import Answer, read_answers, shown_answers
 from toolkit.report.page import with_served
 from toolkit.report.plot import read_rewards
-from toolkit.run.artifacts import Artifact, Cost, read_jsonl
+from toolkit.run.artifacts import Artifact, Cost
 from toolkit.run.facts import (
     AdapterFacts,
     DatasetFacts,
@@ -26,24 +25,10 @@ from toolkit.run.facts import (
     SourceLoss,
 )
 
-SHOWN_ANSWERS = 2
 EVALUATION = "evaluation.json"
 """Of the evaluate stage; see `toolkit.evaluate.stage`."""
 SERVED = "served.json"
 """Of the create stage: what the server showed, as a subject of a certificate."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One golden question, as the base and as the tuned model answer it (greedily)."""
-
-    question: str
-    before: str
-    after: str
-    ended: bool
-    """The tuned model ended its answer by itself."""
-    served: str = ""
-    """What the server answers; where functions were sent along and it told a call apart, the call's name and arguments."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +44,9 @@ class Summary:
     losses: list[tuple[str, str]]
     """Validation loss and perplexity before → after, and what merging costs."""
     answers: list[Answer]
+    """Those that show most."""
+    pictured: list[Answer]
+    """All that are about pictures."""
     certificate: dict[str, Any]
     files: list[GGUFFile]
     served_file: str
@@ -77,6 +65,7 @@ def summarize(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Summary
     adapter: AdapterFacts = artifacts["train"].facts
     ollama: OllamaFacts = artifacts["create"].facts
     made = {**_by_type(artifacts["convert"]), **_by_type(artifacts["quantize"])}
+    answers = read_answers(artifacts["golden"].folder, artifacts["create"].folder / SERVED)
     return Summary(
         name=recipe.name,
         model=ollama.model,
@@ -87,7 +76,8 @@ def summarize(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Summary
             *_ends(artifacts["golden"].facts),
         ],
         losses=[*_rewards(artifacts["train"]), *_losses(adapter, artifacts["merge"].facts)],
-        answers=_answers(artifacts["golden"].folder / "golden.jsonl", artifacts["create"].folder / SERVED),
+        answers=shown_answers(answers),
+        pictured=[answer for answer in answers if answer.pictures],
         certificate=_certificate(artifacts["verify"].folder, artifacts["create"].folder),
         files=[made[t] for t in recipe.export.file_types if t in made],
         served_file=artifacts["verify"].facts.served_file,
@@ -154,9 +144,12 @@ def _trained(recipe: Recipe, adapter: AdapterFacts, prepared: Artifact[DatasetFa
         rows.append(("thoughts", f"before {adapter.thoughts:,} of {adapter.answers or adapter.train_rows:,} answers"))
     if adapter.answers > adapter.train_rows or adapter.rows_split or adapter.calls:
         rows.append(("answers", _learnt(adapter)))
+    speed = (
+        f"{adapter.tokens_per_second:,.0f} tokens/s, " if adapter.tokens_per_second else ""
+    )  # not counted of preferences
     rows.append(
         ("steps", f"{adapter.steps:,} of {train.rows_a_step} rows{_processes(recipe)}, learning rate {train.learning_rate:g}, "
-         f"{adapter.tokens_per_second:,.0f} tokens/s, profile {recipe.profile}")
+         f"{speed}profile {recipe.profile}")
     )  # fmt: skip
     if adapter.best_step is not None:
         rows.append(("kept", f"step {adapter.best_step:,}, where the loss of held-out rows was lowest"))
@@ -250,62 +243,6 @@ def _onto(model: ModelFacts) -> str:
         "16-bit": "the original 16-bit weights",
         "as trained": "the weights that were trained on",
     }[model.merged_onto]
-
-
-def _answers(golden: Path, served: Path) -> list[Answer]:
-    called, texts = _given(served)
-    rows = [(row, called.get(f"golden question {number}", "")) for number, row in enumerate(read_jsonl(golden), 1)]
-    said = {id(row): text for (row, _), text in zip(rows, texts)}
-    # A question where nothing changed shows nothing, and an answer that was cut shows less than one that ended.
-    rows.sort(key=lambda one: (one[0]["completion"] == one[0]["base_completion"], not one[0]["stopped"]))
-    # A call first, then an answer in words.
-    shown = [*[one for one in rows if one[1]][:1], *[one for one in rows if not one[1]]]
-    return [
-        Answer(
-            _question(row),
-            _whole(row["base_completion"]),
-            _whole(_without_marks(row)),
-            row["stopped"],
-            call or _whole(said.get(id(row), "")),
-        )
-        for row, call in (shown if len(shown) >= SHOWN_ANSWERS else rows)[:SHOWN_ANSWERS]
-    ]
-
-
-def _question(row: dict[str, Any]) -> str:
-    """The last question; what functions gave since, in brackets."""
-    turns = row["messages"]
-    results = [turn["content"] for turn in turns if turn["role"] == "tool"] if turns[-1]["role"] == "tool" else []
-    return " ".join([asked(turns), *(f"({result})" for result in results)])
-
-
-def _given(served: Path) -> tuple[dict[str, str], list[str]]:
-    """The calls that the server told apart, by question; and what it answered to every question, in their order."""
-    if not served.is_file():
-        return {}, []
-    checks = json.loads(served.read_text(encoding="utf-8"))["checks"]
-    examples = [one for check in checks for one in check["details"].get("calls", [])]
-    texts = [text for check in checks for text in check["details"].get("texts", [])]
-    calls = {one["question"]: "\n".join(f"{name}({arguments})" for name, arguments in one["calls"]) for one in examples}
-    return calls, [_thought_apart(text) for text in texts]
-
-
-def _thought_apart(text: str) -> str:
-    parts = in_text(text)
-    return f"({parts.thought}) {parts.content}" if parts and parts.thought else parts.content if parts else text
-
-
-def _without_marks(row: dict[str, Any]) -> str:
-    """An answer for people: its thought, where there is one, in brackets."""
-    content, thought = row.get("content"), row.get("thinking")
-    if not content:  # cut within the thought
-        return str(row["completion"]).strip()
-    return f"({thought}) {content}" if thought else str(content)
-
-
-def _whole(answer: str) -> str:
-    """Without the half character at which an answer was cut."""
-    return answer.rstrip("\ufffd").strip()
 
 
 def _served(ollama: OllamaFacts) -> str:

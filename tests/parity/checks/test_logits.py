@@ -48,6 +48,28 @@ def measure(check: Check, name: str) -> float:
     return next(m.value for m in check.measures if m.name == name)
 
 
+def test_a_difference_behind_pictures_is_judged_where_rounding_lets_it() -> None:
+    name = "max |logit difference| behind pictures"
+    tuned = np.random.default_rng(2).normal(0, 4, (40, 60)).astype(np.float32)
+    moved = tuned.copy()
+    moved[7, np.argmin(tuned[7])] += 1.5  # of a token that nobody says: neither KL nor the favourites notice
+    told = {}
+    for kind, shown in (("F16", True), ("F16", False), ("Q8_0", True)):
+        found = Positions()
+        for text in range(0, 40, 10):
+            part = slice(text, text + 10)
+            found.add(text, [0] * 10, tuned[part], tuned[part] * 0.5, moved[part], behind_pictures=shown)
+        check = logits_check(found, limits_for(kind, 7_000_000_000, 0.0)[0])
+        told[kind, shown] = [(m.limit, m.verdict) for m in check.measures if m.name == name]
+        assert (check.verdict == "fail") == (told[kind, shown] == [(1.0, "fail")]), check.message
+    assert told == {("F16", True): [(1.0, "fail")], ("F16", False): [], ("Q8_0", True): [(None, None)]}
+    both, further = Positions(), Positions()
+    both.add(0, [0] * 10, tuned[:10], tuned[:10], tuned[:10], behind_pictures=True)
+    further.add(0, [0] * 10, tuned[:10], tuned[:10], moved[:10])
+    both.join(further)
+    assert both.largest_behind_pictures == pytest.approx(0, abs=1e-5) and both.largest_difference > 1
+
+
 def test_gates() -> None:
     limits, relaxed = limits_for("Q8_0", 7_000_000_000, 0.0)
     assert relaxed == ""

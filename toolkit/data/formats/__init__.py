@@ -14,6 +14,7 @@ from toolkit.data.formats.doubts import doubt
 from toolkit.data.formats.judged import preference, unpaired
 from toolkit.data.formats.messages import asked_in, conversation
 from toolkit.data.formats.pairs import paired
+from toolkit.data.formats.pictures import NO_QUESTION, illustrated, shows_pictures
 from toolkit.data.formats.shape import FIRST_ROWS, Kind, Shape, objectives_of, rows_for, shape_of, thought_columns
 from toolkit.data.formats.tools import NO_TOOLS, tools_of
 from toolkit.data.formats.turns import Call, Example, Turn
@@ -33,14 +34,19 @@ def read_row(row: Row, shape: Shape, learn: str = "all") -> Example | str:
         learn: `Data.learn`.
     """
     if shape.kind == "text":
+        if shape.pictures:
+            return NO_QUESTION
         text = text_of(row.values.get(shape.roles["text"]))
         return NOT_TEXT if text is None else replace(Example.of_text(row.file, row.line, text), source=row.source)
-    if shape.kind == "preference":
-        found = preference(row.file, row.line, row.values, shape)
-    elif shape.kind == "unpaired":
-        found = unpaired(row.file, row.line, row.values, shape)
-    else:
-        return _example(row, shape, learn)
+    found = _judged(row, shape) if shape.kind in ("preference", "unpaired") else _example(row, shape, learn)
+    if isinstance(found, str) or not shows_pictures(found, shape):
+        return found
+    return illustrated(found, row.values, shape)
+
+
+def _judged(row: Row, shape: Shape) -> Example | str:
+    read = preference if shape.kind == "preference" else unpaired
+    found = read(row.file, row.line, row.values, shape)
     if isinstance(found, str):
         return found
     return replace(found, system=_system(row.values, shape) or found.system, source=row.source)

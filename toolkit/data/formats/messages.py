@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from toolkit.data.formats.cells import CONTENTS, SPEAKERS, parsed, text_of, together
 from toolkit.data.formats.tools import calls_in_text, calls_of
 from toolkit.data.formats.turns import Call, Turn
+from toolkit.data.images.sources import MARK, Picture, reference_of
 from toolkit.models.thinking import FIELDS
 
 _ROLES = {
@@ -29,6 +30,7 @@ GREETING = "a greeting before the first question left out"
 UNANSWERED = "a last question without an answer left out"
 JOINED = "system texts joined at the beginning"
 IN_TEXT = "calls written into an answer's text taken as calls"
+NOT_THE_USERS = "a picture in a turn that is not the user's"
 NOT_A_LIST = "messages are not a list of turns"
 NOT_A_TURN = "a turn is not an object with role and content"
 NO_QUESTION = "no turn of the user"
@@ -167,9 +169,12 @@ def _said(item: Any) -> _Said | str:
     role = _ROLES.get(str(speaker).strip().casefold())
     if role is None:
         return f"unknown role {str(speaker)[:30]!r}"
-    content = _content(next((item[name] for name in CONTENTS if name in item), None))
-    if content is None:
+    found = _content(next((item[name] for name in CONTENTS if name in item), None))
+    if found is None:
         return "a turn's content is not text"
+    content, pictures = found
+    if pictures and role != "user":
+        return NOT_THE_USERS
     if role == "system":
         return _Said(role, Turn("user", content), False, False)
     if role == "call":
@@ -179,7 +184,7 @@ def _said(item: Any) -> _Said | str:
         name, called = text_of(item.get("name")) or "", text_of(item.get("tool_call_id")) or ""
         return _Said(role, Turn("tool", _unwrapped(content), name=name, call_id=called), False, False)
     if role == "user":
-        return _Said(role, Turn("user", content), False, False)
+        return _Said(role, Turn("user", content, pictures=pictures), False, False)
     return _answer(item, content)
 
 
@@ -198,14 +203,31 @@ def _answer(item: dict[str, Any], content: str) -> _Said | str:
     return _Said("assistant", Turn("assistant", content, thinking, calls), learnt, from_text)
 
 
-def _content(value: Any) -> str | None:
-    """A turn's text; OpenAI also writes a list of parts."""
+def _content(value: Any) -> tuple[str, tuple[Picture, ...]] | None:
+    """A turn's text and pictures, with a mark for each of these; OpenAI and TRL write lists of typed parts."""
     if isinstance(value, list) and value:
-        parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in value]
-        return "".join(parts) if all(isinstance(part, str) for part in parts) else None  # type: ignore[arg-type]
+        return _of_parts(value)
     if isinstance(value, dict):  # a result, or a call, that was not written as text
-        return json.dumps(value, ensure_ascii=False)
-    return text_of(value)
+        return json.dumps(value, ensure_ascii=False), ()
+    text = text_of(value)
+    return None if text is None else (text, ())
+
+
+def _of_parts(parts: list[Any]) -> tuple[str, tuple[Picture, ...]] | None:
+    texts: list[str] = []
+    pictures: list[Picture] = []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("image", "image_url"):
+            texts.append(MARK)
+            pictures.append(Picture(reference_of(part)))
+        elif kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        else:
+            return None
+    if pictures:
+        texts = [text if text == MARK else text.replace(MARK, "") for text in texts]
+    return "".join(texts), tuple(pictures)
 
 
 def _unwrapped(content: str) -> str:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from toolkit.data.formats.cells import are_turns, parsed, text_of, together
 from toolkit.data.formats.labels import LABELS, are_labels, known_words, listed, setting, word_of
 from toolkit.data.formats.messages import KNOWN_KEYS
+from toolkit.data.formats.picture_columns import picture_columns
+from toolkit.data.images.sources import Shelf
 from toolkit.errors import UsageError
 from toolkit.models.thinking import FIELDS
 from toolkit.recipe.rows import Reading
@@ -69,6 +71,12 @@ class Shape:
     """Columns, and keys of turns, that nothing is made of."""
     labels: dict[str, bool] = field(default_factory=dict)
     """Where a column judges answers: its word → whether that says good."""
+    pictures: tuple[str, ...] = ()
+    """Columns that hold pictures."""
+    pictures_first: bool = True
+    """The first of them stands before the one with the questions."""
+    shelf: Shelf = field(default_factory=Shelf)
+    """Where the names of its pictures lead."""
 
     @property
     def held(self) -> str:
@@ -82,28 +90,34 @@ def shape_of(name: str, columns: Sequence[str], rows: Sequence[dict[str, Any]], 
     Args:
         name: of the file, for messages.
         columns: all that its rows have, in order.
-        rows: the first of them (`FIRST_ROWS` are enough).
+        rows: the first `FIRST_ROWS` of them, and some later ones, in which only pictures are looked for.
 
     Raises:
         UsageError: a column that the recipe names is missing, or no columns look like questions and answers.
     """
-    seen = _Columns(name, list(columns), rows[:FIRST_ROWS])
-    chosen = reading.columns
-    for role, column in chosen.model_dump().items():
+    chosen = reading.columns.model_dump()
+    image = chosen.pop("image")
+    named = {*chosen.values()} - {None}
+    free = [column for column in columns if column not in named]
+    pictures = picture_columns(free, rows, image, (*PROMPT_NAMES, *COMPLETION_NAMES, *_TEXTS))
+    seen = _Columns(name, [column for column in columns if column not in pictures], rows[:FIRST_ROWS])
+    if image and not pictures:
+        seen.missing(image, list(columns), "data.columns.image")
+    for role, column in chosen.items():
         if column is not None:
             seen.take(role, column, f"data.columns.{role}")
     if reading.format == "auto":
         kind, reason = _found(seen, reading)
-        named = [column for column in (chosen.prompt, chosen.completion) if column is not None]
-        if chosen.label is not None:
-            kind, reason = "unpaired", "by data.columns.label"
-        elif named and (kind == "columns" or set(named) & set(columns)):
-            kind, reason = "columns", "by data.columns"
-        elif named:  # a recipe made for tables, given rows of another shape
+        asked = {chosen["prompt"], chosen["completion"]} - {None}
+        if chosen["label"] is not None:
+            kind, reason = "unpaired", "data.columns.label is set"
+        elif asked and (kind == "columns" or asked & set(columns)):
+            kind, reason = "columns", "data.columns names them"
+        elif asked:  # a recipe made for tables, given rows of another shape
             seen.roles, seen.faults = {}, []
     else:
         kind = "messages" if reading.format == "sharegpt" else reading.format
-        reason = f"by data.format: {reading.format}"
+        reason = f"data.format is {reading.format}"
     _FILL[kind](seen)
     for role, names in _BESIDE.items():
         if kind in ("columns", "alpaca", "messages", "preference", "unpaired"):
@@ -112,7 +126,10 @@ def shape_of(name: str, columns: Sequence[str], rows: Sequence[dict[str, Any]], 
     if seen.faults:
         hints = "\n".join(dict.fromkeys(fault.hint for fault in seen.faults))
         raise UsageError("\n".join(fault.message for fault in seen.faults), hints)
-    return Shape(kind, reason, seen.roles, (*seen.left(), *_unused_keys(seen)), labels)
+    asking = next((seen.roles[role] for role in ("prompt", "messages") if role in seen.roles), "")
+    first = not (pictures and asking) or columns.index(pictures[0]) < columns.index(asking)
+    unused = (*seen.left(), *_unused_keys(seen))
+    return Shape(kind, reason, seen.roles, unused, labels, pictures, first)
 
 
 class _Columns:
@@ -129,10 +146,13 @@ class _Columns:
     def take(self, role: str, column: str, key: str) -> None:
         if column in self.columns:
             self.roles[role] = column
-            return
+        else:
+            self.missing(column, self.columns, key)
+
+    def missing(self, column: str, columns: list[str], key: str) -> None:
         self.faults.append(
             UsageError(
-                f"{self.name}:1: no column {column!r}{nearest(column, self.columns)}; it has: {_listed(self.columns)}",
+                f"{self.name}:1: no column {column!r}{nearest(column, columns)}; it has: {_listed(columns)}",
                 f"Say which it is: --set {key}=…",
             )
         )

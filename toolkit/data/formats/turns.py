@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from toolkit.data.images.sources import MARK, Picture
 from toolkit.models.thinking import FIELDS
 
 Role = Literal["user", "assistant", "tool"]
@@ -31,16 +33,19 @@ class Turn:
 
     role: Role
     content: str
+    """Its text, with a `MARK` in the place of each picture."""
     thinking: str = ""
     """A thought that stands beside the content; one in the content stays there."""
     calls: tuple[Call, ...] = ()
     name: str = ""
     """Of a tool's turn: the function that answered."""
     call_id: str = ""
+    pictures: tuple[Picture, ...] = ()
+    """Of a user's turn, one for each `MARK`."""
 
     def record(self) -> dict[str, Any]:
-        """The turn as it is written into a split."""
-        made: dict[str, Any] = {"role": self.role, "content": self.content}
+        """The turn as it is written into a split: its content is a text, or a list of typed parts where it has pictures."""
+        made: dict[str, Any] = {"role": self.role, "content": list(self._parts()) if self.pictures else self.content}
         if self.thinking:
             made[FIELDS[0]] = self.thinking
         if self.calls:
@@ -50,6 +55,15 @@ class Turn:
         if self.call_id:
             made["tool_call_id"] = self.call_id
         return made
+
+    def _parts(self) -> Iterator[dict[str, str]]:
+        """Texts and pictures in order; white space beside a picture is none of the text."""
+        pictures = iter(self.pictures)
+        for place, text in enumerate(self.content.split(MARK)):
+            if place:
+                yield {"type": "image", "image": next(pictures).name}
+            if text.strip():
+                yield {"type": "text", "text": text.strip()}
 
     @property
     def text(self) -> str:
@@ -94,8 +108,15 @@ class Example:
 
     @property
     def prompt_text(self) -> str:
-        """All turns before the first answer to learn."""
-        return "\n".join(turn.content for turn in self.prompt)
+        """All that is said before the first answer to learn."""
+        return "\n".join(
+            turn.content.replace(MARK, "").strip() if turn.pictures else turn.content for turn in self.prompt
+        )
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Of all turns, in order."""
+        return tuple(picture for turn in self.prompt + self.completion for picture in turn.pictures)
 
     @property
     def answer(self) -> str:

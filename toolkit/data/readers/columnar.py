@@ -59,13 +59,26 @@ def library(name: str) -> Any:
 
 
 def one_split(found: Any, name: str, notes: list[str], advice: str) -> Any:
-    """Of several splits the one called train, or else the first; the others are named in the notes."""
+    """Of several splits the one called train, or else the first; the others are named in the notes. Pictures stay bytes."""
     if not isinstance(found, dict):
-        return found
+        return _undecoded(found)
     chosen = "train" if "train" in found else next(iter(found))
     if others := [f"{split} ({len(rows):,})" for split, rows in found.items() if split != chosen]:
         notes.append(f"{name}: its split {chosen} is read; not read: {', '.join(others)} ({advice})")
-    return found[chosen]
+    return _undecoded(found[chosen])
+
+
+def _undecoded(rows: Any) -> Any:
+    """With pictures as bytes: the library would turn them itself, and one that is damaged would end the reading."""
+    from datasets import Image, List
+
+    kept = Image(decode=False)
+    for column, feature in (rows.features or {}).items():
+        if isinstance(feature, Image):
+            rows = rows.cast_column(column, kept)
+        elif isinstance(feature, List) and isinstance(feature.feature, Image):
+            rows = rows.cast_column(column, List(kept))
+    return rows
 
 
 def numbered(rows: Iterable[dict[str, Any]], name: str) -> Records:

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import datetime
+import io
+import re
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from toolkit.data.images.sources import InWorkbook
 from toolkit.data.readers.header import by_position, looks_like_a_row, names_of, no_header
 from toolkit.data.readers.table import SAVE_AS_CSV, Dropped, Records, Row
 from toolkit.errors import DataError, UsageError
 from toolkit.recipe.section import nearest
 
+if TYPE_CHECKING:
+    from toolkit.data.readers.workbook_pictures import SheetPictures
+
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 """Begins files of Office before 2007, and the container of a workbook with a password ([MS-CFB], 2.2)."""
 _MOST_BYTES = 1 << 30
 _HEADER_WITHIN = 20
+REACHES_OUT = "a formula that reaches outside the workbook"
+ALONE = "a picture on a row without words"
+_OUTSIDE = re.compile(r"(?<![\w\]])'?\[\d+\]|\w\s*\|\s*'|\b(?:WEBSERVICE|RTD|CALL|REGISTER\.ID)\s*\(", re.IGNORECASE)
+"""In a formula: another workbook (18.17.2.3 of ECMA-376 part 1 numbers them), a program (DDE, `=cmd|'/C calc'!A0`), the web."""
+_LEFT_TO_US = ("xl/media/", "xl/drawings/")
+"""Parts that are not given to openpyxl: it opens every picture, and one that is damaged would end it."""
+_NO_DRAWING = b'<wsDr xmlns="http://schemas.openxmlformats.org/drawingml/2006/spreadsheetDrawing"/>'
 FORMULA = "a formula whose value was not saved"
 ERROR_VALUE = "an error value in a cell"
 _EMPTY_BOOK = f"{SAVE_AS_CSV[:-1]}, or look into the workbook: is it the right one?"
@@ -32,7 +45,10 @@ class Sheet:
     rows: list[tuple[int, list[str]]]
     """Sheet row → its cells, as texts; merged cells filled downwards."""
     faults: dict[int, tuple[str, str]]
-    """Sheet row → (reason, what is there): cells that show nothing, or an error."""
+    """Sheet row → (reason, what is there): cells that show nothing, or an error, and pictures that cannot be used."""
+    pictures: dict[int, dict[int, InWorkbook]] = field(default_factory=dict)
+    """Sheet row → column (from 0) → the picture in that cell."""
+    notes: list[str] = field(default_factory=list)
 
     def header_at(self, header: bool | int | None) -> int | None:
         """The index in `rows` of the header; None: there is none.
@@ -107,7 +123,9 @@ def _check(file: Path, name: str) -> None:
                 "Is it text with another ending? Then rename it to .csv. Else: " + SAVE_AS_CSV,
             )
         with zipfile.ZipFile(file) as packed:
-            size = sum(entry.file_size for entry in packed.infolist())
+            # Pictures are read one by one, and only so much of each.
+            entries = [entry for entry in packed.infolist() if not entry.filename.startswith(_LEFT_TO_US[0])]
+            size = sum(entry.file_size for entry in entries)
     except zipfile.BadZipFile as error:
         raise DataError(f"{name} is no XLSX workbook that can be read: {error}", SAVE_AS_CSV) from error
     except OSError as error:
@@ -122,19 +140,37 @@ def _check(file: Path, name: str) -> None:
 def _sheets(file: Path, name: str) -> list[Sheet]:
     from openpyxl import load_workbook
 
+    from toolkit.data.readers.workbook_pictures import has_pictures, sheet_pictures
+
     try:
-        book = load_workbook(file, data_only=True)
-        asked = None
-        found = []
-        for sheet in book.worksheets:
-            if asked is None and _has_formulas(file):
-                asked = load_workbook(file)  # the formulas themselves: `data_only` gives the values that were saved
-            found.append(_sheet(sheet, asked[sheet.title] if asked is not None else None))
-        return found
+        book = load_workbook(_without_pictures(file), data_only=True)
+        # The formulas themselves: `data_only` gives the values that were saved.
+        asked = load_workbook(_without_pictures(file)) if _has_formulas(file) else None
+        pictures = sheet_pictures(file) if has_pictures(file) else {}
+        return [
+            _sheet(sheet, asked[sheet.title] if asked is not None else None, pictures.get(sheet.title))
+            for sheet in book.worksheets
+        ]
     except (DataError, MemoryError):
         raise
     except Exception as error:  # openpyxl passes on whatever zipfile and the XML parser raise
         raise DataError(f"{name} is no XLSX workbook that can be read: {error}", SAVE_AS_CSV) from error
+
+
+def _without_pictures(file: Path) -> Path | io.BytesIO:
+    with zipfile.ZipFile(file) as packed:
+        entries = packed.infolist()
+        if not any(entry.filename.startswith(_LEFT_TO_US) for entry in entries):
+            return file
+        made = io.BytesIO()
+        with zipfile.ZipFile(made, "w") as copy:
+            for entry in entries:
+                if not entry.filename.startswith(_LEFT_TO_US):
+                    copy.writestr(entry.filename, packed.read(entry))
+                elif entry.filename.startswith("xl/drawings/drawing"):
+                    copy.writestr(entry.filename, _NO_DRAWING)
+    made.seek(0)
+    return made
 
 
 def _has_formulas(file: Path) -> bool:
@@ -143,24 +179,42 @@ def _has_formulas(file: Path) -> bool:
         return any(b"<f>" in (xml := packed.read(n)) or b"<f " in xml for n in sheets)
 
 
-def _sheet(sheet: Any, formulas: Any) -> Sheet:
+def _sheet(sheet: Any, formulas: Any, pictures: SheetPictures | None) -> Sheet:
+    from toolkit.data.readers.anchors import ACROSS
+
     fill = _merged(sheet)
     rows: list[tuple[int, list[str]]] = []
-    faults: dict[int, tuple[str, str]] = {}
+    faults = dict(pictures.faults) if pictures else {}
+    held: dict[int, dict[int, InWorkbook]] = {}
+    for (number, column), picture in sorted(pictures.cells.items()) if pictures else ():
+        held.setdefault(number, {})[column - 1] = picture
+    holders = pictures.holders if pictures else set[tuple[int, int]]()
     for number, cells in enumerate(sheet.iter_rows(), 1):
         texts = []
         for place, cell in enumerate(cells, 1):
+            if (number, place) in holders:
+                texts.append("")
+                continue
             value = fill.get((number, place), cell.value)
-            asked = formulas.cell(number, place).value if formulas is not None and value is None else None
+            asked = formulas.cell(number, place).value if formulas is not None else None
             where = f"sheet {sheet.title}, cell {cell.coordinate}"
-            if isinstance(asked, str) and asked.startswith("="):
+            if isinstance(asked, str) and asked.startswith("=") and _OUTSIDE.search(asked):
+                faults[number] = (REACHES_OUT, f"{where}: {asked}")
+            elif isinstance(asked, str) and asked.startswith("=") and value is None:
                 faults[number] = (FORMULA, f"{where}: {asked}")
             elif getattr(cell, "data_type", "") == "e":
                 faults[number] = (ERROR_VALUE, f"{where}: {value}")
             texts.append(_text(value))
         if any(texts) or number in faults:
             rows.append((number, texts))
-    return Sheet(sheet.title, rows, faults)
+    filled = {number for number, _ in rows}
+    for number in sorted({*held, *faults} - filled):
+        if number not in held and faults[number][0] == ACROSS and number - 1 in {*filled, *faults}:
+            continue  # of a picture that reaches down from a row which is listed for it
+        lonely = next(iter(held[number].values())).place if number in held else ""
+        faults.setdefault(number, (ALONE, lonely))
+        rows.append((number, []))
+    return Sheet(sheet.title, sorted(rows), faults, held, pictures.notes if pictures else [])
 
 
 def _merged(sheet: Any) -> dict[tuple[int, int], Any]:
@@ -202,15 +256,42 @@ def _records(sheet: Sheet, name: str, header: bool | int | None, notes: list[str
         body = sheet.rows
     else:
         number, cells = sheet.rows[at]
-        if header is None and looks_like_a_row(cells, [held for _, held in sheet.rows[at + 1 : at + 6]]):
+        if header is None and looks_like_a_row(cells, [held for _, held in sheet.rows[at + 1 : at + 6] if held]):
             raise no_header(f"{name}:{number}", [cell for cell in cells if cell])
         names = names_of(cells, f"{name}:{number}")
         body = sheet.rows[at + 1 :]
-        if above := [" ".join(filter(None, c))[:40] for _, c in sheet.rows[:at]]:
+        if above := [" ".join(filter(None, c))[:40] for _, c in sheet.rows[:at] if c]:
             notes.append(f"{name}: its header is row {number}; above it, not read: {'; '.join(above[:3])}")
+    notes += [f"{name}: {note}" for note in sheet.notes]
+    numbers = {number for number, _ in body}
+    for number, pictures in sheet.pictures.items():
+        if number not in numbers:
+            notes.append(f"{name}: a picture above the rows is not read: {next(iter(pictures.values())).place}")
+    columns = _picture_columns(sheet, names, body)
+    width = max([len(names), *(place + 1 for place in columns)])
     for number, cells in body:
         if number in sheet.faults:
             reason, text = sheet.faults[number]
             yield Dropped(name, number, reason, text)
-        else:
-            yield Row(name, number, {column: cell for column, cell in zip(names, cells) if column and cell})
+            continue
+        values: dict[str, Any] = {}
+        for place in range(width):
+            if place < min(len(names), len(cells)) and names[place] and cells[place]:
+                values[names[place]] = cells[place]
+            if place in columns:
+                empty = values.get(columns[place], "")  # said, so that columns keep their order
+                values[columns[place]] = sheet.pictures.get(number, {}).get(place, empty)
+        yield Row(name, number, values)
+
+
+def _picture_columns(sheet: Sheet, names: Sequence[str], body: Sequence[tuple[int, list[str]]]) -> dict[int, str]:
+    """Columns that hold pictures → what they are called: a name of its own where pictures lie over words, else the header's."""
+    found: dict[int, str] = {}
+    for number, cells in body:
+        for place in sheet.pictures.get(number, ()):
+            from openpyxl.utils.cell import get_column_letter
+
+            name = (names[place] if place < len(names) else "") or get_column_letter(place + 1)
+            over_words = place < len(cells) and bool(cells[place])
+            found[place] = f"{name} (picture)" if over_words else found.get(place, name)
+    return dict(sorted(found.items()))

@@ -21,6 +21,7 @@ import numpy as np
 
 from toolkit.parity.candidate import Candidate, Slots
 from toolkit.parity.certificate import Check, Measure
+from toolkit.parity.seeing import SeenPrompt, Sight
 
 SURPRISING = 0.4
 """Nats a token over all answers, above which they are warned of: beyond every usual setting."""
@@ -46,6 +47,8 @@ class Asked:
     """Its tokens."""
     stopped: bool
     """It ended by itself."""
+    seen: SeenPrompt | None = None
+    """Of a prompt with pictures: as llama.cpp reads it."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,12 @@ class Look:
 
 
 class Reader:
-    """Reads answers with llama.cpp on the served file."""
+    """Reads answers with llama.cpp on the served file, and its projector."""
 
-    def __init__(self, candidate: Candidate, slots: Slots, asked: Sequence[Asked], limit: int) -> None:
-        self._slots, self._asked, self._limit = slots, asked, limit
+    def __init__(
+        self, candidate: Candidate, slots: Slots, asked: Sequence[Asked], limit: int, sight: Sight | None = None
+    ) -> None:
+        self._slots, self._asked, self._limit, self._sight = slots, asked, limit, sight
         self._ends = [token for token in range(candidate.vocabulary) if candidate.ends(token)]
         self._letters = {script for one in asked for script in scripts(f"{one.question} {one.completion}")}
 
@@ -122,7 +127,7 @@ class Reader:
         look = Look(len(said), 0.0, 0.0, 0, 0, 0, 0, [])
         for one in said:
             golden = self._asked[one.golden]
-            surprise, variance, tokens, wild = self._surprise(golden.prompt_ids, one)
+            surprise, variance, tokens, wild = self._surprise(golden, one)
             # Twice the golden answer is long enough to be called another end.
             unended = golden.stopped and not one.ended and 2 * golden.length <= self._limit
             found = scripts(one.text)
@@ -141,15 +146,19 @@ class Reader:
                 look.broken.append(one)
         return look
 
-    def _surprise(self, prompt: list[int], said: Said) -> tuple[float, float, int, int]:
+    def _surprise(self, golden: Asked, said: Said) -> tuple[float, float, int, int]:
         """Sum and variance in nats, over how many tokens (those of the answer, and its end where it ended), and wild ones."""
         end = said.ended and said.whole
         tokens = len(said.tokens) + end
         if tokens == 0:
             return 0.0, 0.0, 0, 0
         # The last token is not evaluated, and what it is does not matter where the answer ended.
-        ids = [*prompt, *said.tokens, *([0] if end else [])]
-        logits = self._slots.logits(0, ids, len(prompt)).astype(np.float64)
+        answer = [*said.tokens, *([0] if end else [])]
+        if golden.seen is not None and self._sight is not None:
+            logits = self._slots.logits_behind(0, self._sight, golden.seen, answer).astype(np.float64)
+        else:
+            prompt = golden.prompt_ids
+            logits = self._slots.logits(0, [*prompt, *answer], len(prompt)).astype(np.float64)
         logits -= logits.max(-1, keepdims=True)
         logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
         p = np.exp(logits)

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from toolkit.parity.certificate import Check, Measure
-from toolkit.parity.limits import DAMAGED_SHARE, DAMAGED_TIMES, Limits
+from toolkit.parity.certificate import Check, Measure, lower_is_better
+from toolkit.parity.limits import DAMAGED_SHARE, DAMAGED_TIMES, FLOOR_BEHIND_PICTURES, Limits
 from toolkit.parity.sample import Interval, by_text, mean, mean_difference, share
 from toolkit.parity.strength import Strength, moments, strength
 
@@ -53,6 +53,8 @@ class Positions:
     alone: list[float] = field(default_factory=list)
     largest_difference: float = 0.0
     """max |z_tuned - z_export| after centring under p(tuned)."""
+    largest_behind_pictures: float | None = None
+    """The same of what stands behind pictures; None: nothing does."""
     flips: list[Flip] = field(default_factory=list)
     flipped: list[int] = field(default_factory=list)
     """Of each flip: the index of its position in the lists above."""
@@ -64,6 +66,7 @@ class Positions:
         tuned: npt.NDArray[np.float32],
         base: npt.NDArray[np.float32],
         export: npt.NDArray[np.float32],
+        behind_pictures: bool = False,
     ) -> list[int]:
         """Take in one golden's positions; returns the export's most probable token at each.
 
@@ -71,13 +74,18 @@ class Positions:
             golden: its number, or a number of its own for a further text.
             tokens: the completion's token ids.
             tuned, base, export: logits [len(tokens), vocabulary].
+            behind_pictures: the prompt shows some.
         """
         best: list[int] = []
+        before, self.largest_difference = self.largest_difference, 0.0
         for start in range(0, len(tokens), CHUNK):
             part = slice(start, start + CHUNK)
             best += self._add(
                 golden, start, tokens[part], (_double(tuned[part]), _double(base[part]), _double(export[part]))
             )
+        if behind_pictures:
+            self.largest_behind_pictures = _larger(self.largest_behind_pictures or 0.0, self.largest_difference)
+        self.largest_difference = _larger(before, self.largest_difference)
         return best
 
     def _add(
@@ -90,9 +98,8 @@ class Positions:
         kl = (p * difference).sum(-1)
         self.kl += kl.clamp_min(0).tolist()
         self.kl_base += (p * (log_tuned - base.log_softmax(-1))).sum(-1).clamp_min(0).tolist()
-        # Python's `max` would drop a NaN.
         largest = (difference - kl[:, None]).abs().max().item()
-        self.largest_difference = float(np.maximum(self.largest_difference, largest))
+        self.largest_difference = _larger(self.largest_difference, largest)
         together, alone = moments(tuned, base, export)
         self.text += [golden] * len(tokens)
         self.together += together.tolist()
@@ -118,7 +125,9 @@ class Positions:
         self.text += [first + text for text in more.text]
         self.flips += [flip._replace(golden=first + flip.golden) for flip in more.flips]
         self.flipped += [before + index for index in more.flipped]
-        self.largest_difference = float(np.maximum(self.largest_difference, more.largest_difference))
+        self.largest_difference = _larger(self.largest_difference, more.largest_difference)
+        if more.largest_behind_pictures is not None:
+            self.largest_behind_pictures = _larger(self.largest_behind_pictures or 0.0, more.largest_behind_pictures)
 
     @property
     def texts(self) -> int:
@@ -143,6 +152,11 @@ class Positions:
         return strength(np.array(self.together), np.array(self.alone), np.array(self.text))
 
 
+def _larger(one: float, other: float) -> float:
+    """Python's `max` would drop what is no number."""
+    return float(np.maximum(one, other))
+
+
 def _double(rows: npt.NDArray[np.float32]) -> torch.Tensor:
     return torch.from_numpy(np.array(rows, dtype=np.float64))
 
@@ -162,6 +176,7 @@ def logits_check(positions: Positions, limits: Limits, heat: list[dict[str, Any]
         *(one.measure for one in judged),
         Measure(name="max KL", value=float(kl.max()), unit="nats"),
         Measure(name="max |logit difference|", value=positions.largest_difference),
+        *_behind_pictures(positions, limits),
         Measure(name="top-1 agreement", value=positions.top1, floor=limits.floor.top1 if limits.floor else None),
     ]
     details = {
@@ -181,6 +196,16 @@ def logits_check(positions: Positions, limits: Limits, heat: list[dict[str, Any]
     if positions.broken:
         message = no_numbers(positions)
     return Check.of("logits", measures, message, details)
+
+
+def _behind_pictures(positions: Positions, limits: Limits) -> list[Measure]:
+    """The most probable token hardly notices a wrong mmproj; where rounding leaves room to tell, the largest difference does."""
+    name, found = "max |logit difference| behind pictures", positions.largest_behind_pictures
+    if found is None:
+        return []
+    if limits.behind_pictures is None:
+        return [Measure(name=name, value=found)]
+    return [lower_is_better(name, found, limits.behind_pictures, FLOOR_BEHIND_PICTURES)]
 
 
 class _Judged(NamedTuple):

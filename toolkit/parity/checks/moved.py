@@ -18,13 +18,16 @@ SMALLEST_SHARE = 1e-3
 """Of the median layer's change. Right adapters were measured above 0.2; a layer without gradients stays at 0."""
 
 
-def out_of_reach(still: list[str], modules: list[str]) -> list[str]:
+def out_of_reach(still: list[str], modules: list[str], sees: bool = False) -> list[str]:
     """Modules that stayed still because no training row came by, which is no fault of the training.
 
     The parts for pictures or sound in a training on texts: then all of them are still. Experts that the router never chose:
     then others of their layer moved.
+
+    Args:
+        sees: rows of the training showed pictures.
     """
-    others = [module for module in modules if _OTHER_SENSES.search(module)]
+    others = [] if sees else [module for module in modules if _OTHER_SENSES.search(module)]
     unreached = others if others and set(others) <= set(still) else []
     experts = [found for module in modules if module not in still and (found := _EXPERT.search(module))]
     routed, layers = {found[0] for found in experts}, {found[1] for found in experts}
@@ -51,17 +54,21 @@ def _not_compared(adapter: LoraAdapter) -> Check:
     return Check(name="moved", verdict="not compared", message=message, measures=measures)
 
 
-def moved_check(adapter: LoraAdapter) -> Check:
-    """Judge every adapter of a stack; what is worst is told, with the name of its folder where it is not the first."""
-    checks = [_moved(adapter)]
+def moved_check(adapter: LoraAdapter, sees: bool = False) -> Check:
+    """Judge every adapter of a stack; what is worst is told, with the name of its folder where it is not the first.
+
+    Args:
+        sees: it was trained on pictures, so its vision part has to move too.
+    """
+    checks = [_moved(adapter, sees)]
     while (folder := adapter.folder / f"then-{len(checks)}").is_dir():
-        check = _moved(LoraAdapter(folder))
+        check = _moved(LoraAdapter(folder), sees)
         checks.append(check.model_copy(update={"message": f"{folder.name}: {check.message}"}))
     worst = ("fail", "inconclusive", "not compared", "pass")
     return min(checks, key=lambda check: worst.index(check.verdict))
 
 
-def _moved(adapter: LoraAdapter) -> Check:
+def _moved(adapter: LoraAdapter, sees: bool) -> Check:
     """Judge the size of what each layer learnt: |scaling * B A|, computed from the r x r products.
 
     B begins at zero, so a module that training never reached has none left to show.
@@ -87,7 +94,7 @@ def _moved(adapter: LoraAdapter) -> Check:
     middle = median(sizes.values()) if sizes else 0.0
     weak = sorted(layer for layer, size in sizes.items() if size < SMALLEST_SHARE * middle)
     everything = len(still) == len(adapter.changes) > 0
-    unreached = [] if everything else out_of_reach(still, list(adapter.changes))
+    unreached = [] if everything else out_of_reach(still, list(adapter.changes), sees)
     still = [module for module in still if module not in unreached]
     smallest = min(sizes.values(), default=0.0) / middle if middle > 0 else 0.0
     measures = [

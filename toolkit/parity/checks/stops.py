@@ -25,10 +25,13 @@ class Answer:
     """The row of golden.jsonl."""
     tokens: list[int]
     """The export's: begun from its teacher-forced choices up to the first that differs from the tuned model's."""
+    behind: int | None = None
+    """Position behind a prompt with pictures, which take fewer positions than tokens; None: it has none."""
 
     @property
-    def prompt(self) -> list[int]:
-        return list(self.golden["prompt_ids"])
+    def begins(self) -> int:
+        """Position of the first token."""
+        return len(self.golden["prompt_ids"]) if self.behind is None else self.behind
 
     @property
     def matched(self) -> int:
@@ -39,18 +42,19 @@ class Answer:
         )
 
 
-def begin(golden: dict[str, Any], best: list[int], candidate: Candidate) -> Answer:
+def begin(golden: dict[str, Any], best: list[int], candidate: Candidate, behind: int | None = None) -> Answer:
     """The export's answer as far as teacher forcing shows it: up to its first difference, or to where llama.cpp ends it.
 
     Args:
         best: its most probable token at each position of the golden answer.
+        behind: position behind the prompt, where that has pictures.
     """
     wanted = golden["completion_ids"]
     same = next(
         (i for i, (a, b) in enumerate(zip(best, wanted)) if a != b or candidate.ends(a)),
         len(wanted),
     )
-    return Answer(golden, best[: same + 1])
+    return Answer(golden, best[: same + 1], behind)
 
 
 def finish(slots: Slots, candidate: Candidate, answers: list[Answer], new_tokens: int) -> None:
@@ -59,12 +63,11 @@ def finish(slots: Slots, candidate: Candidate, answers: list[Answer], new_tokens
     for slot, answer in enumerate(answers):
         if len(answer.tokens) < new_tokens and not candidate.ends(answer.tokens[-1]):
             # The cache holds the golden tokens, which are the export's own up to its last one.
-            slots.shorten(slot, len(answer.prompt) + len(answer.tokens) - 1)
+            slots.shorten(slot, answer.begins + len(answer.tokens) - 1)
             running.append(slot)
     while running:
         steps = [
-            (slot, len(answers[slot].prompt) + len(answers[slot].tokens) - 1, answers[slot].tokens[-1])
-            for slot in running
+            (slot, answers[slot].begins + len(answers[slot].tokens) - 1, answers[slot].tokens[-1]) for slot in running
         ]
         for slot, token in zip(list(running), slots.step(steps).argmax(-1).tolist()):
             answers[slot].tokens.append(token)

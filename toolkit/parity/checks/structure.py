@@ -12,7 +12,9 @@ from typing import Any
 from transformers import AutoConfig
 
 from toolkit.errors import DataError
+from toolkit.models.bases import PROCESSOR_FILES
 from toolkit.models.gguf_file import GGUFHeader
+from toolkit.models.json_file import read_object
 from toolkit.models.layout import architecture_of
 from toolkit.parity.certificate import Check, Measure, lower_is_better
 from toolkit.parity.comparison import Comparison
@@ -97,31 +99,53 @@ def other_architecture(base: Path, header: GGUFHeader) -> str:
     return "" if header.architecture == wanted else _of_another(header.architecture, wanted)
 
 
-def text_config(folder: Path) -> Any:
-    """transformers' configuration of a model folder's text model.
+def folder_config(folder: Path) -> Any:
+    """transformers' configuration of a model folder.
 
     Raises:
         DataError: there is none, or of a type that transformers does not know.
     """
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"{folder / 'config.json'}: {reason}", "Name a folder that holds a whole model.") from error
 
 
-def folder_structure_check(tuning: Tuning, folder: Path, compared: Comparison) -> Check:
-    """A merged folder's `config.json`, tensor names and shapes against the base's."""
+def _settings(config: Any, folder: Path, sees: bool) -> dict[str, Any]:
+    """What a folder's model computes with; of one that sees, its vision part and how its pictures are prepared too."""
+    found = dict(config.get_text_config().to_dict())
+    if sees:
+        found |= {f"vision_config.{key}": value for key, value in config.vision_config.to_dict().items()}
+        for name in PROCESSOR_FILES:
+            if (folder / name).is_file():
+                inner = read_object(folder / name, "Merge again.")
+                found |= {f"{name}: {key}": value for key, value in inner.items()}
+    return {key: value for key, value in found.items() if key.rpartition(".")[2] not in _TELLS_NOTHING}
+
+
+def folder_structure_check(tuning: Tuning, folder: Path, compared: Comparison, sees: bool = False) -> Check:
+    """A merged folder's `config.json`, tensor names and shapes against the base's.
+
+    Args:
+        sees: the model was trained on pictures: its vision part is judged too, and its processor.
+    """
     # As transformers reads them: what a file leaves out, or spells as older versions did, is the same there.
-    before, after = (text_config(f).to_dict() for f in (tuning.folder, folder))
+    configs = [folder_config(f) for f in (tuning.folder, folder)]
+    before, after = (_settings(*of, sees) for of in zip(configs, (tuning.folder, folder)))
     before["vocab_size"] = tuning.vocabulary or before.get("vocab_size")
     wrong = [
-        {"key": key, "wanted": before.get(key), "found": after.get(key), "from": "the base's config.json"}
-        for key in sorted((before.keys() | after.keys()) - _TELLS_NOTHING)
+        {
+            "key": key,
+            "wanted": before.get(key),
+            "found": after.get(key),
+            "from": "the base's" if ": " in key else "the base's config.json",
+        }
+        for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
     ]
-    tied = bool(after["tie_word_embeddings"])
-    if tied != (tuning.tied_head is not None) and before["tie_word_embeddings"]:
+    was_tied, tied = (bool(getattr(config, "tie_word_embeddings", False)) for config in configs)
+    if tied != (tuning.tied_head is not None) and was_tied:
         wrong.append(
             {"key": "tie_word_embeddings", "wanted": tuning.tied_head is not None, "found": tied, "from": "the adapter"}
         )

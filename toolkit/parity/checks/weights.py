@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from toolkit.models.adapters import LoraAdapter
 from toolkit.parity.certificate import Check, Measure, Suspect, Verdict, lower_is_better
@@ -34,6 +34,9 @@ MODULE_LOW = 0.5
 """Of a single module, beyond twice its error: below, what training changed there is missing."""
 LARGEST_ORIGINAL_SHARE = 0.2
 """0 on the weights that were trained on, 1 on the original ones; a right Q2_K with an importance matrix was measured at 0.10."""
+
+
+Part = Literal["", "language", "vision"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,9 @@ def _near(value: float, wanted: float) -> bool:
     return abs(value / wanted - 1) < 0.05
 
 
-def weights_check(found: Comparison, expected: Expected, alone: bool = False, importance_matrix: bool = False) -> Check:
+def weights_check(
+    found: Comparison, expected: Expected, alone: bool = False, importance_matrix: bool = False, part: Part = ""
+) -> Check:
     """Judge an export's weights.
 
     Tensors that are missing or of another shape are the structure's fault, and are not judged here.
@@ -86,7 +91,16 @@ def weights_check(found: Comparison, expected: Expected, alone: bool = False, im
     Args:
         alone: nothing else tells the adapter's strength, so what the weights leave undecided stays undecided.
         importance_matrix: the file says that it was rounded with one, which bends the strength at 3 bits and fewer.
+        part: of a model that sees; its vision part has a check of its own.
     """
+    check = _check(found, expected, alone, importance_matrix)
+    if not part:
+        return check
+    name = "vision" if part == "vision" else check.name
+    return check.model_copy(update={"name": name, "message": f"{part} part: {check.message}"})
+
+
+def _check(found: Comparison, expected: Expected, alone: bool, importance_matrix: bool) -> Check:
     pooled = found.of_training()
     damaged = [t for t in found.tensors if t.sums.rest > largest_rest(t.type)]
     off = Off(layers_off(found), others_off(found), modules_off(found))

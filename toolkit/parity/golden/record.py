@@ -4,7 +4,8 @@ Files of the artifact:
     golden.jsonl         a row per prompt: messages, tools (where there are some), prompt_text, prompt_ids, completion_ids (with
                          the end token when the model stopped by itself), completion, base_completion, stopped, end_token,
                          first_row; thinking and content: parts of the completion (all is content where the template knows no
-                         thoughts)
+                         thoughts); pictures: image and shown (files of this folder), grid, tokens
+    images/              the pictures that prompts show
     tuned.npy, base.npy  float32 logits [positions, vocabulary]; rows first_row, first_row + 1, … of a prompt predict
                          completion_ids[0], completion_ids[1], …
     conversations.jsonl  further conversations as the training template renders them: name, messages, text, ids
@@ -16,6 +17,7 @@ weights do not fit, layer by layer from the shards (see `toolkit.models.referenc
 from __future__ import annotations
 
 import gc
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,9 +29,10 @@ import torch
 from rich.progress import track
 from transformers import GenerationConfig
 
-from toolkit.data.splitting import normalize
-from toolkit.errors import DataError, ResourceError
+from toolkit.data.near import normalize
+from toolkit.errors import DataError, ResourceError, UsageError
 from toolkit.models.ends import end_tokens, turn_marks
+from toolkit.models.pictures import PictureRules, as_served, open_picture
 from toolkit.models.reference import (
     TeacherForced,
     base_of,
@@ -40,14 +43,15 @@ from toolkit.models.reference import (
     stderr,
     write_logits,
 )
+from toolkit.models.seen import Picture, Shown, expanded, given, picture_names, seen_rows
 from toolkit.models.thinking import Marks, Parts, as_sent_back, marks_of
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.models.tools import NO_TOOLS, Tools, require_tools
 from toolkit.models.weights import TrainedWeights, loaded_bytes, weights_of
 from toolkit.parity.checks.prompts import Messages, conversations, render
 from toolkit.parity.checks.tokens import encode
-from toolkit.parity.golden.export_answers import answers_of, too_large
-from toolkit.parity.golden.goldens import GOES_ON, LET_GO_ON
+from toolkit.parity.golden.export_answers import Asked, answers_of, too_large
+from toolkit.parity.golden.goldens import GOES_ON, LET_GO_ON, shown_name
 from toolkit.parity.golden.training_rows import recorded_rows, write_answers, write_forward
 from toolkit.recipe.prompts_file import GoldenPrompt, asked, golden_prompts, prompts_of
 from toolkit.recipe.schema import Recipe
@@ -64,7 +68,15 @@ class Prompt(NamedTuple):
     messages: Messages
     tools: Tools | None
     text: str
+    """With one mark for each picture."""
     ids: list[int]
+    """With all tokens of each picture."""
+    pictures: tuple[Picture, ...] = ()
+
+    @property
+    def forced(self) -> TeacherForced:
+        """Without an answer."""
+        return TeacherForced(self.ids, len(self.ids), self.pictures)
 
 
 def record_golden(
@@ -93,16 +105,18 @@ def record_golden(
         stderr.print(f"The goldens: {found.told()}.", style="yellow", markup=False)
     marks = marks_of(str(tokenizer.get_chat_template()), fields)
     day = date.today().isoformat()
+    rules = adapter.facts.pictures
+    shown = Shown(dataset.folder, rules) if dataset is not None and rules is not None else None
     prompts = [
-        _rendered(tokenizer, GoldenPrompt(as_sent_back(turns, marks), tools), day, fields)
-        for turns, tools in golden_messages(recipe, dataset, earlier)
+        _rendered(tokenizer, GoldenPrompt(as_sent_back(turns, marks), tools), day, fields, shown)
+        for turns, tools in golden_messages(recipe, dataset, earlier, adapter.facts.pictures)
     ]
     vocabulary = int(weights.structure().get_output_embeddings().weight.shape[0])
     whole = computed_whole(weights)
     recorded = recorded_rows(trained, dataset, tokenizer)
     ends_after = None
     if recipe.golden.answers_from is not None:
-        answers = answers_of(Path(recipe.golden.answers_from), [p.ids for p in prompts], recipe.golden.max_new_tokens)
+        answers = _answers_of_file(recipe, prompts)
         before: list[list[int]] = [[] for _ in answers]
         whole = False
         forced = _forced(prompts, answers)
@@ -131,8 +145,9 @@ def record_golden(
     if recorded and not (whole and adapter is trained):
         write_forward(recorded, reference_of(trained).logits([r.forced for r in recorded]), ends, out)
     known = write_answers(
-        dataset, adapter.facts.objective, tokenizer, recipe.train.max_length, ends, vocabulary, out, fields
+        dataset, adapter.facts.objective, tokenizer, recipe.train.max_length, ends, vocabulary, out, fields, rules
     )
+    _keep_pictures(prompts, out)
     rows = _rows(tokenizer, prompts, answers, before, ends, marks)
     write_jsonl(out / "golden.jsonl", rows)
     write_jsonl(out / "conversations.jsonl", _conversations(tokenizer, recipe.system, day, fields))
@@ -146,7 +161,7 @@ def record_golden(
 
 
 def _forced(prompts: list[Prompt], answers: list[list[int]]) -> list[TeacherForced]:
-    return [TeacherForced(prompt.ids + answer, len(prompt.ids)) for prompt, answer in zip(prompts, answers)]
+    return [TeacherForced(p.ids + answer, len(p.ids), p.pictures) for p, answer in zip(prompts, answers)]
 
 
 def computed_whole(weights: TrainedWeights) -> bool:
@@ -157,6 +172,16 @@ def computed_whole(weights: TrainedWeights) -> bool:
     if torch.cuda.is_available() and not card_holds(loaded_bytes(weights, torch.float32)):
         return False
     return fits_whole(parameter_count(weights))
+
+
+def _answers_of_file(recipe: Recipe, prompts: list[Prompt]) -> list[list[int]]:
+    if any(prompt.pictures for prompt in prompts):
+        raise UsageError(
+            "golden.answers_from names a language model's file, which sees none of the pictures that golden prompts show",
+            "Leave it out, and record the goldens where the tuned model fits into memory.",
+        )
+    asked = [Asked(prompt.ids) for prompt in prompts]
+    return answers_of(Path(str(recipe.golden.answers_from)), asked, recipe.golden.max_new_tokens)
 
 
 def can_answer(weights: TrainedWeights) -> bool:
@@ -184,10 +209,14 @@ def as_merged(adapter: Artifact[AdapterFacts], onto: str) -> Artifact[AdapterFac
 
 
 def golden_messages(
-    recipe: Recipe, dataset: Artifact[DatasetFacts] | None, earlier: Sequence[Artifact[DatasetFacts]] = ()
-) -> list[GoldenPrompt]:
+    recipe: Recipe, dataset: Artifact[DatasetFacts] | None, earlier: Sequence[Artifact[DatasetFacts]] = (),
+    rules: PictureRules | None = None,
+) -> list[GoldenPrompt]:  # fmt: skip
     """The recipe's golden prompts as conversations: its list or file, then so many of the test split, of whose rows every answer
     has its own.
+
+    Args:
+        rules: how a server shows the rows' pictures.
 
     Raises:
         DataError: an empty or missing file; no prompt at all; prompts that are in the training split.
@@ -201,7 +230,7 @@ def golden_messages(
         for prompt in named
     ]
     if dataset is not None and recipe.golden.from_test:
-        rows = read_jsonl(dataset.folder / "test.jsonl")
+        rows = seen_rows(dataset.folder, "test", rules)
         known = {text for step in earlier for text in _trained_on(step.folder / "train.jsonl")}
         unseen = [row for row in rows if normalize(asked(row.get("prompt", []))) not in known]
         found += [prompt for row in unseen for prompt in prompts_of(row)][: recipe.golden.from_test]
@@ -229,7 +258,7 @@ def _trained_on(train: Path) -> dict[str, dict[str, Any]]:
     return {normalize(asked(row["prompt"])): row.get("source", {}) for row in read_jsonl(train) if "prompt" in row}
 
 
-def _rendered(tokenizer: Any, prompt: GoldenPrompt, day: str, fields: Mapping[str, Any]) -> Prompt:
+def _rendered(tokenizer: Any, prompt: GoldenPrompt, day: str, fields: Mapping[str, Any], shown: Shown | None) -> Prompt:
     messages, tools = prompt
     if tools:
         require_tools(str(tokenizer.get_chat_template()), {NO_TOOLS}, fields)
@@ -240,7 +269,20 @@ def _rendered(tokenizer: Any, prompt: GoldenPrompt, day: str, fields: Mapping[st
             f"the chat template refuses a golden prompt with the turns {roles}",
             "Some templates take no system text: set system: '' in the recipe.",
         )
-    return Prompt(messages, tools, text, encode(tokenizer, text))
+    ids = encode(tokenizer, text)
+    if shown is None:
+        return Prompt(messages, tools, text, ids)
+    return Prompt(messages, tools, text, *expanded(ids, messages, shown))
+
+
+def _keep_pictures(prompts: list[Prompt], out: Path) -> None:
+    """The golden pictures under the names that rows have, and each as the model was shown it."""
+    for prompt in prompts:
+        for name, picture in zip(picture_names(prompt.messages), prompt.pictures):
+            (out / name).parent.mkdir(exist_ok=True)
+            if not (out / name).exists():
+                shutil.copyfile(picture.path, out / name)
+                as_served(open_picture(picture.path), picture.rules).save(out / shown_name(name))
 
 
 def _causal(model: Any) -> Any:
@@ -266,7 +308,9 @@ def greedy(model: Any, prompts: list[Prompt], ends: list[int], new_tokens: int, 
         for row, prompt in enumerate(batch):
             ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
             mask[row, longest - len(prompt.ids) :] = 1
-        found = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
+        ids = ids.to(device)
+        seen = given(ids, [picture for prompt in batch for picture in prompt.pictures])
+        found = model.generate(input_ids=ids, attention_mask=mask.to(device), generation_config=settings, **seen)
         answers += [_until_end(row, ends) for row in found[:, longest:].tolist()]
     return answers
 
@@ -331,10 +375,21 @@ def _rows(
                 "stopped": stopped,
                 "end_token": answer[-1] if stopped else None,
                 "first_row": first,
+                **({"pictures": _told_of(prompt)} if prompt.pictures else {}),
             }
         )
         first += len(answer)
     return rows
+
+
+def _told_of(prompt: Prompt) -> list[dict[str, Any]]:
+    """Each picture's file, the one that the model was shown, patches (frames, down, across) and tokens."""
+    found = []
+    for name, picture in zip(picture_names(prompt.messages), prompt.pictures):
+        size = open_picture(picture.path).size
+        grid, tokens = list(picture.rules.grid(*size)), picture.rules.tokens(*size)
+        found.append({"image": name, "shown": shown_name(name), "grid": grid, "tokens": tokens})
+    return found
 
 
 def _text(tokenizer: Any, tokens: list[int], ends: list[int]) -> str:

@@ -18,7 +18,9 @@ import numpy.typing as npt
 import torch
 
 from toolkit.models.chat_template import NOTHING_TOLD
+from toolkit.models.pictures import PictureRules
 from toolkit.models.reference import TeacherForced
+from toolkit.models.seen import seen_rows
 from toolkit.recipe.training import SAMPLED, Objective
 from toolkit.run.artifacts import Artifact, read_jsonl, write_jsonl
 from toolkit.run.facts import AdapterFacts, DatasetFacts
@@ -39,7 +41,7 @@ class Recorded(NamedTuple):
 
     @property
     def forced(self) -> TeacherForced:
-        return TeacherForced(self.row.input_ids, self.row.first)
+        return TeacherForced(self.row.input_ids, self.row.first, self.row.pictures)
 
 
 def recorded_rows(
@@ -50,7 +52,8 @@ def recorded_rows(
     if dataset is None or not path.is_file():
         return []
     told = read_jsonl(path)
-    splits = {split: read_jsonl(dataset.folder / f"{split}.jsonl") for split in {row["split"] for row in told}}
+    rules = adapter.facts.pictures
+    splits = {split: seen_rows(dataset.folder, split, rules) for split in {row["split"] for row in told}}
     fields = adapter.facts.chat_template_kwargs
     return [Recorded(row, tokenize(tokenizer, splits[row["split"]][row["index"]], fields)[row["part"]]) for row in told]
 
@@ -91,15 +94,17 @@ def write_answers(
     vocabulary: int,
     out: Path,
     fields: Mapping[str, Any] = NOTHING_TOLD,
+    rules: PictureRules | None = None,
 ) -> Answers:
     """Look at the answers that were trained on, and write which tokens they hold into `written.npy`.
 
     Args:
         fields: what the chat template was told.
+        rules: how a server shows the rows' pictures.
     """
     if dataset is None or objective in (*SAMPLED, "pretrain"):  # answers of its own, or none
         return Answers(None, None)
-    rows = read_jsonl(dataset.folder / "train.jsonl")
+    rows = seen_rows(dataset.folder, "train", rules)
     step = max(1, len(rows) // ANSWERS)
     written: npt.NDArray[np.bool_] = np.zeros(vocabulary, dtype=np.bool_)
     lengths = []

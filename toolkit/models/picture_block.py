@@ -30,6 +30,11 @@ def picture_block(template: str, bos: str, eos: str) -> str | None:
     return picture[len(before) : len(picture) - len(after)] or None
 
 
+def block_of(tokenizer: Any) -> str | None:
+    """The same, of the template that a tokenizer brings."""
+    return picture_block(str(tokenizer.get_chat_template()), tokenizer.bos_token or "", tokenizer.eos_token or "")
+
+
 def with_pictures(rendered: str, block: str) -> str:
     """A rendered prompt with the template's block in the place of each marker."""
     return _MARKER.sub(lambda _: block, rendered)

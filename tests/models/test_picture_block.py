@@ -8,6 +8,7 @@ from tests.conftest import Server
 from tests.ollama.seeing import TEMPLATE, seeing_ggufs
 from tests.ollama.served_templates import SYSTEM
 from tests.ollama.tiny import template_text
+from toolkit.models.picture_block import picture_block, with_pictures
 from toolkit.ollama.asked import ENDPOINTS
 from toolkit.ollama.conversations import (
     check_conversations,
@@ -15,7 +16,6 @@ from toolkit.ollama.conversations import (
     expected_texts,
     further_conversations,
 )
-from toolkit.parity.checks.pictures import picture_block, with_pictures
 
 BLOCK = "<|vision_start|><|image_pad|><|vision_end|>"
 

@@ -1,0 +1,72 @@
+"""A projector (mmproj) on the language models that it is judged with, and the golden prompts as it reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.errors import DataError
+from toolkit.models.picture_block import block_of
+from toolkit.models.pictures import PictureRules
+from toolkit.parity.candidate import Candidate
+from toolkit.parity.seeing import SeenPrompt, Sight
+
+Values = npt.NDArray[np.float32]
+
+
+@dataclass
+class Eyes:
+    """A projector's file, and what it makes of the golden pictures once it was asked."""
+
+    path: Path
+    rules: PictureRules
+    block: str
+    """What the training template writes for one picture."""
+    folder: Path
+    """Holds the pictures that prompts name."""
+    encoded: dict[str, list[Values]] = field(default_factory=dict)
+    """Name of a golden → what comes out for its pictures: encoded once, for all language files."""
+
+    @classmethod
+    def of(cls, path: Path, rules: PictureRules | None, tokenizer: Any, folder: Path) -> Eyes:
+        """For a tuned model that sees.
+
+        Args:
+            rules: how it was shown pictures in training.
+            tokenizer: as it was trained with.
+            folder: of the goldens.
+
+        Raises:
+            DataError: it was trained on texts alone, or its template has no place for a picture.
+        """
+        if rules is None:
+            raise DataError(f"{path}: the model was not trained on pictures", "Judge its language model alone.")
+        block = block_of(tokenizer)
+        if block is None:
+            raise DataError("the chat template writes nothing for a picture", "Choose a base whose template does.")
+        return cls(path, rules, block, folder)
+
+    def sight(self, candidate: Candidate) -> Sight:
+        """On a language model, with the server's limits.
+
+        Raises:
+            DataError: the two files do not fit each other.
+        """
+        return candidate.sight(self.path, self.rules.min_tokens, self.rules.max_tokens)
+
+    def blind_with(self, candidate: Candidate) -> str:
+        """Why the two files do not go together; empty where they do."""
+        try:
+            self.sight(candidate).close()
+        except DataError as error:
+            return error.message
+        return ""
+
+    def read(self, sight: Sight, row: dict[str, Any]) -> SeenPrompt:
+        """A golden prompt with its pictures."""
+        files = [(self.folder / picture["image"]).read_bytes() for picture in row["pictures"]]
+        return sight.read(row["prompt_text"], self.block, files)
