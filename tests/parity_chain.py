@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import atexit
 import functools
+import hashlib
+import inspect
+import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,13 +27,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.small_models import adapter_artifact, tiny_adapter, tiny_llama
-from toolkit.export.convert import convert
 from toolkit.export.merge import merge
 from toolkit.export.quantize import quantize
+from toolkit.export.straight import convert_straight
 from toolkit.parity.golden.record import record_golden
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, Cost
 from toolkit.run.facts import AdapterFacts, Facts, GGUFFacts, GoldenFacts, ModelFacts
+from toolkit.run.places import cache_home
 from toolkit.train.model import load_tuned
 from toolkit.train.rows import TokenizedRow, tokenize
 
@@ -80,7 +86,44 @@ def teach(
 
 
 def learn(model: Any, examples: list[TokenizedRow], steps: int, rate: float, seed: int) -> float:
-    """The same on rows that are tokens already."""
+    """The same on rows that are tokens already; what comes of it is kept in the cache, by all that it depends on."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    kept = cache_home() / "tests" / f"{_sum_of(model, examples, steps, rate, seed)}.safetensors"
+    if kept.is_file():
+        found = load_file(kept)
+        loss = float(found.pop(_LOSS))
+        for name, values in found.items():
+            trained[name].data.copy_(values)
+    else:
+        loss = _learn(model, examples, steps, rate, seed)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_suffix(f".{os.getpid()}.part")
+        save_file({name: p.data.contiguous() for name, p in trained.items()} | {_LOSS: torch.tensor(loss)}, part)
+        part.replace(kept)
+    torch.manual_seed(seed)
+    return loss
+
+
+_LOSS = "the last loss"
+
+
+def _sum_of(model: Any, examples: list[TokenizedRow], *settings: Any) -> str:
+    told = [
+        settings,
+        torch.__version__,
+        version("transformers"),
+        version("peft"),
+        inspect.getsource(_learn),
+        str(model),
+    ]
+    found = hashlib.sha256(json.dumps([told, [(e.input_ids, e.labels) for e in examples]]).encode())
+    for name, parameter in model.named_parameters():
+        found.update(f"{name} {parameter.requires_grad} {parameter.dtype}".encode())
+        found.update(memoryview(parameter.detach().contiguous().view(torch.uint8).numpy()).cast("B"))
+    return found.hexdigest()[:40]
+
+
+def _learn(model: Any, examples: list[TokenizedRow], steps: int, rate: float, seed: int) -> float:
     torch.manual_seed(seed)
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -184,7 +227,7 @@ def export(chosen: Recipe, adapter: Artifact[AdapterFacts], folder: Path) -> Exp
     for name in ("merge", "convert", "quantize"):
         (folder / name).mkdir(parents=True)
     model = finished(folder / "merge", merge(chosen, adapter, None, folder / "merge"))
-    gguf = finished(folder / "convert", convert(chosen, adapter, model, folder / "convert"))
+    gguf = finished(folder / "convert", convert_straight(chosen, adapter, model, folder / "convert"))
     return Export(model, gguf, finished(folder / "quantize", quantize(chosen, gguf, folder / "quantize")))
 
 

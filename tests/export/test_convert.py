@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from tests.disk import ran_on_a_full_disk
 from tests.small_models import TREE, adapter_artifact, base_facts, put_tokenizer, tiny_adapter, tiny_llama, tiny_qwen2
 from toolkit.errors import DataError, ExternalToolError, UsageError
 from toolkit.export import llama_cpp
@@ -282,18 +281,15 @@ def test_end_tokens_that_differ(model: Path) -> None:
 
 
 FULL_DISK = """
-import resource, signal, sys
+import sys
 from pathlib import Path
 from tests.export.test_convert import run
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))
 run(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
 def test_disk_full(model: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FULL_DISK, str(model), str(tmp_path / "out")]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    answer = ran_on_a_full_disk(FULL_DISK, model, tmp_path / "out", size=5_000_000)
     assert "toolkit.errors.ResourceError: no space to write" in answer.stderr
     assert list((tmp_path / "out").iterdir()) == []
 

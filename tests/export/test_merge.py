@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.disk import ran_on_a_full_disk
 from tests.small_models import adapter_artifact, tiny_adapter, tiny_llama, tiny_qwen2
 from toolkit.errors import DataError, ToolkitError, UsageError
 from toolkit.export.merge import merge, output_dtype
@@ -223,7 +222,7 @@ def test_output_dtype(base: Path, bf16_base: Path, tmp_path: Path, monkeypatch: 
         return output_dtype(merged_weights(artifact, "as trained"), artifact.facts)
 
     assert [dtype(a) for a in (small, plain, wide)] == ["float32", "bfloat16", "float32"]
-    monkeypatch.setattr("toolkit.export.merge.LOSSLESS_BELOW", 1000)
+    monkeypatch.setattr("toolkit.export.values.LOSSLESS_BELOW", 1000)
     assert [dtype(a) for a in (small, plain, wide)] == ["bfloat16", "bfloat16", "bfloat16"]
 
 
@@ -354,19 +353,16 @@ def test_tensors_of_no_adapter(adapter: Path, base: Path, out: Path) -> None:
 
 
 FULL_DISK = """
-import resource, signal, sys
+import sys
 from pathlib import Path
 from tests.small_models import adapter_artifact
 from tests.export.test_merge import recipe
 from toolkit.export.merge import merge
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))
 adapter, base, out = map(Path, sys.argv[1:])
 merge(recipe(), adapter_artifact(adapter, base), None, out)
 """
 
 
 def test_disk_full(adapter: Path, base: Path, out: Path) -> None:
-    command = [sys.executable, "-c", FULL_DISK, str(adapter), str(base), str(out)]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    answer = ran_on_a_full_disk(FULL_DISK, adapter, base, out, size=5_000_000)
     assert f"toolkit.errors.ResourceError: no space to write {out / 'model.safetensors'}" in answer.stderr

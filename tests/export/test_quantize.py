@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.disk import ran_on_a_full_disk
 from tests.export.test_convert import model_artifact, recipe
 from tests.small_models import adapter_artifact, tiny_llama
 from toolkit.errors import DataError, ResourceError, UsageError
@@ -137,18 +136,15 @@ def test_not_enough_disk(converted: Artifact[GGUFFacts], tmp_path: Path, monkeyp
 
 
 FULL_DISK = """
-import resource, signal, sys
+import sys
 from pathlib import Path
 from toolkit.export.llama_cpp import quantize_file
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))
 quantize_file(Path(sys.argv[1]), Path(sys.argv[2]), "Q8_0")
 """
 
 
 def test_disk_full(converted: Artifact[GGUFFacts], tmp_path: Path) -> None:
     source = converted.folder / converted.facts.files[0].name
-    command = [sys.executable, "-c", FULL_DISK, str(source), str(tmp_path / "x.gguf")]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    answer = ran_on_a_full_disk(FULL_DISK, source, tmp_path / "x.gguf", size=5_000_000)
     assert "toolkit.errors.ResourceError: no space to write" in answer.stderr
     assert list(tmp_path.iterdir()) == []

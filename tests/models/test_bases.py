@@ -145,7 +145,7 @@ def test_killed_rebuild_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(embedded, "_write_weights", stop)
     with pytest.raises(KeyboardInterrupt):
-        embedded.rebuild(embedded.find_gguf(), tmp_path / "base")
+        embedded.build(tmp_path / "base")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -419,7 +419,7 @@ def test_what_is_not_on_the_hub_is_told_apart_from_a_hub_that_is_not_there(monke
 
 def test_an_embedded_base_is_checked_by_its_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNE2OLLAMA_HOME", str(tmp_path))
-    monkeypatch.setattr(embedded, "rebuild", lambda *_: pytest.fail("it was rebuilt"))
+    monkeypatch.setattr(embedded, "build", lambda *_: pytest.fail("it was rebuilt"))
     check_base(EMBEDDED)
     assert not is_here(EMBEDDED)
     with pytest.raises(UsageError, match="did you mean embedded:smollm2-135m-instruct"):

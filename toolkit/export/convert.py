@@ -20,8 +20,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from toolkit.errors import MAKE_ROOM, DataError, ResourceError
 from toolkit.export.described import description
+from toolkit.export.head import END, check_end, unknown_ends
 from toolkit.export.llama_cpp import converter_environment, converter_fault, tree
-from toolkit.models.bases import CONFIG_FILES, EMBEDDED, TOKENIZER_FILES, read_chat_template
+from toolkit.models.bases import (
+    CONFIG_FILES,
+    EMBEDDED,
+    PROCESSOR_FILES,
+    TOKENIZER_FILES,
+    embedded_base,
+    read_chat_template,
+)
 from toolkit.models.chat_template import NOTHING_TOLD, as_trained
 from toolkit.models.ends import ends_of
 from toolkit.models.gguf_file import GGUFHeader, read_gguf
@@ -41,11 +49,6 @@ PROTECTION = (
 )
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _BAR = re.compile(r"Writing: +(\d+)%")
-_EMBEDDED_BASE = {
-    "name": "SmolLM2 135M Instruct",
-    "organization": "HuggingFaceTB",
-    "repo_url": "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
-}
 
 
 def protect_template(template: str) -> str:
@@ -65,6 +68,8 @@ def convert(
     dataset: Artifact[DatasetFacts] | None = None,
 ) -> GGUFFacts:
     """Write `<name>-<type>.gguf` into `out`, of the type `recipe.export.converted` (F32, F16 or BF16).
+
+    Beside it goes `<name>-mmproj-F16.gguf` of a model that was trained on pictures: F32 where the other file is.
 
     Raises:
         DataError: the model folder is damaged, or of an architecture that llama.cpp does not know.
@@ -88,19 +93,33 @@ def convert(
         card = {"license": licenses(recipe, adapter.facts)}
         (view / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n", encoding="utf-8")
         run_converter(view, target, file_type, Path(scratch) / "metadata.json")
+        mmproj = None
+        if adapter.facts.pictures is not None:
+            kind = "F32" if file_type == "F32" else "F16"
+            sees = out / f"{recipe.name}-mmproj-{kind}.gguf"
+            run_converter(view, sees, kind, Path(scratch) / "metadata.json", projector=True)
+            mmproj = _described(sees, kind, read_gguf(sees))
     header = read_gguf(target)
     check_end_token(model.folder, header, target)
     if name_ends(model.folder, target):
         header = read_gguf(target)
-    file = GGUFFile(
-        name=target.name,
+    protected = str(header.metadata.get("tokenizer.chat_template", "")).startswith(PROTECTION[:40])
+    return GGUFFacts(
+        files=[_described(target, file_type, header)],
+        mmproj=mmproj,
+        architecture=header.architecture,
+        template_protected=protected,
+    )
+
+
+def _described(file: Path, file_type: str, header: GGUFHeader) -> GGUFFile:
+    return GGUFFile(
+        name=file.name,
         file_type=file_type,
-        bytes=target.stat().st_size,
-        sha256=file_sha256(target),
+        bytes=file.stat().st_size,
+        sha256=file_sha256(file),
         tensors=len(header.tensors),
     )
-    protected = str(header.metadata.get("tokenizer.chat_template", "")).startswith(PROTECTION[:40])
-    return GGUFFacts(files=[file], architecture=header.architecture, template_protected=protected)
 
 
 def link_view(model: Path, view: Path, fields: Mapping[str, Any] = NOTHING_TOLD) -> None:
@@ -117,7 +136,8 @@ def link_view(model: Path, view: Path, fields: Mapping[str, Any] = NOTHING_TOLD)
         raise DataError(f"{model} has no chat template", "Merge again: the template comes from the base.")
     view.mkdir()
     weights = {path.name for path in model_files(model).values()}
-    for name in (*CONFIG_FILES, *TOKENIZER_FILES, "model.safetensors.index.json", *sorted(weights)):
+    others = (*CONFIG_FILES, *TOKENIZER_FILES, *PROCESSOR_FILES, "model.safetensors.index.json")
+    for name in (*others, *sorted(weights)):
         if (model / name).is_file() and not name.startswith("chat_template"):
             (view / name).symlink_to((model / name).resolve())
     (view / "chat_template.jinja").write_text(protect_template(as_trained(template, fields)), encoding="utf-8")
@@ -179,7 +199,7 @@ def licenses(recipe: Recipe, adapter: AdapterFacts) -> str:
 def base_model(base: BaseFacts) -> dict[str, str]:
     """Name, organization and address of the base; of a local folder only the last part of its path."""
     if base.id.startswith(EMBEDDED):
-        return dict(_EMBEDDED_BASE)
+        return dict(embedded_base(base.id).DESCRIPTION)
     if base.revision:
         repository = base.id.partition("@")[0]
         organization, _, name = repository.rpartition("/")
@@ -188,8 +208,11 @@ def base_model(base: BaseFacts) -> dict[str, str]:
     return {"name": Path(base.id).name}
 
 
-def run_converter(view: Path, target: Path, file_type: str, metadata_file: Path) -> None:
+def run_converter(view: Path, target: Path, file_type: str, metadata_file: Path, projector: bool = False) -> None:
     """Run `convert_hf_to_gguf.py`, with its progress on stderr.
+
+    Args:
+        projector: write the file that sees, not the language model's.
 
     Raises:
         DataError: an architecture or tokenizer that it does not know.
@@ -199,7 +222,7 @@ def run_converter(view: Path, target: Path, file_type: str, metadata_file: Path)
     source = tree()
     command = [
         sys.executable, "-m", "toolkit.export.converter_process", str(view), "--outfile", str(target),
-        "--outtype", file_type.lower(), "--metadata", str(metadata_file),
+        "--outtype", file_type.lower(), "--metadata", str(metadata_file), *(["--mmproj"] if projector else []),
     ]  # fmt: skip
     environment = {**converter_environment(source), "TQDM_DISABLE": ""}  # its bar is read, not shown
     with subprocess.Popen(
@@ -211,7 +234,7 @@ def run_converter(view: Path, target: Path, file_type: str, metadata_file: Path)
         preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509
     ) as process:
         try:
-            lines = _show_progress(process, view.name, file_type)
+            lines = _show_progress(process, f"{view.name}'s eyes" if projector else view.name, file_type)
         except BaseException:
             process.kill()
             raise
@@ -252,22 +275,8 @@ def _raise_failure(target: Path, lines: list[str]) -> None:
 
 
 def check_end_token(model: Path, header: GGUFHeader, target: Path) -> None:
-    """Compare the GGUF's end token with the tokenizer's, which training taught the model to write.
-
-    Raises:
-        DataError: they differ.
-    """
-    wanted = load_tokenizer(model).eos_token_id
-    found = header.metadata.get("tokenizer.ggml.eos_token_id")
-    if wanted != found:
-        raise DataError(
-            f"{target.name} ends answers with token {found}, the tokenizer with {wanted}",
-            f"Make eos_token of {model}/tokenizer_config.json and eos_token_id of its config.json agree.",
-        )
-
-
-_KEYS_OF_ENDS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
-"""Besides `eos_token_id`; llama.cpp ends at each (src/llama-vocab.cpp, `special_eog_ids`)."""
+    """`check_end` of a model folder and the file that was made from it."""
+    check_end(load_tokenizer(model).eos_token_id, header.metadata.get(END), target.name, model)
 
 
 def name_ends(model: Path, target: Path) -> dict[str, int]:
@@ -276,20 +285,11 @@ def name_ends(model: Path, target: Path) -> dict[str, int]:
     Returns:
         Key → token that was written into the file.
     """
-    from toolkit.parity.candidate import Candidate
-
     ends = ends_of(model, load_tokenizer(model))
     turn = ends.turn.token if ends.turn else None
-    with Candidate(target, vocab_only=True) as file:
-        unknown = sorted((token for token in ends.tokens if not file.ends(token)), key=lambda token: token != turn)
-        texts = {token: file.token_text(token) for token in unknown}
-    if not unknown:
-        return {}
-    there = read_gguf(target).metadata
-    named = dict(zip((key for key in _KEYS_OF_ENDS if key not in there), unknown))
-    copy_with_texts(target, target, named)
-    told = ", ".join(f"{texts[token]!r} ({key.rpartition('.')[2]})" for key, token in named.items())
-    left = [texts[token] for token in unknown if token not in named.values()]
-    more = f"; not at {', '.join(map(repr, left))}: a GGUF file has no place for more" if left else ""
-    Console(file=sys.stderr).print(f"{target.name}: ends at {told or 'no other token'} too{more}.", markup=False)
+    first = sorted(ends.tokens, key=lambda token: token != turn)
+    named, told = unknown_ends(first, target, read_gguf(target).metadata, target.name)
+    if told:
+        copy_with_texts(target, target, named)
+        Console(file=sys.stderr).print(told, markup=False)
     return named

@@ -1,4 +1,4 @@
-"""The pinned converter, run in a process of its own: `python -m toolkit.export.converter_process FOLDER --outfile … --outtype …`
+"""The pinned converter in a process of its own: `python -m toolkit.export.converter_process FOLDER --outfile … [--mmproj] …`
 
 Its arguments are those of the tree's `convert_hf_to_gguf.py`, which is called. One is added where a model of a family that
 predicts several tokens at once comes without these layers, as transformers saves it: the converter would ask for them.
@@ -13,11 +13,12 @@ from typing import Any
 from toolkit.models.safetensors_file import model_files
 
 
-def class_of(folder: Path) -> Any:
-    """The converter's class for a model folder."""
+def class_of(folder: Path, projector: bool = False) -> Any:
+    """The converter's class for a model folder: for its language model, or for what sees."""
     from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
 
-    return get_model_class(get_model_architecture(ModelBase.load_hparams(folder, False), ModelType.TEXT))
+    kind = ModelType.MMPROJ if projector else ModelType.TEXT
+    return get_model_class(get_model_architecture(ModelBase.load_hparams(folder, False), kind), projector)
 
 
 def without_mtp(model_class: Any, folder: Path) -> bool:
@@ -31,7 +32,7 @@ def main() -> None:
 
     folder = Path(sys.argv[1])
     try:
-        leave_out = without_mtp(class_of(folder), folder)
+        leave_out = "--mmproj" not in sys.argv and without_mtp(class_of(folder), folder)
     except NotImplementedError:
         leave_out = False  # the converter says so itself
     sys.argv += ["--no-mtp"] if leave_out else []

@@ -1,6 +1,6 @@
 """What the pinned converter makes of a model folder, asked from the converter itself: a process of its own.
 
-    python -m toolkit.export.layout_worker FOLDER OUT [--architecture]
+    python -m toolkit.export.layout_worker FOLDER OUT [--architecture | --projector]
 
 The converter's `conversion` package needs the gguf-py of its own tree, which this toolkit's process has not: so it is asked here,
 with the tree first on Python's path (see `toolkit.export.llama_cpp.ask_converter`). No weight is read. Instead of a tensor the
@@ -8,7 +8,9 @@ converter is given numbers that tell where they stood (their row, their column, 
 tell what is done to a value. What comes out of its own `modify_tensors` says what becomes of each tensor; the answer is then
 proved on random numbers, and what cannot be proved is called unknown.
 
-OUT gets layout.json and layout.npz; `toolkit.models.layout` tells the format, and reads it.
+--architecture: only what llama.cpp calls it. --projector: of the file that sees (`--mmproj`), not of the language model's.
+
+OUT gets layout.json, layout.npz and head.gguf; `toolkit.models.layout` tells the format, and reads it.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import numpy as np
 import torch
 
 from toolkit.export.converter_process import class_of, without_mtp
+from toolkit.export.layout_head import head, written
 from toolkit.models.layout_format import made_of
 
 Array = Any  # numpy arrays of any type: this file is checked without numpy's stubs for the tree's own arrays
@@ -33,6 +36,8 @@ CONSTANTS = (0.0, 1.0, -2.0, 0.5)
 LARGEST_MAP = 1 << 22
 """Elements of a tensor whose places are kept one by one, where they do not follow from its axes."""
 SEED = 7
+MOST_AXES = 5
+"""Of a tensor: the patches of a picture are read by a convolution over channels, frames, rows and columns."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Source:
 PROBES = (
     *(Probe("constant", value) for value in CONSTANTS),
     Probe("source"),
-    *(Probe("axis", axis) for axis in range(4)),
+    *(Probe("axis", axis) for axis in range(MOST_AXES)),
 )
 
 
@@ -270,43 +275,27 @@ def acting(model: Any) -> Any:
     return next((inner for inner in vars(model).values() if isinstance(inner, ModelBase)), model)
 
 
-def metadata(model: Any) -> dict[str, Any]:
-    """Every key that the converter writes, without a weight being read."""
-    model.prepare_tensors()
-    model.prepare_metadata(vocab_only=False)
-    return {key: plain(value.value) for values in model.gguf_writer.kv_data for key, value in values.items()}
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON has it."""
-    if isinstance(value, bytes | bytearray):
-        return value.decode("utf-8", errors="replace")
-    if isinstance(value, list | tuple | np.ndarray):
-        return [plain(one) for one in value]
-    if isinstance(value, np.generic):
-        return value.item()
-    return int(value) if isinstance(value, int) and not isinstance(value, bool) else value  # of an IntEnum, its number
-
-
-def main(folder: Path, out: Path, only_architecture: bool) -> None:
+def main(folder: Path, out: Path, only_architecture: bool, projector: bool) -> None:
     """Ask, and write the answer into `out`."""
     import gguf
 
     logging.disable(logging.WARNING)
-    model_class = class_of(folder)
+    model_class = class_of(folder, projector)
     answer: dict[str, Any] = {"architecture": gguf.MODEL_ARCH_NAMES[model_class.model_arch]}
     kept: dict[str, Array] = {}
     if not only_architecture:
-        if without_mtp(model_class, folder):
+        if not projector and without_mtp(model_class, folder):
             model_class.no_mtp = True
 
-        def make() -> Any:
-            return acting(model_class(folder, gguf.LlamaFileType.ALL_F32, out / "never-written.gguf"))
+        def make(file_type: str = "F32") -> Any:
+            kind = gguf.LlamaFileType["ALL_F32" if file_type == "F32" else f"MOSTLY_{file_type}"]
+            return acting(model_class(folder, kind, out / "never-written.gguf"))
 
         wanted = json.loads((folder / "sources.json").read_text(encoding="utf-8"))
         sources = [Source(i, name, tuple(shape)) for i, (name, shape) in enumerate(wanted["tensors"].items())]
         with torch.inference_mode():
-            answer["metadata"] = metadata(make())
+            answer |= head(make(), out)
+            answer["written"] = written(make)
             found, kept = layout(make, sources, wanted["tied_head"])
         answer |= found
     np.savez(out / "layout.npz", **kept)
@@ -314,4 +303,4 @@ def main(folder: Path, out: Path, only_architecture: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), "--architecture" in sys.argv[3:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), "--architecture" in sys.argv[3:], "--projector" in sys.argv[3:])

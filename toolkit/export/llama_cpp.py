@@ -12,9 +12,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from toolkit.errors import MAKE_ROOM, DataError, ExternalToolError, ResourceError, UsageError
 from toolkit.models.bases import cached_sha256
@@ -28,6 +28,7 @@ from toolkit.setup.bootstrap import LLAMA_CPP_PYTHON, LLAMA_CPP_SHA256, unpack_t
 PROJECT = Path(__file__).resolve().parents[2]
 _WARNING, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
 _PROGRESS = re.compile(r"\[ *(\d+)/ *(\d+)\]")
+_PLANNED = re.compile(r"\[ *\d+/ *\d+\] +(\S+) +- \[.*\], type = +(\w+), size = .*?(?:\((\w+)\))?$")
 _FALLBACKS = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback quantization")
 _QUANTIZED_SIZE = re.compile(r"quant size += +([\d.]+) MiB")
 
@@ -78,10 +79,13 @@ def converter_environment(source: Path) -> dict[str, str]:
     }
 
 
-def ask_converter(folder: Path, out: Path, only_architecture: bool = False) -> None:
+def ask_converter(folder: Path, out: Path, only: Literal["", "architecture", "projector"] = "") -> None:
     """Ask the pinned converter what it makes of a model folder; the answer is written into `out`.
 
     See `toolkit.models.layout`, which calls this and reads the answer.
+
+    Args:
+        only: what is asked besides the file of the language model: what llama.cpp calls it, or the file that sees.
 
     Raises:
         DataError: an architecture or tokenizer that it does not know.
@@ -89,7 +93,7 @@ def ask_converter(folder: Path, out: Path, only_architecture: bool = False) -> N
     """
     source = tree()
     command = [sys.executable, "-m", "toolkit.export.layout_worker", str(folder), str(out)]
-    command += ["--architecture"] if only_architecture else []
+    command += [f"--{only}"] if only else []
     done = subprocess.run(
         command,
         env=converter_environment(source),
@@ -198,6 +202,8 @@ class Quantized:
     fallback_tensors: int
     bytes: int
     """Of the tensors' data."""
+    types: dict[str, str] = field(default_factory=dict)
+    """Of a plan: tensor → its type, as ggml spells it in capitals; in the order of the file."""
 
 
 def quantize_file(
@@ -209,7 +215,7 @@ def quantize_file(
         source: an F32, F16 or BF16 file.
         target: written whole, or not left behind.
         on_tensor: called with (tensors begun, tensors in all).
-        plan: only compute the size.
+        plan: only tell sizes and types; `source` may be a head with a hole for the data.
 
     Raises:
         DataError: `source` is damaged, or quantized already.
@@ -217,8 +223,8 @@ def quantize_file(
         ExternalToolError: llama.cpp refuses, with its reason.
     """
     number = file_type_number(file_type)
-    header = read_gguf(source)
-    quantized = sorted({t.type for t in header.tensors} - set(UNQUANTIZED))
+    tensors = [] if plan else read_gguf(source).tensors  # a second for a large vocabulary; a plan reads no data
+    quantized = sorted({t.type for t in tensors} - set(UNQUANTIZED))
     if quantized:
         raise DataError(
             f"{source} is quantized already ({', '.join(quantized)}); a second rounding would add to the first",
@@ -230,8 +236,11 @@ def quantize_file(
     parameters.nthread = len(os.sched_getaffinity(0))
     parameters.dry_run = plan
     seen: dict[str, float] = {"fallback": 0, "mebibytes": 0}
+    types: dict[str, str] = {}
 
     def read(line: str) -> None:
+        if plan and (match := _PLANNED.search(line)):
+            types[match[1]] = (match[3] or match[2]).upper()
         if on_tensor is not None and (match := _PROGRESS.search(line)):
             on_tensor(int(match[1]), int(match[2]))
         if match := _FALLBACKS.search(line):
@@ -247,7 +256,7 @@ def quantize_file(
         target.unlink(missing_ok=True)
         _raise_failure(source, target, file_type, problems)
     size = int(seen["mebibytes"] * 2**20)
-    return Quantized(len(header.tensors), int(seen["fallback"]), size)
+    return Quantized(len(tensors) or len(types), int(seen["fallback"]), size, types)
 
 
 def _raise_failure(source: Path, target: Path, file_type: str, problems: list[str]) -> None:

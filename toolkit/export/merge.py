@@ -7,16 +7,18 @@ import math
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
 from rich.progress import track
 
 from toolkit.errors import MAKE_ROOM, ResourceError
-from toolkit.models.bases import CONFIG_FILES, TOKENIZER_FILES, check_folder
+from toolkit.export import values
+from toolkit.models.bases import CONFIG_FILES, PROCESSOR_FILES, TOKENIZER_FILES, check_folder
 from toolkit.models.ends import ends_of
 from toolkit.models.merged import MergedWeights, merged_weights
+from toolkit.models.merging import merged_onto
 from toolkit.models.safetensors_file import (
     DTYPES,
     ITEM_BYTES,
@@ -28,16 +30,15 @@ from toolkit.models.safetensors_file import (
     write_model,
     writing,
 )
+from toolkit.models.seen import seen_rows
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.models.weights import TORCH_DTYPES, TrainedWeights, weights_of
 from toolkit.recipe.schema import Recipe
-from toolkit.run.artifacts import Artifact, read_jsonl, write_json
+from toolkit.run.artifacts import Artifact, write_json
 from toolkit.run.facts import AdapterFacts, DatasetFacts, ModelFacts
 from toolkit.run.hardware import free_disk_bytes
 
 GENERATION_CONFIG = "generation_config.json"
-LOSSLESS_BELOW = 1_000_000_000
-"""Models with fewer parameters are written as float32 where 16 bits would round what was trained."""
 LOSS_ROWS = 16
 
 
@@ -64,7 +65,7 @@ def merge(
     _tell(copy_settings(merged, adapter.folder, dtype, out))
     losses = held_out_losses(recipe, adapter, dataset, out) if dataset is not None else {}
     return ModelFacts(
-        merged_onto=_onto(adapter.facts, recipe.merge.onto),
+        merged_onto=merged_onto(adapter.facts, recipe.merge.onto),
         dtype=dtype,
         tensors=len(entries),
         merged_tensors=sum(merged.is_merged(e.name) for e in entries),
@@ -84,7 +85,7 @@ def held_out_losses(
     """
     from toolkit.models.reference import held_out_loss
 
-    rows = read_jsonl(dataset.folder / "validation.jsonl")[:LOSS_ROWS]
+    rows = seen_rows(dataset.folder, "validation", adapter.facts.pictures)[:LOSS_ROWS]
     facts, tokenizer = adapter.facts, load_tokenizer(out)
 
     def loss(weights: TrainedWeights, folder: Path | None) -> float | None:
@@ -102,25 +103,10 @@ def held_out_losses(
     return found
 
 
-def _onto(facts: AdapterFacts, onto: str) -> Literal["nf4", "16-bit", "as trained"]:
-    if facts.quantization is None:
-        return "as trained"
-    return "nf4" if onto == "as trained" else "16-bit"
-
-
 def output_dtype(merged: MergedWeights, facts: AdapterFacts) -> str:
-    """float32 for a small model that 16 bits would round (quantized, or trained on a float32 base); else the base's type.
-
-    The base's type is what it was loaded in, if that was 16 bits, and otherwise what most of its bytes are stored in.
-    """
+    """The type that is merged into where nobody asks for another; see `toolkit.export.values.output_dtype`."""
     entries = [merged.entry(name) for name in merged.names()]
-    small = sum(math.prod(e.shape) for e in entries) < LOSSLESS_BELOW
-    if small and (merged.quantization is not None or facts.base_dtype == "float32"):
-        return "float32"
-    if facts.base_dtype != "float32":
-        return facts.base_dtype
-    stored = commonest_dtype(entries)
-    return stored if stored in DTYPES else "float32"
+    return values.output_dtype(entries, merged.quantization is not None, facts.base_dtype)
 
 
 def _check_disk(needed: int, out: Path) -> None:
@@ -147,8 +133,21 @@ def write_merged(merged: MergedWeights, entries: list[Entry], dtype: str, out: P
     next(steps, None)  # lets the progress bar end
 
 
-def copy_settings(merged: MergedWeights, adapter: Path, dtype: str, out: Path) -> str:
-    """Copy config, generation config, tokenizer and chat template; the tokenizer as it was trained with.
+class Tuned(Protocol):
+    """What the settings of a tuned model depend on."""
+
+    folder: Path
+    """The base."""
+    tied_head: str | None
+    head: str
+    vocabulary: int | None
+
+    def has(self, name: str) -> bool:
+        """Whether it has a tensor of this name."""
+
+
+def copy_settings(merged: Tuned, adapter: Path, dtype: str, out: Path) -> str:
+    """Copy config, generation config, processor, tokenizer and chat template; the tokenizer as it was trained with.
 
     Returns:
         A sentence about a turn's end that the base does not list as an end; empty where it does.
@@ -158,15 +157,18 @@ def copy_settings(merged: MergedWeights, adapter: Path, dtype: str, out: Path) -
     for key in ("_name_or_path", "torch_dtype", "quantization_config"):
         config.pop(key, None)
     config["dtype"] = dtype
-    if merged.tied_head is None and merged.head in merged.names():
+    if merged.tied_head is None and merged.has(merged.head):
         config["tie_word_embeddings"] = False
+        if "tie_word_embeddings" in config.get("text_config", {}):
+            config["text_config"]["tie_word_embeddings"] = False
     if merged.vocabulary is not None:
         text = config["text_config"] if "vocab_size" in config.get("text_config", {}) else config
         text["vocab_size"] = merged.vocabulary
     with writing(out / "config.json"):
         write_json(out / "config.json", config)
-        if (base / GENERATION_CONFIG).is_file():
-            shutil.copyfile(base / GENERATION_CONFIG, out / GENERATION_CONFIG)
+        for name in (GENERATION_CONFIG, *PROCESSOR_FILES):
+            if (base / name).is_file():
+                shutil.copyfile(base / name, out / name)
         # All from one folder: files of two tokenizers would not fit each other.
         tokenizer = adapter if (adapter / "tokenizer_config.json").is_file() else base
         for name in TOKENIZER_FILES:
@@ -200,7 +202,7 @@ def _take_whole_model(adapter: Artifact[AdapterFacts], out: Path) -> ModelFacts:
     check_folder(adapter.folder)
     files = model_files(adapter.folder)
     weights = sorted({path.name for path in files.values()})
-    others = [*CONFIG_FILES, *TOKENIZER_FILES, "model.safetensors.index.json"]
+    others = [*CONFIG_FILES, *TOKENIZER_FILES, *PROCESSOR_FILES, "model.safetensors.index.json"]
     for name in (*weights, *others):
         if (adapter.folder / name).is_file():
             link_or_copy(adapter.folder / name, out / name)

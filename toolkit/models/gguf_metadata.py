@@ -81,11 +81,14 @@ def _entries(old: bytes, header: GGUFHeader, texts: Texts) -> list[bytes]:
         if key not in texts:
             entries.append(old[begin:end])
         elif (text := texts[key]) is not None:
-            entries.append(_entry(key, text))
-    return entries + [_entry(key, text) for key, text in texts.items() if key not in header.places and text is not None]
+            entries.append(entry_bytes(key, text))
+    return entries + [
+        entry_bytes(key, text) for key, text in texts.items() if key not in header.places and text is not None
+    ]
 
 
-def _entry(key: str, value: str | int) -> bytes:
+def entry_bytes(key: str, value: str | int) -> bytes:
+    """A metadata entry: a text, or an unsigned number of 32 bits."""
     if isinstance(value, int):
         return _string(key) + struct.pack("<II", _UINT32, value)
     return _string(key) + struct.pack("<I", STRING) + _string(value)

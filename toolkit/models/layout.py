@@ -5,6 +5,9 @@ model: the answer is kept in the cache under the sum of what it depends on. File
 
     layout.json  architecture
                  metadata     key → value, all that the converter writes
+                 named        the keys among them that tell names and origins, not the model: they are another file's own
+                 parameters   all, shared, of one expert, number of experts: of which the size in a name is made
+                 written      the tensors as a converted file lists them: name, shape, types (a file's type → the tensor's)
                  tensors      name in the GGUF → {shape, value, parts} or {shape, constant}; shapes in transformers' order
                    value      what is done to each value: [a, b] is a * v + b, "-exp" is -exp(v)
                    parts      {source, begin, end, index}: rows begin … end of the tensor are of this tensor of the model folder
@@ -14,6 +17,7 @@ model: the answer is kept in the cache under the sum of what it depends on. File
                  unknown      name in the GGUF → why nobody can tell what it is made of
                  tied_head    how an output head of its own would be called, where the model's head is its embedding
     layout.npz   int32 places and float32 constants
+    head.gguf    the keys as the converter writes them, byte for byte, for a file of F32; the chat template is a placeholder
 
 Imports no torch by itself: a plan asks for the architecture.
 """
@@ -31,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.export.llama_cpp import ask_converter
-from toolkit.models.bases import CONFIG_FILES, TOKENIZER_FILES
+from toolkit.models.bases import CONFIG_FILES, PROCESSOR_FILES, TOKENIZER_FILES
 from toolkit.models.layout_format import Array, made_of
 from toolkit.models.safetensors_file import Entry
 from toolkit.run.artifacts import file_sha256, text_sha256
@@ -41,7 +45,7 @@ from toolkit.setup.bootstrap import LLAMA_CPP_PYTHON
 if TYPE_CHECKING:
     import torch
 
-SETTINGS = tuple(name for name in (*CONFIG_FILES, *TOKENIZER_FILES) if not name.startswith("chat_template"))
+SETTINGS = tuple(n for n in (*CONFIG_FILES, *TOKENIZER_FILES, *PROCESSOR_FILES) if not n.startswith("chat_template"))
 """Files of a model folder that the converter reads besides the weights. Templates are judged by what they render."""
 
 
@@ -56,6 +60,11 @@ class Layout:
     unknown: dict[str, str]
     tied_head: str
     arrays: dict[str, Array] = field(repr=False)
+    folder: Path
+    """Holds the answer's files."""
+    named: list[str]
+    parameters: list[int]
+    written: list[dict[str, Any]]
 
     def sources(self, name: str) -> list[str]:
         """The model folder's tensors that a tensor of the GGUF is made of, each once; none for one that the converter adds."""
@@ -111,7 +120,9 @@ class Layout:
             return "transposed" if sorted(axes) == list(range(len(told["shape"]))) else "reshaped"
         rows = self.arrays[moved[0]["key"]]
         if index[0]["axis"] == 0 and len(moved) == 1 and moved[0] is index[0] and len(set(rows.tolist())) == len(rows):
-            return "rows permuted" if sorted(rows.tolist()) == list(range(len(rows))) else "split"
+            ordered = sorted(rows.tolist())
+            permuted = ordered == list(range(len(rows))) and ordered != rows.tolist()
+            return "rows permuted" if permuted else "split"
         return "split" if len(told["shape"]) == len(index) else "reshaped"
 
 
@@ -119,27 +130,30 @@ def _nothing(source: str) -> Array:
     raise KeyError(source)
 
 
-def layout_of(settings: Path, entries: Iterable[Entry], tied_head: str | None = None) -> Layout:
+def layout_of(
+    settings: Path, entries: Iterable[Entry], tied_head: str | None = None, projector: bool = False
+) -> Layout:
     """The layout of a model, from the cache or asked now (some ten seconds).
 
     Args:
-        settings: a folder with the model's configuration and tokenizer.
+        settings: a folder with the model's configuration, tokenizer and processor.
         entries: every tensor of the model, whose values do not matter.
         tied_head: name of a head that is the embedding itself, and no tensor of its own.
+        projector: of the file that sees (mmproj), not of the language model's.
 
     Raises:
         DataError: an architecture or tokenizer that llama.cpp does not know.
         ExternalToolError: the converter fails.
     """
     entries = list(entries)
-    folder = cache_home() / "layouts" / _key(settings, entries, tied_head)[:40]
+    folder = cache_home() / "layouts" / _key(settings, entries, tied_head, projector)[:40]
     if not (folder / "layout.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".asked-") as scratch:
             view, answer = Path(scratch) / "model", Path(scratch) / "answer"
             answer.mkdir()
             _show(settings, entries, tied_head, view)
-            ask_converter(view, answer)
+            ask_converter(view, answer, "projector" if projector else "")
             # Who was faster has written the same.
             if not folder.exists():
                 answer.replace(folder)
@@ -151,7 +165,18 @@ def read_layout(folder: Path) -> Layout:
     told = json.loads((folder / "layout.json").read_text(encoding="utf-8"))
     with np.load(folder / "layout.npz", allow_pickle=False) as arrays:
         kept = {name: arrays[name] for name in arrays.files}
-    return Layout(told["architecture"], told["metadata"], told["tensors"], told["unknown"], told["tied_head"], kept)
+    return Layout(
+        told["architecture"],
+        told["metadata"],
+        told["tensors"],
+        told["unknown"],
+        told["tied_head"],
+        kept,
+        folder,
+        told["named"],
+        told["parameters"],
+        told["written"],
+    )
 
 
 def architecture_of(folder: Path) -> str:
@@ -164,7 +189,7 @@ def architecture_of(folder: Path) -> str:
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".asked-") as scratch:
-            ask_converter(folder.resolve(), Path(scratch), only_architecture=True)
+            ask_converter(folder.resolve(), Path(scratch), "architecture")
             name = json.loads((Path(scratch) / "layout.json").read_text(encoding="utf-8"))["architecture"]
             (Path(scratch) / "name").write_text(name, encoding="utf-8")
             (Path(scratch) / "name").replace(kept)
@@ -174,13 +199,16 @@ def architecture_of(folder: Path) -> str:
 def _asked(what: str) -> str:
     """Sum of a question and of everybody who answers it."""
     package = Path(__file__).parents[1]
-    programs = [file_sha256(package / name) for name in ("export/layout_worker.py", "models/layout_format.py")]
+    programs = [
+        file_sha256(package / name)
+        for name in ("export/layout_worker.py", "export/layout_head.py", "models/layout_format.py")
+    ]
     return text_sha256(json.dumps([what, LLAMA_CPP_PYTHON, *programs]))
 
 
-def _key(settings: Path, entries: list[Entry], tied_head: str | None) -> str:
+def _key(settings: Path, entries: list[Entry], tied_head: str | None, projector: bool) -> str:
     files = {name: file_sha256(settings / name) for name in SETTINGS if (settings / name).is_file()}
-    return _asked(json.dumps([files, [(e.name, e.dtype, e.shape) for e in entries], tied_head]))
+    return _asked(json.dumps([files, [(e.name, e.dtype, e.shape) for e in entries], tied_head, projector]))
 
 
 def _show(settings: Path, entries: list[Entry], tied_head: str | None, view: Path) -> None:
@@ -189,6 +217,13 @@ def _show(settings: Path, entries: list[Entry], tied_head: str | None, view: Pat
     for name in SETTINGS:
         if (settings / name).is_file():
             shutil.copyfile(settings / name, view / name)
+    # A template of this view's own: the converter prefers one in tokenizer_config.json.
+    tokenizer = view / "tokenizer_config.json"
+    if tokenizer.is_file():
+        told = json.loads(tokenizer.read_text(encoding="utf-8"))
+        told.pop("chat_template", None)
+        tokenizer.write_text(json.dumps(told), encoding="utf-8")
+    (view / "chat_template.jinja").write_text("{# a placeholder #}", encoding="utf-8")
     header, end = {}, 0
     for entry in entries:
         header[entry.name] = {
@@ -201,5 +236,5 @@ def _show(settings: Path, entries: list[Entry], tied_head: str | None, view: Pat
     with (view / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)  # a hole: no disk is used
-    told = {"tensors": {entry.name: entry.shape for entry in entries}, "tied_head": tied_head or ""}
-    (view / "sources.json").write_text(json.dumps(told), encoding="utf-8")
+    sources = {"tensors": {entry.name: entry.shape for entry in entries}, "tied_head": tied_head or ""}
+    (view / "sources.json").write_text(json.dumps(sources), encoding="utf-8")

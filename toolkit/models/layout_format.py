@@ -34,7 +34,8 @@ def valued(value: Any, array: Array) -> Array:
     a, b = value
     if (a, b) == (1.0, 0.0):
         return array
-    return np.asarray((array if a == 1.0 else array * np.float32(a)) + np.float32(b), dtype=array.dtype)
+    scaled = array if a == 1.0 else array * np.float32(a)
+    return np.asarray(scaled if b == 0.0 else scaled + np.float32(b), dtype=array.dtype)  # -0 stays -0
 
 
 def _part(part: Mapping[str, Any], source: Array, shape: tuple[int, ...], kept: Mapping[str, Array]) -> Array:

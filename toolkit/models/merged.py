@@ -9,6 +9,7 @@ import torch
 
 from toolkit.models.adapters import LoraAdapter
 from toolkit.models.checkpoint_names import CheckpointNames
+from toolkit.models.merging import stack_of
 from toolkit.models.peft_layers import TunedLayers
 from toolkit.models.safetensors_file import Entry
 from toolkit.models.weights import TrainedWeights, meta_model, weights_of
@@ -57,7 +58,7 @@ class MergedWeights:
         if not all(acting):
             return any(acting)
         return not torch.equal(
-            *(self._layers.merged(n, self.weights.load(embedding), self._parameter) for n in (head, embedding))
+            *(self._layers.merged(n, self.weights.parameter(embedding), self._parameter) for n in (head, embedding))
         )
 
     def _parameter(self, name: str) -> torch.Tensor:
@@ -69,9 +70,13 @@ class MergedWeights:
         parted = [head] if head is not None and self.tied_head is None else []
         return self.weights.names() + parted
 
+    def has(self, name: str) -> bool:
+        """Whether the merged model has a tensor of this name."""
+        return name in self.names()
+
     def entry(self, name: str) -> Entry:
         """Shape of a tensor, and the type of the base's file."""
-        found = self.weights.entry(self.weights.embedding if name == self.weights.tied_head else name)
+        found = self.weights.entry(_stored(self.weights, name))
         return Entry(name, found.dtype, found.shape)
 
     def is_merged(self, name: str) -> bool:
@@ -87,7 +92,7 @@ class MergedWeights:
     def base(self, name: str) -> torch.Tensor:
         """The tensor as the base had it in training; a head that the adapter parts from the embedding was the embedding."""
         below = self.weights
-        found = below.embedding if name == below.tied_head else name
+        found = _stored(below, name)
         return below.base(found) if isinstance(below, MergedWeights) else below.load(found)
 
     def load(self, name: str) -> torch.Tensor:
@@ -102,7 +107,7 @@ class MergedWeights:
         """The merged tensor, computed in place of `base` (which is this tensor of the base, in any type) and in its type."""
         below = self.weights
         if isinstance(below, MergedWeights):
-            base = below.merged(below.embedding if name == below.tied_head else name, base)
+            base = below.merged(_stored(below, name), base)
         parameter = self.spelled.parameter(name)
         if not self._layers.touches(parameter, self._parameter):
             return base
@@ -121,13 +126,13 @@ class MergedWeights:
         return self._split[parameter, dtype]
 
 
+def _stored(weights: TrainedWeights | MergedWeights, name: str) -> str:
+    """The file's name of a tensor; of a tied head, which is none of its own, the embedding's."""
+    return weights.spelled.sources(weights.embedding)[0] if name == weights.tied_head else name
+
+
 KEPT = 4
 """A layer's two parameters of experts, in two types: their tensors lie side by side in the files."""
-
-
-def stack_of(adapter: Artifact[AdapterFacts]) -> list[Path]:
-    """The folders of an artifact's adapters, in the order in which they were trained one on another."""
-    return [adapter.folder, *(adapter.folder / f"then-{i}" for i in range(1, adapter.facts.stacked + 1))]
 
 
 def merged_weights(adapter: Artifact[AdapterFacts], onto: Literal["as trained", "16-bit"]) -> MergedWeights:

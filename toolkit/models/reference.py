@@ -21,15 +21,16 @@ from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from rich.console import Console
 from rich.progress import track
-from transformers import AutoModelForCausalLM
 
-from toolkit.errors import DataError
+from toolkit.errors import DataError, ResourceError
 from toolkit.models.adapters import LoraAdapter
 from toolkit.models.chat_template import NOTHING_TOLD
-from toolkit.models.merged import MergedWeights, below_the_last, stack_of
+from toolkit.models.merged import MergedWeights, below_the_last
+from toolkit.models.merging import stack_of
 from toolkit.models.peft_layers import base_name, with_adapter
 from toolkit.models.safetensors_file import writing
-from toolkit.models.weights import TrainedWeights, attention_of, weights_of
+from toolkit.models.seen import Picture, given
+from toolkit.models.weights import TrainedWeights, attention_of, model_class, weights_of
 from toolkit.run.artifacts import Artifact, new_file
 from toolkit.run.facts import AdapterFacts
 from toolkit.train.rows import NOT_LEARNED, tokenize
@@ -45,6 +46,8 @@ class TeacherForced(NamedTuple):
 
     ids: list[int]
     first: int
+    pictures: tuple[Picture, ...] = ()
+    """That the sequence shows."""
 
     @property
     def positions(self) -> int:
@@ -75,7 +78,8 @@ def model_logits(model: Any, sequences: Sequence[TeacherForced]) -> Iterator[tor
     for sequence in sequences:
         ids = torch.tensor([sequence.ids[:-1]], device=device)
         wanted = torch.arange(sequence.first - 1, len(sequence.ids) - 1, device=device)
-        yield model(ids, use_cache=False, logits_to_keep=wanted).logits[0].float().cpu()
+        seen = given(ids, sequence.pictures)
+        yield model(input_ids=ids, use_cache=False, logits_to_keep=wanted, **seen).logits[0].float().cpu()
 
 
 class Reference:
@@ -99,7 +103,7 @@ class Reference:
         config = weights.structure().config
         # Buffers are made for real: rotary frequencies are in no file.
         with init_empty_weights(include_buffers=False):
-            self._causal: Any = AutoModelForCausalLM.from_config(
+            self._causal: Any = model_class(config).from_config(
                 config, dtype=torch.float32, attn_implementation=attention_of(config), trust_remote_code=False
             )
         self._model: Any = self._causal
@@ -177,6 +181,12 @@ class Reference:
         if self.forward == "whole":
             yield from model_logits(self._causal, sequences)
             return
+        if any(sequence.pictures for sequence in sequences):
+            raise ResourceError(
+                f"the float32 weights of {self._weights.folder} take more than half of the free memory, and behind pictures a "
+                "model is not read layer by layer",
+                "Close other programs, or take a machine with more memory.",
+            )
         for batch in _batches(sequences):
             longest = max(len(sequence.ids) for sequence in batch) - 1
             # Padded at the end, where nothing of the sequence itself can see it.
@@ -293,7 +303,7 @@ def held_out_loss(
     kept = [part for part in parts if part is not None][:limit]
     if not kept:
         return None
-    sequences = [TeacherForced(row.input_ids, row.first) for row in kept]
+    sequences = [TeacherForced(row.input_ids, row.first, row.pictures) for row in kept]
     reference = Reference(weights, adapter)
     total = 0.0
     shown = track(reference.logits(sequences), "held-out loss", len(sequences), console=stderr, transient=True)

@@ -6,6 +6,7 @@ adapter learns to correct the rounded weights.
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any, cast
@@ -49,13 +50,14 @@ class TrainedWeights:
         self.tied_head = tied_head(model)
         """Name of an output head that is the embedding itself; it is no tensor of its own. None: untied."""
         self.embedding = embedding_name(model)
-        """Name of the token embedding's weight."""
+        """Name of the token embedding's weight in memory; files may spell it otherwise (`spelled`)."""
         self.head = head_name(model)
         """The output head's weight, also where it is the embedding itself."""
         self.spelled = CheckpointNames(model, self._files)
         """The files' names and those of the parameters in memory."""
         self._quantized = quantized_names(model) if quantization else set()
-        self._resized = set() if vocabulary is None else {self.embedding, self.head}
+        ends = () if vocabulary is None else (self.embedding, self.head)
+        self._resized = {name for end in ends for name in self.spelled.sources(end)}
 
     def structure(self) -> Any:
         """The model without its weights (torch's meta device), as it was trained: resized where that was done."""
@@ -144,8 +146,20 @@ def round_to_nf4(weight: torch.Tensor, quantization: Quantization) -> torch.Tens
         compress_statistics=quantization.double_quantization,
         quant_type=quantization.quant_type,
     )
+    return unpacked(packed, state).cpu()
+
+
+def unpacked(packed: torch.Tensor, state: Any) -> torch.Tensor:
+    """What bitsandbytes holds in 4 bits, float32: the values themselves, whatever type the base was loaded in.
+
+    Args:
+        packed, state: `weight.data` and `weight.quant_state` of a `Linear4bit`.
+    """
+    import bitsandbytes.functional as bnb
+
+    state = copy.copy(state)
     state.dtype = torch.float32
-    return cast(torch.Tensor, bnb.dequantize_4bit(packed, state).cpu())
+    return cast(torch.Tensor, bnb.dequantize_4bit(packed, state))
 
 
 def model_config(folder: Path, vocabulary: int | None = None) -> Any:
@@ -158,6 +172,14 @@ def model_config(folder: Path, vocabulary: int | None = None) -> Any:
     return config
 
 
+def model_class(config: Any) -> Any:
+    """transformers' auto class of a configuration: of a text model; where it has none, of a model that sees."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    text, seeing = AutoModelForCausalLM._model_mapping, AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if type(config) in seeing and type(config) not in text else AutoModelForCausalLM
+
+
 def meta_model(folder: Path, vocabulary: int | None = None, untied: bool = False) -> Any:
     """The model's structure without its weights (torch's meta device).
 
@@ -168,14 +190,12 @@ def meta_model(folder: Path, vocabulary: int | None = None, untied: bool = False
     Raises:
         DataError: transformers has no such architecture.
     """
-    from transformers import AutoModelForCausalLM
-
     try:
         config = model_config(folder, vocabulary)
         if untied:
             config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return model_class(config).from_config(config, trust_remote_code=False)
     except (ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"{folder / 'config.json'}: {reason}", "Choose a base that transformers knows.") from error
@@ -190,7 +210,8 @@ def quantized_names(model: nn.Module) -> set[str]:
 def tied_head(model: nn.Module) -> str | None:
     """The output head's weight when it shares the embedding's values."""
     head = cast(Any, model).get_output_embeddings()
-    if head is None or not getattr(cast(Any, model).config.get_text_config(), "tie_word_embeddings", False):
+    # Of the model's own configuration: what that of a text part says, transformers does not follow.
+    if head is None or not getattr(cast(Any, model).config, "tie_word_embeddings", False):
         return None
     return next(f"{name}.weight" for name, module in model.named_modules() if module is head)
 

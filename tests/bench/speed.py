@@ -1,0 +1,210 @@
+"""An adapter's way into a GGUF file, as others go it and as this project does: `python -m tests.bench.speed [--times 3]`.
+
+The reference is what everybody does by hand, a process for each step: PEFT's `merge_and_unload` and `save_pretrained`, the pinned
+tree's own `convert_hf_to_gguf.py`, and `llama_model_quantize` (for Q8_0 too). Ours is the export in one pass. They take turns, so
+that a machine that is slower for a while is so for both; what counts are the ratios of neighbours.
+
+The adapter is a LoRA of rank 16 on all linear layers, of the embedded base and of a Llama of 1.1B random parameters in bfloat16,
+which is made in the cache's folder `bench` when it is not there (2.2 GB).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from tests.bench.speed_models import Case, cases
+from tests.children import child_environment
+from toolkit.export.llama_cpp import converter_environment, tree
+from toolkit.run.places import cache_home
+
+FILE_TYPES = ("Q8_0", "Q4_K_M")
+MERGE = """
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+base, adapter, out, dtype = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
+PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out)
+AutoTokenizer.from_pretrained(base).save_pretrained(out)
+"""
+QUANTIZE = """
+import sys
+from pathlib import Path
+from toolkit.export.llama_cpp import quantize_file
+quantize_file(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+"""
+OURS = """
+import sys
+from pathlib import Path
+from toolkit.export.straight import export
+from toolkit.recipe.schema import Recipe
+from toolkit.run.artifacts import Artifact, Cost
+from toolkit.run.facts import AdapterFacts
+facts, adapter, recipe, file_type, out = sys.argv[1:]
+artifact = Artifact(Path(adapter), AdapterFacts.model_validate_json(facts), "", {}, Cost())
+export(Recipe.model_validate_json(recipe), artifact, [file_type], Path(out))
+"""
+
+
+LAUNCHER = """
+import json, os, subprocess, sys, time
+start = time.monotonic()
+process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
+_, status, used = os.wait4(process.pid, 0)
+wall = time.monotonic() - start
+print(json.dumps([wall, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024]))
+sys.exit(os.waitstatus_to_exitcode(status) != 0)
+"""
+"""A process's peak begins with that of the one that starts it, so a small one starts it."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one or several processes took."""
+
+    wall: float = 0.0
+    """Seconds."""
+    cpu: float = 0.0
+    """Seconds of all cores."""
+    peak: int = 0
+    """Bytes of the largest process."""
+    disk: int = 0
+    """Bytes of all files that were left."""
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.wall + other.wall, self.cpu + other.cpu, max(self.peak, other.peak), self.disk + other.disk)
+
+
+def spent(command: list[str], folder: Path, environment: dict[str, str]) -> Spent:
+    """Run a process; what it and its children took, and what it left in `folder`."""
+    before = bytes_in(folder)
+    launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, *command]
+    done = subprocess.run(launcher, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    return Spent(*json.loads(done.stdout.splitlines()[-1]), bytes_in(folder) - before)
+
+
+def bytes_in(folder: Path) -> int:
+    """Of all files below."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def reference(case: Case, file_type: str, work: Path) -> tuple[Spent, Spent]:
+    """(The whole chain, its last step alone)."""
+    merged, converted = work / "merged", work / "merged-f16.gguf"
+    here, theirs = child_environment(), converter_environment(tree())
+    python = sys.executable
+    merging = [python, "-c", MERGE, str(case.base), str(case.adapter.folder), str(merged), case.dtype]
+    converting = [python, str(tree() / "convert_hf_to_gguf.py"), str(merged), "--outfile", str(converted)]
+    before = spent(merging, work, here) + spent([*converting, "--outtype", "f16"], work, theirs)
+    quantizing = [python, "-c", QUANTIZE, str(converted), str(work / "reference.gguf"), file_type]
+    last = spent(quantizing, work, here)
+    return before + last, last
+
+
+def ours(case: Case, file_type: str, work: Path, home: Path | None = None) -> Spent:
+    """The export in one pass.
+
+    Args:
+        home: another cache than this user's.
+    """
+    recipe = case.recipe(file_type).model_dump_json()
+    facts = case.adapter.facts.model_dump_json()
+    command = [sys.executable, "-c", OURS, facts, str(case.adapter.folder), recipe, file_type, str(work)]
+    environment = child_environment(**({"TUNE2OLLAMA_HOME": str(home)} if home else {}))
+    return spent(command, work, environment)
+
+
+def first_time(case: Case, file_type: str, work: Path) -> Spent:
+    """The same, where nothing is known of the base yet."""
+    with tempfile.TemporaryDirectory() as home:
+        for name in ("llama.cpp", "sources", "bases"):
+            if (cache_home() / name).exists():
+                (Path(home) / name).symlink_to(cache_home() / name)
+        return ours(case, file_type, work, Path(home))
+
+
+def measured(case: Case, file_type: str, times: int) -> dict[str, Any]:
+    """Reference and ours in turns."""
+    found: dict[str, list[Spent]] = {"reference": [], "quantize alone": [], "ours": [], "ours, first time": []}
+    rounds = track(range(times), f"{case.name} to {file_type}", console=Console(stderr=True))
+    for number in rounds:
+        with (
+            tempfile.TemporaryDirectory(dir=work_folder()) as one,
+            tempfile.TemporaryDirectory(dir=work_folder()) as two,
+        ):
+            whole, last = reference(case, file_type, Path(one))
+            found["reference"].append(whole)
+            found["quantize alone"].append(last)
+            found["ours"].append(ours(case, file_type, Path(two)))
+            if number == 0:
+                shutil.rmtree(two)
+                Path(two).mkdir()
+                found["ours, first time"].append(first_time(case, file_type, Path(two)))
+    return {"case": case.name, "file_type": file_type, "parameters": case.parameters, "spent": found}
+
+
+def work_folder() -> Path:
+    """Where the files go: on the disk that the cache is on."""
+    folder = cache_home() / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def table_of(rows: list[dict[str, Any]]) -> Table:
+    """A row for each way: medians, and ratios to the reference of the same round with their range."""
+    table = Table("model", "to", "way", "wall s", "CPU s", "peak GB", "disk GB", "wall / reference", "peak / reference")
+    for row in rows:
+        whole: list[Spent] = row["spent"]["reference"]
+        for way, several in row["spent"].items():
+            wall = [one.wall / other.wall for one, other in zip(several, whole)]
+            peak = [one.peak / other.peak for one, other in zip(several, whole)]
+            middle = [median(getattr(one, key) for one in several) for key in ("wall", "cpu", "peak", "disk")]
+            table.add_row(
+                row["case"],
+                row["file_type"],
+                way,
+                f"{middle[0]:.1f}",
+                f"{middle[1]:.1f}",
+                f"{middle[2] / 1e9:.2f}",
+                f"{middle[3] / 1e9:.2f}",
+                f"{median(wall):.2f} ({min(wall):.2f}–{max(wall):.2f})",
+                f"{median(peak):.2f}",
+            )
+    return table
+
+
+def main() -> None:
+    """Print the table, and every figure as JSON below it with --json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--only", default="", help="embedded or 1.1B")
+    parser.add_argument("--types", default=",".join(FILE_TYPES))
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    rows = [
+        measured(case, file_type, asked.times)
+        for case in cases(work_folder(), asked.only)
+        for file_type in asked.types.split(",")
+    ]
+    Console(width=140).print(table_of(rows))
+    if asked.json:
+        print(json.dumps(rows, default=vars))
+
+
+if __name__ == "__main__":
+    main()

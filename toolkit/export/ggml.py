@@ -1,0 +1,106 @@
+"""ggml's own routines for a tensor's stored types, called in the library that llama-cpp-python brings.
+
+They are those that llama.cpp's converter and quantizer end in, and they let go of Python's lock: rows go to as many threads as
+there are cores.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.errors import ExternalToolError
+from toolkit.export.llama_cpp import library
+from toolkit.models.gguf_head import type_number
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+SIXTEEN = {"float16": "F16", "bfloat16": "BF16"}
+"""torch's names of the types of 16 bits → ggml's."""
+
+
+@functools.cache
+def _ggml() -> Any:
+    """ggml's library.
+
+    Raises:
+        ExternalToolError: it is not there, or does not load.
+    """
+    folder = Path(str(library().__file__)).parent / "lib"
+    found = [path for suffix in ("so", "dylib", "dll") for path in sorted(folder.glob(f"*ggml-base.{suffix}"))]
+    if not found:
+        raise ExternalToolError(f"{folder} holds no library of ggml", "Run: make setup")
+    ggml = ctypes.CDLL(str(found[0]))
+    pointer, number, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    ggml.ggml_quantize_chunk.argtypes = [integer, pointer, pointer, number, number, number, pointer]
+    ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+    for kind in ("fp16", "bf16"):
+        getattr(ggml, f"ggml_fp32_to_{kind}_row").argtypes = [pointer, pointer, number]
+        getattr(ggml, f"ggml_{kind}_to_fp32_row").argtypes = [pointer, pointer, number]
+    ggml.ggml_validate_row_data.argtypes = [integer, pointer, ctypes.c_size_t]
+    ggml.ggml_validate_row_data.restype = ctypes.c_bool
+    return ggml
+
+
+def stored(values: Floats, kind: str, row_bytes: int) -> Bytes:
+    """Rows as they are stored.
+
+    Args:
+        values: float32 [rows, row length], contiguous.
+        kind: F32, F16, BF16, or a quantized type whose blocks the row length is a multiple of.
+        row_bytes: what a row takes; see `toolkit.models.gguf_head.HeadTensor.row_bytes`.
+
+    Returns:
+        uint8 [rows, row_bytes].
+    """
+    values = np.ascontiguousarray(values)
+    rows, length = values.shape
+    if kind == "F32":
+        return values.view(np.uint8)
+    out = np.empty((rows, row_bytes), np.uint8)
+    if kind in ("F16", "BF16"):
+        _to_16_bits(kind)(values.ctypes.data, out.ctypes.data, values.size)
+        return out
+    size = _ggml().ggml_quantize_chunk(type_number(kind), values.ctypes.data, out.ctypes.data, 0, rows, length, None)
+    if size != out.nbytes:
+        raise ExternalToolError(f"ggml made {size} bytes of {kind}, {out.nbytes} were expected", "Run: make setup")
+    return out
+
+
+def widened(raw: Bytes, kind: str) -> Floats:
+    """Rows of F32, F16 or BF16 (uint8 [rows, bytes a row]) as float32."""
+    if kind == "F32":
+        return raw.view(np.float32)
+    out = np.empty((len(raw), raw.shape[1] // 2), np.float32)
+    _from_16_bits(kind)(raw.ctypes.data, out.ctypes.data, out.size)
+    return out
+
+
+def rounded(values: Floats, dtype: str) -> Floats:
+    """float32 values rounded to what float16 or bfloat16 can hold, to the nearest, ties to even; for float32 the same array."""
+    if dtype not in SIXTEEN:
+        return values
+    values = np.ascontiguousarray(values)
+    half = np.empty(values.shape, np.uint16)
+    _to_16_bits(SIXTEEN[dtype])(values.ctypes.data, half.ctypes.data, values.size)
+    out = np.empty_like(values)
+    _from_16_bits(SIXTEEN[dtype])(half.ctypes.data, out.ctypes.data, values.size)
+    return out
+
+
+def are_numbers(raw: Bytes, kind: str) -> bool:
+    """Whether rows of a type hold neither NaN nor infinity, as llama.cpp's quantizer asks of what it reads."""
+    return bool(_ggml().ggml_validate_row_data(type_number(kind), raw.ctypes.data, raw.nbytes))
+
+
+def _to_16_bits(kind: str) -> Any:
+    return getattr(_ggml(), f"ggml_fp32_to_{'fp16' if kind == 'F16' else 'bf16'}_row")
+
+
+def _from_16_bits(kind: str) -> Any:
+    return getattr(_ggml(), f"ggml_{'fp16' if kind == 'F16' else 'bf16'}_to_fp32_row")

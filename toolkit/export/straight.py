@@ -1,0 +1,168 @@
+"""GGUF files straight from a base and its adapter: all that the converter and the quantizer would make of the merged model.
+
+See `toolkit.export.fused` for how, and `toolkit.export.convert` for what is told in the files.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from toolkit.errors import UsageError
+from toolkit.export.convert import convert, licenses, metadata, protect_template
+from toolkit.export.fused import Planned, check_room, plan_converted, plan_quantized, write_files
+from toolkit.export.head import END, check_end, converted_entries, with_ends
+from toolkit.export.settings import Settings, settings_of
+from toolkit.export.values import Values
+from toolkit.models.adapter_files import check_adapter
+from toolkit.models.layout import Layout, layout_of
+from toolkit.models.merging import merged_onto, stack_of
+from toolkit.recipe.schema import Recipe
+from toolkit.run.artifacts import Artifact, file_sha256
+from toolkit.run.facts import AdapterFacts, DatasetFacts, GGUFFacts, GGUFFile, ModelFacts
+
+stderr = Console(file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was made."""
+
+    facts: GGUFFacts
+    model: ModelFacts
+    """Of the merged model that was never written."""
+    without_torch: bool
+
+
+def export(
+    recipe: Recipe,
+    adapter: Artifact[AdapterFacts],
+    file_types: Sequence[str],
+    out: Path,
+    dataset: Artifact[DatasetFacts] | None = None,
+    model: ModelFacts | None = None,
+) -> Written | None:
+    """Write `<name>-<type>.gguf` for every file type into `out`; and `<name>-mmproj-….gguf` where pictures were trained on.
+
+    Args:
+        adapter: of method lora or qlora.
+        file_types: `recipe.export.converted`, which all others are quantized from and which may be left out, and quantized ones.
+        model: what is told of the merge, with losses, where they were measured.
+
+    Returns:
+        None where not every tensor's way into the file is known: then the converter has to go it.
+
+    Raises:
+        DataError: an adapter that does not fit, is damaged or holds no numbers; an architecture that llama.cpp does not know.
+        UsageError: a kind of adapter that has no merge; an unknown file type.
+        ResourceError: the disk is full, or will be.
+        ExternalToolError: the converter or the quantizer fails.
+    """
+    kind = recipe.export.converted
+    others = [file_type for file_type in file_types if file_type != kind]
+    if adapter.facts.method == "full":
+        raise UsageError(f"{adapter.folder} is a whole model", "Convert it: tune2ollama convert")
+    for folder in stack_of(adapter):
+        check_adapter(folder)
+    # Whoever wants 32 bits wants all of them.
+    values = Values(adapter, recipe.merge.onto, "float32" if kind == "F32" else "")
+    model = model or model_facts(values, adapter.facts, recipe.merge.onto)
+    settings = settings_of(values, adapter.folder, adapter.facts.chat_template_kwargs)
+    told = metadata(recipe, adapter, model, dataset)
+    licence = licenses(recipe, adapter.facts)
+    layout = _layout(values, settings, projector=False)
+    sees = _layout(values, settings, projector=True) if adapter.facts.pictures is not None else None
+    if layout is None or (sees is None and adapter.facts.pictures is not None):
+        return None
+    check_end(settings.end, layout.metadata.get(END), f"{recipe.name}-{kind}.gguf", adapter.folder)
+    template = protect_template(settings.template)
+    entries = converted_entries(layout, settings, recipe.name, told, licence, template, kind)
+    entries, said = with_ends(entries, settings.ends, f"{recipe.name}-{kind}.gguf")
+    converted = plan_converted(layout, entries, kind)
+    plans = [converted] if kind in file_types else []
+    plans += plan_quantized(converted, entries, others)
+    files = {out / f"{recipe.name}-{planned.file_type}.gguf": planned for planned in plans}
+    projector: dict[Path, Planned] = {}
+    if sees is not None:
+        kind = "F32" if kind == "F32" else "F16"
+        planned = plan_converted(sees, converted_entries(sees, settings, recipe.name, told, licence, "", kind), kind)
+        projector = {out / f"{recipe.name}-mmproj-{kind}.gguf": planned}
+    check_room([*files.values(), *projector.values()], out)
+    for sentence in (said, settings.told):
+        if sentence:
+            stderr.print(sentence, markup=False)
+    _write(values, layout, converted, files, f"{recipe.name} to {', '.join(file_types)}")
+    for path, planned in projector.items():
+        _write(values, sees or layout, planned, {path: planned}, f"{recipe.name}'s eyes")
+    made = {planned.file_type: _described(path, planned) for path, planned in files.items()}
+    facts = GGUFFacts(
+        files=[made[file_type] for file_type in file_types],
+        mmproj=next((_described(path, planned) for path, planned in projector.items()), None),
+        architecture=layout.architecture,
+        template_protected="tokenizer.chat_template" in entries,
+    )
+    without_torch = values.without_torch and not any(told.get("value") == "-exp" for told in layout.tensors.values())
+    return Written(facts, model, without_torch)
+
+
+def convert_straight(
+    recipe: Recipe,
+    adapter: Artifact[AdapterFacts],
+    model: Artifact[ModelFacts],
+    out: Path,
+    dataset: Artifact[DatasetFacts] | None = None,
+) -> GGUFFacts:
+    """The run's stage: the converted file from base and adapter; of a whole model that was trained, by the converter.
+
+    Raises:
+        as `export`.
+    """
+    if adapter.facts.method != "full":
+        made = export(recipe, adapter, [recipe.export.converted], out, dataset, model.facts)
+        if made is not None:
+            return made.facts
+    return convert(recipe, adapter, model, out, dataset)
+
+
+def model_facts(values: Values, facts: AdapterFacts, onto: str) -> ModelFacts:
+    """Of the merged model, as the merge would tell it; without losses."""
+    entries = values.entries()
+    return ModelFacts(
+        merged_onto=merged_onto(facts, onto),
+        dtype=values.dtype,
+        tensors=len(entries),
+        merged_tensors=sum(values.is_merged(entry.name) for entry in entries),
+        parameters=sum(math.prod(entry.shape) for entry in entries),
+    )
+
+
+def _layout(values: Values, settings: Settings, projector: bool) -> Layout | None:
+    found = layout_of(settings.folder, values.entries(), values.tied_head, projector)
+    names = {tensor["name"] for tensor in found.written}
+    return found if names == found.tensors.keys() and not found.unknown else None
+
+
+def _write(values: Values, layout: Layout, converted: Planned, files: dict[Path, Planned], what: str) -> None:
+    columns: tuple[Any, ...] = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr, transient=True) as progress:
+        total = sum(tensor.rows * tensor.shape[0] for tensor in converted.tensors.values())
+        task = progress.add_task(what, total=total)
+        write_files(values, layout, converted, files, lambda count: progress.advance(task, count))
+
+
+def _described(path: Path, planned: Planned) -> GGUFFile:
+    return GGUFFile(
+        name=path.name,
+        file_type=planned.file_type,
+        bytes=path.stat().st_size,
+        sha256=file_sha256(path),
+        fallback_tensors=planned.fallbacks,
+        tensors=len(planned.tensors),
+    )
