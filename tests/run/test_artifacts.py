@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.disk import ran_on_a_full_disk
 from toolkit.errors import DataError
 from toolkit.run import artifacts
 from toolkit.run.artifacts import Cost, finish_publishing, publish, read_artifact
@@ -105,12 +106,13 @@ def test_kill_9_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     artifacts.write_text(tmp_path / "a.txt", "old")
-    code = (
-        "import resource, signal, sys\nfrom pathlib import Path\nfrom toolkit.run.artifacts import write_text\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "write_text(Path(sys.argv[1]), 'x' * 100000)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.txt")], capture_output=True, text=True)
+    code = """
+import sys
+from pathlib import Path
+from toolkit.run.artifacts import write_text
+write_text(Path(sys.argv[1]), "x" * 100000)
+"""
+    done = ran_on_a_full_disk(code, tmp_path / "a.txt", size=1000)
     assert done.returncode == 1 and "OSError" in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer, models
 from tests.children import child_environment
 from tests.disk import largest_file
 from tests.small_models import tiny_llama
-from toolkit.cli import translated
+from toolkit.cli import HALF_WRITTEN, translated
 from toolkit.errors import ResourceError
 from toolkit.models.safetensors_file import writing
 
@@ -49,6 +50,20 @@ def test_every_library_s_own_words_for_a_full_disk_are_known(writer: str, tmp_pa
     assert isinstance(translated(error), ResourceError)
 
 
+def test_bytecode_that_a_full_disk_cut_is_named_with_what_mends_it(tmp_path: Path) -> None:
+    (tmp_path / "cut.py").write_text("long = " + repr(list(range(10_000))), encoding="utf-8")
+    command = [sys.executable, "-c", "import cut"]
+    environment = child_environment(str(tmp_path), PYTHONDONTWRITEBYTECODE="")
+    with largest_file(10_000):
+        subprocess.run(command, env=environment, check=True)
+    (bytecode,) = (tmp_path / "__pycache__").iterdir()
+    assert bytecode.stat().st_size == 10_000
+    failed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert HALF_WRITTEN in failed.stderr
+    error = translated(RuntimeError(f"Failed to import cut: {failed.stderr}"))
+    assert f"find {shlex.quote(sys.prefix)} -name '*.pyc' -delete" in error.hint
+
+
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shapes cannot"), writing(tmp_path):
         torch.ones(2, 3) @ torch.ones(2, 3)
@@ -70,9 +85,8 @@ def test_train_ends_with_exit_code_4_at_the_first_checkpoint(tmp_path: Path) -> 
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     command = [sys.executable, "-m", "toolkit.cli", "train", "recipe.yaml"]
-    environment = child_environment()
     with largest_file(200_000):  # the rows fit, the adapter does not
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=tmp_path, env=child_environment(), capture_output=True, text=True)
     assert done.returncode == 4, done.stderr[-3000:]
     assert "no space to write runs/small/train.partial: File too large" in done.stderr
     assert "tune2ollama clean OTHER-RUN" in done.stderr

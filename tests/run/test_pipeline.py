@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,15 +25,17 @@ from safetensors.torch import load_file, save_file
 from tests.children import child_environment
 from tests.conftest import free_port
 from tests.small_models import tiny_llama
+from toolkit.export.convert import convert
 from toolkit.ollama.client import Client
 from toolkit.ollama.server import find_ollama
+from toolkit.recipe.reading import RESOLVED_FILE, load_recipe
 from toolkit.run.artifacts import Cost, publish, read_artifact
-from toolkit.run.facts import ModelFacts
+from toolkit.run.facts import AdapterFacts, ModelFacts
 from toolkit.run.stages import STAGE_NAMES
 
 pytestmark = pytest.mark.slow
 
-QUICK = {"prepare", "golden", "quantize", "verify", "report"}
+QUICK = {"prepare", "golden", "quantize", "verify", "evaluate", "report"}
 """Stages that end within moments after their first file."""
 INTERRUPTED = {"prepare", "train", "convert", "create"}
 """Stages during which Ctrl-C is tried, too: alone, with threads, with a child process, with a server."""
@@ -265,31 +268,36 @@ def test_two_runs_at_once_are_refused(clean: Project, base: Path, tmp_path: Path
     assert "another run is working" in second.stderr
 
 
-def _republish(folder: Path) -> None:
-    """Give a tampered artifact the manifest of an honest one, as a fault in an earlier stage would."""
-    manifest = json.loads((folder / "artifact.json").read_text())
-    (folder / "artifact.json").unlink()
-    partial = folder.with_name("tampered")
-    folder.rename(partial)
-    publish(partial, folder, ModelFacts.model_validate(manifest["facts"]), manifest["key"], Cost())
-    assert read_artifact(folder, ModelFacts) is not None
+def _export(project: Project, model: Path) -> None:
+    """Put the file that a model folder makes in the place of the run's own, with an honest manifest, as a faulty stage would."""
+    converted = project.run / "convert"
+    key = json.loads((converted / "artifact.json").read_text())["key"]
+    adapter = read_artifact(project.run / "train", AdapterFacts)
+    merged = read_artifact(project.run / "merge", ModelFacts)
+    assert adapter is not None and merged is not None
+    shutil.rmtree(converted)
+    partial = converted.with_name("tampered")
+    partial.mkdir()
+    recipe = load_recipe(project.run / RESOLVED_FILE)
+    facts = convert(recipe, adapter, replace(merged, folder=model), partial)
+    publish(partial, converted, facts, key, Cost())
 
 
 @pytest.mark.parametrize("fault", ["adapter left out", "template swapped"])
 def test_a_wrong_export_is_refused_with_exit_code_6(clean: Project, base: Path, tmp_path: Path, fault: str) -> None:
     project = Project(tmp_path / "project", base)
     shutil.copytree(clean.run, project.run, copy_function=shutil.copy2)
-    for stage in STAGE_NAMES[STAGE_NAMES.index("convert") :]:
+    for stage in STAGE_NAMES[STAGE_NAMES.index("quantize") :]:
         shutil.rmtree(project.run / stage)
-    merged = project.run / "merge"
+    model = Path(shutil.copytree(project.run / "merge", tmp_path / "model"))
     if fault == "template swapped":
-        path = merged / "chat_template.jinja"
+        path = model / "chat_template.jinja"
         path.write_text(path.read_text().replace("<|im_start|>", "<|start|>"), encoding="utf-8")
     else:
-        (file,) = merged.glob("*.safetensors")
+        (file,) = model.glob("*.safetensors")
         original = load_file(base / "model.safetensors")
         save_file({name: original[name].float() for name in load_file(file)}, file, metadata={"format": "pt"})
-    _republish(merged)
+    _export(project, model)
     done = project.tune2ollama("run", "small.yaml")
     assert done.returncode == 6, done.stderr[-2000:]
     assert "the certificate says fail" in done.stderr and "Nothing was published" in done.stderr
@@ -304,4 +312,4 @@ def test_a_wrong_export_is_refused_with_exit_code_6(clean: Project, base: Path, 
     }
     wanted = "prompts" if fault == "template swapped" else "weights"
     assert {f"F16: {wanted}", f"Q8_0: {wanted}"} <= failed
-    assert _certificate(project)["blame"]["link"] == ("template" if fault == "template swapped" else "merge")
+    assert _certificate(project)["blame"]["link"] == ("template" if fault == "template swapped" else "conversion")

@@ -110,7 +110,7 @@ def test_the_base_of_an_adopted_adapter_is_fetched_before_the_stages_go_offline(
 
 def test_a_dry_run_fetches_nothing(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "fetch", lambda *_: pytest.fail("a dry run asked the hub"))
-    monkeypatch.setattr(bases.embedded, "rebuild", lambda *_: pytest.fail("a dry run rebuilt the base"))
+    monkeypatch.setattr(bases.embedded, "build", lambda *_: pytest.fail("a dry run rebuilt the base"))
     recipe = _recipe("tiny/llama@main")
     _prepared(recipe)
     assert plan_of_stages(recipe)[:3] == [
@@ -127,8 +127,9 @@ def test_create_is_current_only_while_ollama_has_the_model(tiny: Path) -> None:
     stage = next(s for s in stages_of(recipe) if s.name == "create")
     facts = OllamaFacts(model="small", digest="12", server_version="1", published=True, remaining=[])
     made = Artifact(Path("runs"), facts, "", {}, Cost())
-    _finish(recipe, "create", facts, {"golden": made, "verify": made})
-    key = make_key(stage, recipe, {"golden": made, "verify": made})
+    have = {"train": made, "golden": made, "verify": made}
+    _finish(recipe, "create", facts, have)
+    key = make_key(stage, recipe, have)
     assert find_current(stage, Path("runs/small"), key) == (None, "Ollama has no small any more")
 
 

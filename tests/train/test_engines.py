@@ -137,7 +137,7 @@ def test_the_documented_configurations_are_those_that_are_written() -> None:
     blocks = re.findall(
         r"^```yaml\n(.*?)^```$", (DOCS / "scale.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
-    assert [yaml.safe_load(block) for block in blocks] == [
+    assert [yaml.safe_load(block) for block in blocks if "distributed_type" in block] == [
         accelerate_config(together(how)) for how in ("ddp", "fsdp", "zero2")
     ]
 

@@ -55,11 +55,13 @@ def test_no_nf4_layer_may_be_repacked_for_a_kernel_without_gradients(
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)  # as on a machine that has it
     base = tiny_llama(tmp_path / "base")
     trained = load_for_training(recipe(base, method="qlora"), base_facts(base)).model
-    tuned, _ = load_tuned(adapter_artifact(tiny_adapter(base, tmp_path / "adapter", "qlora"), base, "qlora"))
-    for model in (trained, tuned):
+    tuned = adapter_artifact(tiny_adapter(base, tmp_path / "adapter", "qlora"), base, "qlora")
+    for model in (trained, load_tuned(tuned, torch.bfloat16)[0]):
         layers = [module for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
         assert len(layers) == 2 * 7
         assert [layer.support_avx512bf16_for_cpu for layer in layers] == [False] * len(layers)
+    # In float32 the reference holds the values themselves.
+    assert not any(isinstance(module, bitsandbytes.nn.Linear4bit) for module in load_tuned(tuned)[0].modules())
 
 
 def recipe(base: Path, **train: Any) -> Recipe:

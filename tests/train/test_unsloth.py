@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.children import ROOT, child_environment
+from toolkit.recipe.lora import PARTS
 from toolkit.run.artifacts import text_sha256, write_text
 from toolkit.run.places import cache_home
 
@@ -19,11 +20,11 @@ from toolkit.run.places import cache_home
 CHILD = """\
 import inspect, json, sys
 from pathlib import Path
-from unsloth import FastLanguageModel
-from unsloth.models import llama
+from unsloth import FastLanguageModel, FastVisionModel
+from unsloth.models import llama, vision
 import torch
 from toolkit.run.facts import BaseFacts
-from toolkit.recipe.lora import ALL_SEVEN_PROJECTIONS
+from toolkit.recipe.lora import ALL_SEVEN_PROJECTIONS, PARTS
 from toolkit.recipe.schema import Recipe
 from toolkit.train import model as training
 
@@ -46,7 +47,7 @@ found = {}
 
 
 def watched(name, answer):
-    signature = inspect.signature(getattr(FastLanguageModel, name))
+    signature = inspect.signature(getattr(engine, name))
 
     def call(*given, **named):
         signature.bind(*given, **named)
@@ -57,8 +58,11 @@ def watched(name, answer):
 
 
 stub = Stub()
-FastLanguageModel.from_pretrained = watched("from_pretrained", (stub, None))
-FastLanguageModel.get_peft_model = watched("get_peft_model", stub)
+sees = sys.argv[1] == "sees"
+engine = FastVisionModel if sees else FastLanguageModel
+engine.from_pretrained = watched("from_pretrained", (stub, None))
+engine.get_peft_model = watched("get_peft_model", stub)
+training.sees_pictures = lambda folder: sees
 recipe = Recipe.model_validate({
     "name": "x", "base": "x", "data": {"path": "x"}, "train": {"method": "lora"}, "ollama": {"model": "x"},
 })
@@ -66,6 +70,7 @@ base = BaseFacts(id="x", folder="x", revision="", license="", digest="")
 training.load_tokenizer = lambda folder: None
 training._through_unsloth(recipe, base, torch.float32)
 found["read by name"] = [name for name in ("local_files_only", "use_dora") if f'"{name}"' in inspect.getsource(llama)]
+found["switches"] = [name for name in PARTS if f"{name}" in inspect.getsource(vision)]
 print(json.dumps(found))
 """
 
@@ -152,12 +157,19 @@ def unsloth() -> str:
 
 
 def test_unsloth_knows_every_argument_that_it_is_given(unsloth: str, tmp_path: Path) -> None:
-    assert json.loads(child(CHILD, unsloth, tmp_path)) == {
+    assert json.loads(child(CHILD, unsloth, tmp_path, "reads")) == {
         # These two it takes among its further arguments.
         "from_pretrained": ["local_files_only"],
         "get_peft_model": ["use_dora"],
         "read by name": ["local_files_only", "use_dora"],
+        "switches": list(PARTS),
     }
+
+
+def test_unsloth_knows_the_switches_of_a_model_that_sees(unsloth: str, tmp_path: Path) -> None:
+    found = json.loads(child(CHILD, unsloth, tmp_path, "sees"))
+    # It takes them among its further arguments, and reads them by name.
+    assert set(PARTS) <= set(found["get_peft_model"]) and found["switches"] == list(PARTS)
 
 
 def test_unsloths_trainer_learns_the_answers_only(unsloth: str, tmp_path: Path) -> None:

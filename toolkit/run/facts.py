@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from toolkit.models.pictures import PictureRules
 from toolkit.recipe.training import Objective
 
 
@@ -30,6 +31,8 @@ class DatasetFacts(Facts):
     repaired: dict[str, int]
     thoughts: int = 0
     """Rows whose answer holds a thought."""
+    pictures: int = 0
+    """Rows that show pictures; these are in images/, and the rows name them relative to the folder."""
     encodings: dict[str, str]
     """File (relative to the data path) → encoding it was read with."""
     formats: dict[str, str] = {}
@@ -91,6 +94,8 @@ class AdapterFacts(Facts):
     chat_template_sha256: str
     chat_template_kwargs: Mapping[str, Any] = {}
     """What the template is told wherever it is rendered."""
+    pictures: PictureRules | None = None
+    """How the server shows pictures, as they were shown in training; None: a text model, or one that was trained on texts."""
     system: str
     trained_here: bool
     """False when another tool made the adapter (`export`)."""
@@ -191,6 +196,8 @@ class GGUFFacts(Facts):
     """Files: one .gguf per entry."""
 
     files: list[GGUFFile]
+    mmproj: GGUFFile | None = None
+    """Of a model that sees: its projector, in the converted file's folder."""
     architecture: str
     template_protected: bool
 
@@ -203,6 +210,8 @@ class CertificateFacts(Facts):
     """Check → verdict."""
     served_file: str
     """The GGUF (name) that the verdict lets go to Ollama."""
+    served_mmproj: str = ""
+    """The projector that goes with it, beside it in the artifact's folder; empty for a model that sees nothing."""
     message: str = ""
     """The verdict in one sentence: the link that broke, and how."""
     link: str = ""

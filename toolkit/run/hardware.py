@@ -23,6 +23,8 @@ class Hardware:
     """Of the first card that programs here may use, which is the one that trains; 0 without one."""
     cards: int = 0
     """How many they may use."""
+    bfloat16_products: bool = False
+    """Of the processor: see `has_bfloat16_products`."""
 
 
 def read_hardware() -> Hardware:
@@ -30,7 +32,19 @@ def read_hardware() -> Hardware:
     memory = psutil.virtual_memory()
     cards = _visible_cards()
     name, size = cards[0] if cards else ("", 0)
-    return Hardware(len(os.sched_getaffinity(0)), memory.total, memory.available, name, size, len(cards))
+    cores, short = len(os.sched_getaffinity(0)), has_bfloat16_products()
+    return Hardware(cores, memory.total, memory.available, name, size, len(cards), short)
+
+
+def has_bfloat16_products() -> bool:
+    """Whether the processor multiplies in bfloat16 itself (AVX512-BF16, AMX), as Linux tells; else such products are emulated,
+    and slower than float32's."""
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    flags = next((line.split() for line in told.splitlines() if line.startswith("flags")), [])
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags))
 
 
 def _visible_cards() -> list[tuple[str, int]]:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -32,19 +29,11 @@ from toolkit.run.artifacts import Artifact, Cost, finish_publishing, publish, re
 from toolkit.run.keys import difference, make_key
 from toolkit.run.locks import NAMES_OF_ITS_OWN, only_run
 from toolkit.run.preflight import preflight
-from toolkit.run.processes import PEAKS_FILE, own_environment, peak_card_memory, peak_memory, quiet_libraries, waiting
+from toolkit.run.processes import PEAKS_FILE, peak_card_memory, peak_memory, quiet_libraries
+from toolkit.run.stage_processes import StageProcesses
 from toolkit.run.stages import Stage, call_stage, stages_of
 
 stderr = Console(stderr=True, highlight=False)
-
-
-_ENVIRONMENT = {
-    # Stages show their own progress, and whatever they need from a hub is there before they start.
-    "TQDM_DISABLE": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-}
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -72,11 +61,13 @@ def run(recipe: Recipe, upto: str = "report", force: str = "", rewards: Path | N
     if upto not in {stage.name for stage in stages_of(recipe)}:
         raise UsageError(f"{recipe.name} has no stage {upto}: its adapter is trained already", "Name a later stage.")
     folder = run_folder(recipe)
-    with only_run(folder, NAMES_OF_ITS_OWN):
-        return _run(recipe, folder, upto, force, rewards)
+    with only_run(folder, NAMES_OF_ITS_OWN), StageProcesses() as processes:
+        return _run(recipe, folder, upto, force, rewards, processes)
 
 
-def _run(recipe: Recipe, folder: Path, upto: str, force: str, rewards: Path | None) -> dict[str, Artifact[Any]]:
+def _run(
+    recipe: Recipe, folder: Path, upto: str, force: str, rewards: Path | None, processes: StageProcesses
+) -> dict[str, Artifact[Any]]:
     write_resolved(recipe, folder)
     have: dict[str, Artifact[Any]] = {}
     checked = False
@@ -93,7 +84,7 @@ def _run(recipe: Recipe, folder: Path, upto: str, force: str, rewards: Path | No
             if not checked:
                 _check(recipe, folder, _to_run(recipe, folder, upto, rewards) | {stage.name}, rewards)
                 checked = True
-            artifact = _run_stage(stage, recipe, folder, key, reason, rewards)
+            artifact = _run_stage(stage, recipe, folder, key, reason, rewards, processes)
         else:
             stderr.print(f"[green]✓[/] {stage.name:<9} current", highlight=False)
         have[stage.name] = artifact
@@ -170,8 +161,9 @@ def _partial(folder: Path, stage: Stage) -> Path:
 
 
 def _run_stage(
-    stage: Stage, recipe: Recipe, folder: Path, key: dict[str, Any], reason: str, rewards: Path | None
-) -> Artifact[Any]:
+    stage: Stage, recipe: Recipe, folder: Path, key: dict[str, Any], reason: str, rewards: Path | None,
+    processes: StageProcesses,
+) -> Artifact[Any]:  # fmt: skip
     partial = _partial(folder, stage)
     marker = folder / f".{stage.name}.key.json"
     # A partial folder is worth keeping only for training, and only when it was made from the same things.
@@ -181,32 +173,15 @@ def _run_stage(
     write_json(marker, key)
     stderr.print(f"[cyan]▶[/] {stage.name:<9} {reason}")
     order = {
-        "parent": os.getpid(),
         "stage": stage.name,
         "recipe": recipe.model_dump(mode="json"),
         "key": key,
         "folder": str(folder),
         "rewards": str(rewards) if rewards else None,
     }
-    command = [sys.executable, "-m", "toolkit.cli", "stage-process"]
-    # In a session of its own: Ctrl-C reaches this process only, which then ends the stage, once.
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        text=True,
-        env={**waiting(os.environ), **own_environment(os.environ), **_ENVIRONMENT},
-        start_new_session=True,
-    )
-    try:
-        process.communicate(json.dumps(order))
-    except KeyboardInterrupt:
-        _let_end(process)
-        raise
-    finally:
-        if process.poll() is None:
-            process.kill()
-    if process.returncode != 0:
-        raise _failure(stage, recipe, process.returncode)
+    code = processes.run(stage, order, alone=stage.does == "train" and recipe.train.distributed != "none")
+    if code != 0:
+        raise _failure(stage, recipe, code)
     marker.unlink()
     artifact = read_artifact(folder / stage.name, stage.facts)
     if artifact is None:
@@ -216,12 +191,6 @@ def _run_stage(
         cost += f", {artifact.cost.peak_card_bytes / 2**30:.1f} GB of the card"
     stderr.print(f"[green]✓[/] {stage.name:<9} {cost} → {artifact.folder}", soft_wrap=True)
     return artifact
-
-
-def _let_end(process: subprocess.Popen[str]) -> None:
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(15)
 
 
 def _failure(stage: Stage, recipe: Recipe, code: int) -> ToolkitError:

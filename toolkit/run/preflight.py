@@ -109,16 +109,16 @@ def _check_reporters(recipe: Recipe) -> list[ToolkitError]:
 
 
 def _check_template(recipe: Recipe, looked: Loaded) -> list[ToolkitError]:
-    """What the first rows hold, against the chat template."""
+    """What the first rows hold, against base and chat template."""
     from toolkit.data.formats import Example, read_row
-    from toolkit.train.fits import check_template
+    from toolkit.train.fits import check_sees, check_template
 
     rows = []
     if recipe.data is not None:
         shaped = [(row, looked.shapes[row.file]) for row in looked.table.rows if row.file in looked.shapes]
         found = [read_row(row, shape, recipe.data.learn) for row, shape in shaped]
         rows = [example.record() for example in found if isinstance(example, Example)]
-    return check_template(recipe, rows)
+    return check_template(recipe, rows) + check_sees(recipe, rows)
 
 
 def _collect(check: Callable[[], Sequence[ToolkitError]]) -> list[ToolkitError]:

@@ -89,12 +89,12 @@ STAGES = (
         ("train", "golden", "merge", "convert", "quantize"),
         ("export", "system", "merge", "golden.max_new_tokens"),
         ("llama-cpp-python", "transformers"),
-        version=8,
+        version=9,
     ),
     Stage(
         "create",
         OllamaFacts,
-        ("golden", "verify"),
+        ("train", "golden", "verify"),
         ("ollama", "system", "export.serve", "license", "golden.max_new_tokens"),
         version=4,
     ),
@@ -113,6 +113,7 @@ STAGES = (
             "train.rewards",
         ),
         (*_MODEL_LIBRARIES, "llama-cpp-python", "sacrebleu"),
+        version=2,
     ),
     Stage(
         "report",
@@ -211,9 +212,9 @@ def call_stage(
 
             return merge(recipe, have["train"], have.get("prepare"), out)
         case "convert":
-            from toolkit.export.convert import convert
+            from toolkit.export.straight import convert_straight
 
-            return convert(recipe, have["train"], have["merge"], out, have.get("prepare"))
+            return convert_straight(recipe, have["train"], have["merge"], out, have.get("prepare"))
         case "quantize":
             from toolkit.export.quantize import quantize
 
@@ -223,9 +224,11 @@ def call_stage(
 
             return verify(recipe, have["train"], have["golden"], have["merge"], have["convert"], have["quantize"], out)
         case "create":
+            from toolkit.ollama.files import certified_files
             from toolkit.ollama.publish import create
 
-            return create(recipe, have["golden"], certified_file(have["verify"]), have["verify"], out)
+            served = certified_files(have["verify"], have["train"].facts)
+            return create(recipe, have["golden"], served, have["verify"], out)
         case "evaluate":
             from toolkit.evaluate.stage import evaluate
 

@@ -72,9 +72,9 @@ def add_tokens(model: Any, tokenizer: Any, tokens: Sequence[str], base: Path) ->
 def resize(model: Any, weights: TrainedWeights) -> None:
     """Give a base the rows that its adapter is trained with; new ones as `toolkit.models.weights.resized` has them."""
     model.resize_token_embeddings(weights.vocabulary, mean_resizing=False)
-    model.get_input_embeddings().weight.copy_(weights.load(weights.embedding))
+    model.get_input_embeddings().weight.copy_(weights.parameter(weights.embedding))
     if weights.tied_head is None and weights.head != weights.embedding:
-        model.get_output_embeddings().weight.copy_(weights.load(weights.head))
+        model.get_output_embeddings().weight.copy_(weights.parameter(weights.head))
 
 
 def resized_rows(model: Any, base: Path) -> int | None:
@@ -99,11 +99,13 @@ def put_adapter(
     """
     from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, get_peft_model_state_dict
 
-    settings: dict[str, Any] = {"task_type": task, **lora.settings()}
+    settings: dict[str, Any] = {"task_type": task, **lora.settings(), "target_modules": targets(model, lora)}
     config: Any
     match lora.peft_type:
         case "LORA":
-            tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+            tied = bool(
+                getattr(model.config, "tie_word_embeddings", False)
+            )  # what transformers follows, also where a text part says else
             config = LoraConfig(
                 **settings,
                 bias="none",
@@ -130,6 +132,30 @@ def put_adapter(
         # Whoever puts a second adapter on by this configuration (TRL, for its reference) would take that part once more.
         tuned.peft_config[NAME].init_lora_weights = True
     return tuned, begun
+
+
+def targets(model: Any, lora: Lora) -> Any:
+    """`lora.target_modules`; of a base that sees, the names of the layers that its switches leave.
+
+    Raises:
+        UsageError: they leave none.
+    """
+    if getattr(model.config, "vision_config", None) is None and all(lora.parts.values()):
+        return lora.target_modules
+    wanted, head = lora.target_modules, model.get_output_embeddings()
+    language = {id(module) for module in model.get_decoder().modules()}
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+        and (wanted == "all-linear" or name.rpartition(".")[2] in wanted)
+        and (lora.finetune_language_layers if id(module) in language else lora.finetune_vision_layers)
+        and (lora.finetune_attention_modules if "attn" in name else lora.finetune_mlp_modules)
+    ]  # fmt: skip
+    if not found:
+        off = ", ".join(key for key, on in lora.parts.items() if not on)
+        raise UsageError(f"lora: with {off} off no layer of this base is left to train", "Leave one of them on.")
+    return found
 
 
 def _ends_of(model: Any) -> list[str]:

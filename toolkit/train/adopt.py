@@ -184,7 +184,7 @@ def vocabulary_of(adapter: LoraAdapter, weights: TrainedWeights | MergedWeights,
     Raises:
         DataError: the file holds embeddings of several sizes.
     """
-    stored = weights.entry(weights.embedding).shape[0]
+    stored = weights.entry(weights.spelled.sources(weights.embedding)[0]).shape[0]
     rows = set()
     for module in {name.removesuffix(".weight") for name in (weights.embedding, weights.head)}:
         held = [e for n, e in adapter.others.items() if n.startswith(f"{module}.") and n.endswith("weight")]

@@ -20,8 +20,10 @@ from typing import Any, Literal
 import torch
 
 from toolkit.models.chat_template import NOTHING_TOLD
+from toolkit.models.seen import given
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import write_jsonl
+from toolkit.train.pictures import example_of
 from toolkit.train.rows import NOT_LEARNED, TokenizedRow, tokenize
 from toolkit.train.world import is_first
 
@@ -85,14 +87,16 @@ def record_forward(
 
 
 def _by_trainer(trainer: Any, row: TokenizedRow) -> torch.Tensor:
-    batch = trainer._prepare_inputs(trainer.data_collator([row.example()]))
+    example = example_of(row) if row.pictures else row.example()
+    batch = trainer._prepare_inputs(trainer.data_collator([example]))
     loss: torch.Tensor = trainer.compute_loss(trainer.model, batch).detach()
     return loss
 
 
 def _by_model(trainer: Any, row: TokenizedRow) -> torch.Tensor:
     device = next(trainer.model.parameters()).device
-    found = trainer.model(input_ids=torch.tensor([row.input_ids], device=device), use_cache=False).logits[0, :-1]
+    ids = torch.tensor([row.input_ids], device=device)
+    found = trainer.model(input_ids=ids, use_cache=False, **given(ids, row.pictures)).logits[0, :-1]
     labels = torch.tensor(row.labels[1:], device=device)
     return torch.nn.functional.cross_entropy(found.float(), labels, ignore_index=NOT_LEARNED).detach()
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from toolkit.errors import ResourceError
+from toolkit.models.bases import is_here
+from toolkit.recipe.pictured import rules_for
 from toolkit.recipe.schema import Recipe
 from toolkit.recipe.training import SAMPLED, SHARDED
 
@@ -41,8 +43,14 @@ def settings_to_lower(recipe: Recipe) -> list[str]:
         found.append("--set train.method=lora   (trains an adapter only)")
     if train.optim == "adamw_torch" and on_cards and train.distributed != "fsdp":
         found.append("--set train.optim=adamw_8bit")
-    if train.max_length > 256:
+    rules = rules_for(recipe.base) if is_here(recipe.base) else None
+    if rules is not None and train.method != "full" and recipe.lora.finetune_vision_layers:
+        found.append("--set lora.finetune_vision_layers=false   (the part that sees stays the base's)")
+    if rules is None and train.max_length > 256:
         found.append(f"--set train.max_length={train.max_length // 2}   (with a lower data.max_characters)")
+    elif rules is not None and rules.kind == "dynamic":
+        side = rules.patch * int(rules.min_tokens**0.5)
+        found.append(f"smaller pictures: one of {side} × {side} pixels takes {rules.min_tokens:,} tokens, the fewest")
     if train.method != "full" and recipe.lora.peft_type in ("LOHA", "LOKR"):
         found.append("--set lora.peft_type=LORA   (makes no matrix as large as a layer's)")
     if train.method != "full" and set(recipe.lora.modules_to_save) & set(recipe.lora.vocabulary_modules):

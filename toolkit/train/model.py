@@ -15,12 +15,14 @@ import torch
 from rich.console import Console
 
 from toolkit.errors import DataError, UsageError
+from toolkit.models.pictures import sees_pictures
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.models.weights import attention_of, loaded_bytes, weights_of
+from toolkit.models.weights import attention_of, loaded_bytes, model_class, unpacked, weights_of
 from toolkit.recipe.schema import Recipe
 from toolkit.recipe.training import SHARDED
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts, BaseFacts, Quantization
+from toolkit.run.hardware import has_bfloat16_products
 from toolkit.run.places import cache_home
 from toolkit.train.adapter import add_tokens, go_on, put_adapter, refuse_missing_targets, resize, unknown_to_unsloth
 
@@ -120,10 +122,12 @@ def training_dtype(recipe: Recipe, base_folder: Path) -> torch.dtype:
 def _through_unsloth(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -> Loaded:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_home() / "unsloth"))
-    from unsloth import FastLanguageModel
+    import unsloth
 
     full = recipe.train.method == "full"
-    model, _ = FastLanguageModel.from_pretrained(
+    sees = sees_pictures(Path(base.folder))
+    engine = unsloth.FastVisionModel if sees else unsloth.FastLanguageModel
+    model, _ = engine.from_pretrained(
         model_name=base.folder,
         max_seq_length=recipe.train.max_length,
         dtype=dtype,
@@ -135,9 +139,10 @@ def _through_unsloth(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -> Loa
     name, quantization = _as_loaded(recipe, model)
     if not full:
         refuse_missing_targets(model, recipe.lora)
-        model = FastLanguageModel.get_peft_model(
+        model = engine.get_peft_model(
             model,
             **recipe.lora.settings(),
+            **(recipe.lora.parts if sees else {}),
             bias="none",
             use_gradient_checkpointing="unsloth" if recipe.train.gradient_checkpointing else False,
             random_state=recipe.train.seed,
@@ -149,7 +154,8 @@ def _through_unsloth(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -> Loa
 def _through_transformers(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -> Loaded:
     from peft import prepare_model_for_kbit_training
 
-    compute = torch.bfloat16 if recipe.train.bf16 and not torch.cuda.is_available() else dtype
+    on_processor = recipe.train.bf16 and not torch.cuda.is_available() and has_bfloat16_products()
+    compute = torch.bfloat16 if on_processor else dtype
     asked = None
     if recipe.train.method == "qlora":
         asked = Quantization(double_quantization=recipe.train.bnb_4bit_use_double_quant)
@@ -198,7 +204,7 @@ def _as_loaded(recipe: Recipe, model: Any) -> tuple[str, Quantization | None]:
 def _load_base(
     folder: Path, dtype: torch.dtype, quantization: Quantization | None, compute: torch.dtype, on_card: bool = False
 ) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoConfig, BitsAndBytesConfig
 
     quantized = None
     if quantization is not None:
@@ -209,14 +215,15 @@ def _load_base(
             bnb_4bit_compute_dtype=compute,
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = model_class(config).from_pretrained(
             folder,
             dtype=dtype,
             quantization_config=quantized,
             device_map={"": torch.cuda.current_device() if on_card else "cpu"},
             trust_remote_code=False,
             use_safetensors=True,
-            attn_implementation=attention_of(AutoConfig.from_pretrained(folder, trust_remote_code=False)),
+            attn_implementation=attention_of(config),
         )
     except (OSError, ValueError) as error:
         raise DataError(
@@ -280,7 +287,22 @@ def load_base(adapter: Artifact[AdapterFacts], dtype: torch.dtype, on_card: bool
         model = model.to(dtype)
     else:
         _compute_in(model, dtype)
+        if dtype == torch.float32 and not on_card:
+            _unpack(model)
     return model.eval()
+
+
+def _unpack(model: Any) -> None:
+    """Put linear layers with the NF4 values into the places of those that unpack them in every forward, for every token of an
+    answer: the same numbers."""
+    import bitsandbytes
+
+    for name, module in [*model.named_modules()]:
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            plain = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
+            weight = unpacked(module.weight.data, module.weight.quant_state)
+            plain.weight, plain.bias = torch.nn.Parameter(weight, requires_grad=False), module.bias
+            model.set_submodule(name, plain)
 
 
 def _compute_in(model: Any, dtype: torch.dtype) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from toolkit.errors import DataError
 from toolkit.models.chat_template import NOTHING_TOLD, REFUSALS, Messages
 from toolkit.models.ends import turn_end
+from toolkit.models.seen import SHOWN, Picture, expanded, given
 from toolkit.models.thinking import Written, as_sent_back, marks_of, written
 from toolkit.models.tools import as_sent, require_tools, wants
 
@@ -47,6 +49,8 @@ class TokenizedRow(NamedTuple):
     """(first, behind the last) of the tokens of each answer, its end token included: they are learnt, the others are context."""
     source: str = ""
     """The name of the row's source, where there are several."""
+    pictures: tuple[Picture, ...] = ()
+    """That the row shows, in their order; `input_ids` holds their tokens."""
 
     @classmethod
     def one_answer(cls, input_ids: list[int], begins: int) -> TokenizedRow:
@@ -71,14 +75,19 @@ class TokenizedRow(NamedTuple):
             labels[begin:end] = self.input_ids[begin:end]
         return labels
 
-    def example(self) -> dict[str, list[int]]:
+    def example(self) -> dict[str, Any]:
         """As a trainer takes it."""
         return {"input_ids": self.input_ids, "labels": self.labels}
 
     def up_to(self, max_length: int) -> TokenizedRow | None:
         """As many of the answers as end within so many tokens; None: not even the first does."""
         spans = tuple(span for span in self.spans if span[1] <= max_length)
-        return TokenizedRow(self.input_ids[: spans[-1][1]], spans, self.source) if spans else None
+        if not spans:
+            return None
+        end = spans[-1][1]
+        return TokenizedRow(
+            self.input_ids[:end], spans, self.source, tuple(picture for picture in self.pictures if picture.end <= end)
+        )
 
 
 class Answer(NamedTuple):
@@ -164,6 +173,7 @@ def tokenize(tokenizer: Any, row: dict[str, Any], fields: Mapping[str, Any] = NO
         return [_document(tokenizer, row)]
     end, source = turn_end(tokenizer), source_of(row)
     parts: list[TokenizedRow] = []
+    contexts: list[Messages] = []
     for answer in answers_of(tokenizer, row, fields):
         ids = encode(tokenizer, answer.prompt)
         whole = _followed(tokenizer, ids, answer)
@@ -172,7 +182,26 @@ def tokenize(tokenizer: Any, row: dict[str, Any], fields: Mapping[str, Any] = NO
         goes_on = bool(parts) and ids[: len(parts[-1].input_ids)] == parts[-1].input_ids
         earlier = parts.pop().spans if goes_on else ()
         parts.append(TokenizedRow(whole, (*earlier, (len(ids), len(whole))), source))
-    return parts
+        contexts = [*contexts[: len(parts) - 1], answer.context]
+    return [_seeing(part, row, context) for part, context in zip(parts, contexts)]
+
+
+def _seeing(part: TokenizedRow, row: dict[str, Any], context: Messages) -> TokenizedRow:
+    """With the tokens of the pictures that a row shows."""
+    if SHOWN not in row:
+        return part
+    try:
+        ids, pictures = expanded(part.input_ids, context, row[SHOWN])
+    except DataError as error:
+        raise DataError(f"{place_of(row)}{error.message}", error.hint) from error
+    marks = [place for place, token in enumerate(part.input_ids) if token == row[SHOWN].rules.image_token_id]
+
+    def moved(place: int) -> int:
+        before = bisect_left(marks, place)
+        return place + (pictures[before - 1].end - marks[before - 1] - 1 if before else 0)
+
+    spans = tuple((moved(begin), moved(end)) for begin, end in part.spans)
+    return TokenizedRow(ids, spans, part.source, pictures)
 
 
 def pair_of(
@@ -283,13 +312,21 @@ def answer_loss(model: Any, rows: list[TokenizedRow]) -> float:
     with torch.no_grad():
         for row in rows[:LOSS_ROWS]:
             batch = torch.tensor([row.input_ids], device=next(model.parameters()).device)
-            logits = model(batch, use_cache=False).logits[0, row.first - 1 : -1].float()
+            logits = _answer_logits(model, batch, row)
             labels = torch.tensor(row.labels[row.first :], device=logits.device)
             loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=NOT_LEARNED, reduction="sum")
             total += loss.item()
             tokens += row.learnt
     model.train(was_training)
     return total / max(tokens, 1)
+
+
+def _answer_logits(model: Any, batch: Any, row: TokenizedRow) -> Any:
+    if not row.pictures:
+        return model(batch, use_cache=False).logits[0, row.first - 1 : -1].float()
+    # A picture has a thousand tokens, of which none is learnt.
+    last = len(row.input_ids) - row.first + 1
+    return model(batch, use_cache=False, logits_to_keep=last, **given(batch, row.pictures)).logits[0, :-1].float()
 
 
 def losses(model: Any, rows: list[TokenizedRow], sources: list[str]) -> dict[str, float]:

@@ -11,23 +11,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from toolkit.errors import DataError
 from toolkit.models.bases import resolve_base
 from toolkit.models.chat_template import template_file
 from toolkit.models.ends import ends_of
+from toolkit.models.pictures import rules_of
 from toolkit.models.safetensors_file import writing
+from toolkit.models.seen import seen_rows
 from toolkit.recipe.schema import Recipe
 from toolkit.recipe.training import SAMPLED
-from toolkit.run.artifacts import Artifact, read_jsonl, text_sha256, write_json, write_text
+from toolkit.run.artifacts import Artifact, text_sha256, write_json, write_text
 from toolkit.run.facts import AdapterFacts, BaseFacts, DatasetFacts, SourceLoss
+from toolkit.run.hardware import has_bfloat16_products
 from toolkit.train.adapter import resized_rows, save_adapter
+from toolkit.train.answer_loss import use_in_trl
+from toolkit.train.fits import learns_from_pictures
 from toolkit.train.memory import memory_advice
 from toolkit.train.methods import examples_of, trainer_of
 from toolkit.train.methods.common import Order
 from toolkit.train.model import Loaded, load_for_training
 from toolkit.train.own_rewards import Reward
+from toolkit.train.processor import speed_up
 from toolkit.train.rows import ALL_SOURCES, LOSS_ROWS, TokenizedRow, losses, source_of
 from toolkit.train.told import look_at, told
 from toolkit.train.world import check_engine, check_world, is_first, wait_for_all, whole_weights
@@ -63,15 +70,27 @@ def train(
     """
     check_world(recipe.train)
     base = resolve_base(recipe.base)
-    rows = read_jsonl(dataset.folder / "train.jsonl")
-    held_out = read_jsonl(dataset.folder / "validation.jsonl")
+    rules = rules_of(Path(base.folder)) if dataset.facts.pictures else None
+    if rules is not None and (faults := learns_from_pictures(recipe.train, str(dataset.folder))):
+        raise faults[0]  # of a row behind the first ones, which were looked at before anything was done
+    rows = seen_rows(dataset.folder, "train", rules)
+    held_out = seen_rows(dataset.folder, "validation", rules)
     with memory_advice(recipe), writing(out):
         loaded = load_for_training(recipe, base, start.folder if start else None)
+        if not torch.cuda.is_available() and recipe.train.distributed == "none":
+            _use_the_processor(recipe, loaded)
         order = Order(
             recipe, loaded, out / CHECKPOINTS, goes_on=start is not None, rewards=_rewards(recipe, own_rewards),
-            judge=_judge(judge),
+            judge=_judge(judge), rules=rules,
         )  # fmt: skip
         return _train(order, base, rows, held_out, out)
+
+
+def _use_the_processor(recipe: Recipe, loaded: Loaded) -> None:
+    bfloat16 = recipe.train.bf16 and has_bfloat16_products()
+    if hasattr(loaded.model, "peft_config"):
+        speed_up(loaded.model, bfloat16)
+    use_in_trl(bfloat16)
 
 
 def _rewards(recipe: Recipe, own: Path | None) -> Mapping[str, Reward]:
@@ -146,6 +165,8 @@ def _train(
         shutil.rmtree(checkpoints, ignore_errors=True)
         (out / "loss_before.json").unlink(missing_ok=True)
         _name_base(out, base)
+        if order.rules is not None:
+            order.rules.write(out)
     return AdapterFacts(
         method=recipe.train.method,
         objective=objective,
@@ -156,6 +177,7 @@ def _train(
         vocabulary=resized_rows(model, Path(base.folder)) if recipe.tokens.add else None,
         chat_template_sha256=text_sha256(tokenizer.get_chat_template()),
         chat_template_kwargs=fields,
+        pictures=order.rules,
         system=recipe.system,
         trained_here=True,
         validation_loss_before=of_all.before if of_all else None,

@@ -14,6 +14,7 @@ import torch
 
 from toolkit.errors import DataError
 from toolkit.models.peft_layers import NAME
+from toolkit.models.pictures import PictureRules
 from toolkit.recipe.schema import Recipe
 from toolkit.recipe.training import Train
 from toolkit.train.model import Loaded, autocast_of
@@ -38,6 +39,8 @@ class Order:
     """Of grpo and rloo, by name."""
     judge: Callable[[list[list[int]]], list[float]] | None = None
     """Of rloo: a reward model; token ids of prompts with answers → a number for each."""
+    rules: PictureRules | None = None
+    """How a server shows the rows' pictures; None: they show none."""
 
 
 class Examples(NamedTuple):
