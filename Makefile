@@ -1,12 +1,14 @@
 PYTHON ?= python3
 TOOL = .venv/bin/tune2ollama
 RECIPE_OPTIONS ?=
+# Some containers set it; every stage is a process, and would compile all that it imports again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup medical alpaca tools r1 polite test lint ollama clean
+.PHONY: help setup medical alpaca tools r1 polite car_insurance test lint bench ollama clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z0-9]*\):.*## /\1  /p' $(MAKEFILE_LIST) | awk '{ printf "make %-9s", $$1; $$1 = ""; print }'
+	@sed -n 's/^\([a-z0-9_]*\):.*## /\1  /p' $(MAKEFILE_LIST) | awk '{ printf "make %-14s", $$1; $$1 = ""; print }'
 
 setup: ## make .venv and compile llama.cpp; quick when that was done before
 	@$(PYTHON) -m toolkit.setup.bootstrap
@@ -26,6 +28,9 @@ r1: setup ## a model that reasons before it answers, by GRPO on word problems: `
 polite: setup ## courteous answers, by preference pairs (DPO) on top of fine-tuning: `ollama run polite`
 	@$(TOOL) run recipes/polite.yaml $(RECIPE_OPTIONS)
 
+car_insurance: setup ## photos in an Excel sheet to a model that sees: `ollama run car_insurance ./photo.png`
+	@$(TOOL) run recipes/car_insurance.yaml $(RECIPE_OPTIONS)
+
 ollama: setup ## build a real Ollama server from its Go module (needs Go)
 	@.venv/bin/python -m toolkit.setup.ollama_build $(VERSION)
 
@@ -37,6 +42,9 @@ lint: setup ## ruff and mypy
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
+
+bench: setup ## how fast an adapter becomes a GGUF file, beside what others do by hand; half an hour, 8 GB of disk
+	@.venv/bin/python -m tests.bench.speed
 
 clean: ## remove results and tool caches; keeps .venv and the cache folder
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis unsloth_compiled_cache

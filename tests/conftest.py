@@ -42,6 +42,8 @@ def _take_own_cores() -> None:
     if worker.startswith("gw"):
         own = sorted(os.sched_getaffinity(0))[int(worker[2:]) :: workers]
         os.sched_setaffinity(0, own or os.sched_getaffinity(0))
+        # Else llama.cpp's users look for a moment, each time, which cores are idle.
+        os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
 
 _take_own_cores()

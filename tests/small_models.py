@@ -8,13 +8,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     AutoTokenizer,
     Gemma2Config,
@@ -29,16 +29,13 @@ from transformers import (
 
 from tests.spm_tokenizers import SIZES, TREE, spm_tokenizer
 from toolkit.models.bases import TOKENIZER_FILES, check_folder, read_chat_template, resolve_base
+from toolkit.models.qwen2_tokenizer import write_tokenizer
 from toolkit.run.artifacts import Artifact, Cost, file_sha256, text_sha256
 from toolkit.run.facts import AdapterFacts, BaseFacts, Quantization
 from toolkit.run.places import cache_home
 
 EMBEDDED = "embedded:smollm2-135m-instruct"
 TokenizerName = Literal["smollm2", "qwen2", "gemma2", "phi3"]
-# Qwen2's published pre-tokenizer: contractions, words, single digits, punctuation, line ends, spaces.
-_QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def put_tokenizer(folder: Path, name: TokenizerName = "smollm2") -> None:
@@ -59,36 +56,12 @@ def put_tokenizer(folder: Path, name: TokenizerName = "smollm2") -> None:
 
 @functools.cache
 def _qwen2_tokenizer() -> Path:
-    import os
-
-    import gguf
-
-    folder = cache_home() / "tests" / "qwen2-tokenizer-2"
+    folder = cache_home() / "tests" / "qwen2-tokenizer-3"
     if folder.is_dir():
         return folder
-    reader = gguf.GGUFReader(TREE / "models" / "ggml-vocab-qwen2.gguf")
-    tokens = reader.get_field("tokenizer.ggml.tokens").contents()
-    merges = [tuple(m.split(" ")) for m in reader.get_field("tokenizer.ggml.merges").contents()]
-    kinds = reader.get_field("tokenizer.ggml.token_type").contents()
-    # Type 1: ordinary tokens; 3 and 4: control and added ones; the rest are fillers up to the size of the matrix.
-    vocabulary = {t: i for i, (t, kind) in enumerate(zip(tokens, kinds)) if kind == 1}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_QWEN2_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [t for t, kind in zip(tokens, kinds) if kind in (3, 4) and not t.startswith("[PAD")]
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(partial / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 32768, "eos_token": "<|im_end|>"}
-    settings |= {"pad_token": "<|endoftext|>", "clean_up_tokenization_spaces": False}
-    (partial / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    write_tokenizer(partial, TREE / "models" / "ggml-vocab-qwen2.gguf")
     shutil.copy(TREE / "models" / "templates" / "Qwen-Qwen2.5-7B-Instruct.jinja", partial / "chat_template.jinja")
     if not folder.is_dir():
         partial.rename(folder)

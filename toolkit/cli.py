@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 
@@ -52,6 +53,20 @@ def stage_process() -> None:
     run_stage_here(order)
 
 
+@cli.command(name="stage-server", hidden=True)
+@click.argument("replies", type=int)
+def stage_server(replies: int) -> None:
+    """Fork for every stage that is ordered on standard input (used by `run`)."""
+    from toolkit.run.pipeline import run_stage_here
+    from toolkit.run.processes import die_with_parent
+    from toolkit.run.stage_processes import serve
+
+    order = serve(replies)
+    if order is not None:
+        die_with_parent(signal.SIGKILL, order["parent"])()
+        run_stage_here(order)
+
+
 def _tell(error: ToolkitError) -> None:
     if not isinstance(error, StageFailed):
         click.secho("Error: ", fg="red", bold=True, err=True, nl=False)
@@ -79,7 +94,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        if "stage-process" not in sys.argv:  # the command that started it says so
+        if not {"stage-process", "stage-server"} & set(sys.argv):  # the command that started it says so
             click.echo("\nInterrupted. Finished stages stay; run the same command again to go on.", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
@@ -91,13 +106,22 @@ def main() -> None:
         sys.exit(translated(error).exit_code)
 
 
+HALF_WRITTEN = "marshal data too short"
+"""What Python says of bytecode that a full disk cut; it does not write it again by itself."""
+
+
 def translated(error: Exception) -> ToolkitError:
     """An error that no part of the toolkit expected, in words."""
     import errno
 
-    from toolkit.errors import ResourceError
+    from toolkit.errors import ExternalToolError, ResourceError
     from toolkit.models.safetensors_file import no_space
 
+    if HALF_WRITTEN in str(error):
+        return ExternalToolError(
+            "Python keeps a translation of every module that it imports, and one of them is half written: a disk was full",
+            f"Run: find {shlex.quote(sys.prefix)} -name '*.pyc' -delete",
+        )
     if reason := no_space(error):
         return ResourceError(
             f"the disk is full: {getattr(error, 'filename', None) or 'while writing'} ({reason})",

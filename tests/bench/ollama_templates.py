@@ -30,6 +30,7 @@ from toolkit.ollama.conversations import (
     further_conversations,
 )
 from toolkit.ollama.known import known_templates
+from toolkit.ollama.predict import GENERATE_RENDERS, numbers
 from toolkit.ollama.server import started
 from toolkit.run.places import cache_home
 
@@ -197,6 +198,8 @@ def page(measured: list[Measured]) -> str:
     mine, theirs = [one.mine for one in measured], [one.theirs for one in measured]
     agreed = sum(row.as_predicted for column in mine + theirs for row in column)
     total = sum(len(column) for column in mine + theirs)
+    old = any(numbers(one.version) < GENERATE_RENDERS for one in measured)
+    bare = " *Bare at /api/generate*: before 0.31, Ollama gives the model the bare question there." if old else ""
     lines = [
         "# Chat templates as Ollama serves them", "",
         "Printed by `python -m tests.bench.ollama_templates --write docs/ollama-templates.md`, with real servers. Each",
@@ -204,7 +207,7 @@ def page(measured: list[Measured]) -> str:
         "model from the file as it is; *mended* is the same after `toolkit.ollama.repair`. A conversation counts as different",
         "when its text differs in one byte at one of `/api/chat`, `/api/generate` and `/v1/chat/completions`. What was predicted",
         "offline (which template is served, which Go template and stop words are added) came true in",
-        f"{agreed} of {total} cases. *Bare at /api/generate*: before 0.31, Ollama gives the model the bare question there.", "",
+        f"{agreed} of {total} cases.{bare}", "",
         "## Templates of the pinned llama.cpp tree", "", *_table(mine), "",
         "### First difference of each that plain FROM serves otherwise", "", *_first_differences(mine), "",
         "### Conversations that could not be asked", "", *_not_applicable(mine[-1]), "",

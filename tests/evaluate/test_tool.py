@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from tests.conftest import Server
 from tests.evaluate.test_stage import answers
@@ -164,3 +165,13 @@ def test_lm_eval_runs_a_task_of_ones_own(file: Path, tmp_path: Path) -> None:
     assert found["own_rolling"]["word_perplexity"] > 1.0
     with pytest.raises(UsageError, match="knows no task nonesuch"):
         measure_tasks(asked(None, gguf=file), "nonesuch", tmp_path, None)
+
+
+def test_rows_that_show_pictures_are_not_read_past_them(file: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
+    (tmp_path / "rows.csv").write_text("photo,question,answer\n" + "a.png,What is it?,Red.\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"rows\.csv:2: the row shows a picture, and this command reads words") as told:
+        measure(asked(tmp_path / "rows.csv", gguf=file))
+    assert "--set data.columns.image=false" in told.value.hint
+    words = measure(asked(tmp_path / "rows.csv", gguf=file, rows=0, settings=("data.columns.image=false",)))
+    assert words["figures"][0]["rows"] == 1

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 from tests.faults.chains import fault_chain
 from tests.parity_chain import SYSTEM
 from toolkit.ollama.client import Client
-from toolkit.ollama.judged import ServedModel, judge_served
+from toolkit.ollama.judged import judge_served
+from toolkit.ollama.served_model import ServedModel
 from toolkit.parity.certificate import LinkName, Subject
 from toolkit.parity.subjects import Tuned
 from toolkit.run.artifacts import read_jsonl

@@ -16,10 +16,12 @@ from tests.parity_chain import Export, blend, export, learn, recipe, record, sca
 from tests.small_models import TREE, adapter_artifact, tiny_adapter, tiny_llama
 from toolkit.models.gguf_file import read_gguf
 from toolkit.ollama.client import Client
-from toolkit.ollama.judged import ServedModel, Shown, Trained, what_is_shown
+from toolkit.ollama.judged import Shown, what_is_shown
 from toolkit.ollama.own_model import Vocabulary, as_shown, begun
+from toolkit.ollama.served_model import ServedModel
 from toolkit.ollama.server import started
 from toolkit.ollama.strength import served_strength
+from toolkit.ollama.trained import Trained
 from toolkit.parity.certificate import Check
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, read_jsonl
@@ -36,6 +38,8 @@ TEXTS = [
 ]  # fmt: skip
 CONTROL = ["<file_sep>Tea <reponame>helps<filename>.", "Rest<gh_stars>"]
 """Answers with control tokens, of which a server shows nothing."""
+HELD_BACK = ["Less is 3 <", "<", "a <|"]
+"""Answers that end as a stop word begins, which a server shows only with their end."""
 HALVES = [(b"Tea \xf0", b"\x9f"), (b"\x9f", b" then", b" tea"), (b"\xe9\xbe", b" cut", b" \xf0", b"\x9f")]
 """Answers that end or begin with a part of a character, in the bytes of their tokens' texts."""
 MADE = ["F16", "Q8_0"]
@@ -64,7 +68,7 @@ def answers(folder: Path) -> list[list[int]]:
     """Token ids of the odd answers, each with its end token."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     of_bytes = {bytes_of(tokenizer, token): token for token in range(len(tokenizer))}
-    texts = [tokenizer(text, add_special_tokens=False).input_ids for text in [*TEXTS, *CONTROL]]
+    texts = [tokenizer(text, add_special_tokens=False).input_ids for text in [*TEXTS, *CONTROL, *HELD_BACK]]
     halves = []
     for pieces in HALVES:
         ids: list[int] = []
@@ -203,7 +207,7 @@ def test_right_files_pass(ollama_server: Server, odd: Odd, file_type: str) -> No
         ("answers", "pass"),
         ("defaults", "pass"),
     ], [one.message for one in found.checks]
-    assert found.agreement.answers == len(TEXTS) + len(CONTROL) + len(HALVES)
+    assert found.agreement.answers == len(TEXTS) + len(CONTROL) + len(HELD_BACK) + len(HALVES)
     assert found.agreement.mean_told < 2e-3 and found.agreement.largest_flip < 0.05
 
 

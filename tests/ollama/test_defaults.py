@@ -10,9 +10,9 @@ from tests.conftest import Server
 from tests.parity_chain import SYSTEM, Chain, chain
 from toolkit.ollama.client import Client
 from toolkit.ollama.defaults import judge_defaults
-from toolkit.ollama.judged import ServedModel
 from toolkit.ollama.own_model import Vocabulary
 from toolkit.ollama.served import read_questions
+from toolkit.ollama.served_model import ServedModel
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import Check, Subject, blame_of, verdict_of
 from toolkit.parity.checks.defaults import scripts

@@ -18,13 +18,15 @@ from toolkit.errors import DataError, ParityError
 from toolkit.export.convert import protect_template
 from toolkit.models.chat_template import render_trained
 from toolkit.models.gguf_file import read_gguf
-from toolkit.ollama import judged
+from toolkit.ollama import answers, served_model
 from toolkit.ollama.client import Client
-from toolkit.ollama.judged import ServedModel, Shown, Trained, own_copy, subject_of, what_is_shown
+from toolkit.ollama.judged import Shown, subject_of, what_is_shown
 from toolkit.ollama.own_model import OwnModel, Vocabulary
 from toolkit.ollama.repair import mended_template, rewrite_template
 from toolkit.ollama.served import Agreement, Question, _Follower
+from toolkit.ollama.served_model import ServedModel, own_copy
 from toolkit.ollama.server import started
+from toolkit.ollama.trained import Trained
 from toolkit.parity.certificate import Check, Measure, blame_of
 
 NAME, LIMIT, SYSTEM = "judged", 12, "You are a nurse."
@@ -202,7 +204,7 @@ def test_no_more_context_is_made_here_than_the_goldens_need(
         contexts.append(context)
         return OwnModel(gguf, context)
 
-    monkeypatch.setattr(judged, "OwnModel", own)
+    monkeypatch.setattr(answers, "OwnModel", own)
     wanted = trained(tmp_path, small_gguf, [said(ASKED[0])])
     longest = len(json.loads((tmp_path / "golden.jsonl").read_text())["prompt_ids"])
     shown = show(ollama_server.client, small_gguf, wanted, {"num_ctx": 8192})
@@ -231,21 +233,25 @@ def test_a_file_without_end_tokens_that_is_stopped_is_said(small_gguf: Path) -> 
     own.close()
 
 
-def test_text_that_was_held_back_is_shown_with_the_end(small_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What could begin a stop word: the server tells its token without a text, and then the end's with that text."""
+@pytest.mark.parametrize("told_apart", [True, False])
+def test_text_that_was_held_back_is_shown_with_the_end(
+    small_gguf: Path, monkeypatch: pytest.MonkeyPatch, told_apart: bool
+) -> None:
+    """What could begin a stop word comes with the end, whose log-probability stands beside it. /api/chat tells of the token
+    itself before, without a text; a raw answer does not."""
     own, agreement = OwnModel(small_gguf, 64), Agreement()
     question = Question([], "a", own.tokenize("Once upon a"))
     row = own.start(question.prompt_ids)
     held, its = int(row.argmax()), float(row.max())
     row = own.step([held])
     end, of_end, text, piece = int(row.argmax()), float(row.max()), own.piece(held).decode(), own.piece
-    assert end != held
+    assert end != held and abs(of_end - its) > 0.01
     own.end_ids = [end]
     monkeypatch.setattr(own, "piece", lambda token, **more: b"" if token == end else piece(token, **more))
-    told = [{"token": "", "logprob": its}, {"token": text, "logprob": of_end}]
+    told = [{"token": "", "logprob": its}] * told_apart + [{"token": text, "logprob": of_end}]
     answer = {"done_reason": "stop", "eval_count": 2, "logprobs": told}
     _Follower(own, (f"{text}stop",), agreement, "golden question 1").follow(answer, question)
-    assert (agreement.tokens, agreement.largest_flip) == (2, 0.0) and agreement.largest < 1e-3
+    assert (agreement.tokens, agreement.largest_flip) == (len(told), 0.0) and agreement.largest < 1e-3
     own.close()
 
 
@@ -270,8 +276,8 @@ def closed(tmp_path: Path) -> Iterator[Path]:
 def test_a_copy_of_ollamas_that_is_not_to_be_read_is_no_crash(closed: Path) -> None:
     shown = {"modelfile": f"# made by ollama\nFROM {closed}\nSYSTEM x\n"}
     assert own_copy(shown) is None
-    assert judged._unreadable("m", shown) == f"the file behind m is not here, or not to be read by you: {closed}"
-    assert "usermod -aG ollama" in judged._HOW_TO_GET_IT and "--gguf FILE" in judged._HOW_TO_GET_IT
+    assert served_model._unreadable("m", shown) == f"the file behind m is not here, or not to be read by you: {closed}"
+    assert "usermod -aG ollama" in served_model._HOW_TO_GET_IT and "--gguf FILE" in served_model._HOW_TO_GET_IT
 
 
 @pytest.mark.ollama
@@ -280,24 +286,24 @@ def test_the_servers_own_copy_is_probed_in_a_child_before_it_is_opened_here(
 ) -> None:
     monkeypatch.setenv("OLLAMA_HOST", ollama_server.address)
     probed: list[Path] = []
-    monkeypatch.setattr(judged, "probe", probed.append)
+    monkeypatch.setattr(served_model, "probe", probed.append)
     client = ollama_server.client
     client.create(NAME, {"files": {"m.gguf": client.upload(small_gguf)}})
     copy = own_copy(client.show(NAME))
     assert copy is not None
-    with judged.served_model(NAME, tmp_path / "log", ()) as model:
+    with served_model.served_model(NAME, tmp_path / "log", ()) as model:
         assert (model.file, probed) == (copy, [copy])
     # A file of the same bytes is judged anyway, and was probed for that.
-    with judged.served_model(NAME, tmp_path / "log", (small_gguf,)) as model:
+    with served_model.served_model(NAME, tmp_path / "log", (small_gguf,)) as model:
         assert (model.file, probed) == (small_gguf, [copy])
     other = tiny_gguf(tmp_path, "other", "{{ messages }}")
-    with judged.served_model(NAME, tmp_path / "log", (other,)) as model:
+    with served_model.served_model(NAME, tmp_path / "log", (other,)) as model:
         assert model.file == copy
-    monkeypatch.setattr(judged, "own_copy", lambda _: None)
-    with judged.served_model(NAME, tmp_path / "log", (other,)) as model:
+    monkeypatch.setattr(served_model, "own_copy", lambda _: None)
+    with served_model.served_model(NAME, tmp_path / "log", (other,)) as model:
         assert model.file == other
     with pytest.raises(DataError, match=f"the file behind {NAME} is not here"):
-        judged.served_model(NAME, tmp_path / "log", ()).__enter__()
+        served_model.served_model(NAME, tmp_path / "log", ()).__enter__()
     client.delete(NAME)
 
 

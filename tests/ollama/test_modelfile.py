@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Server
+from tests.ollama.pictured import RULES
 from toolkit.errors import UsageError
 from toolkit.ollama.modelfile import candidate_name, check_modelfile, check_name, complete, full_name
 from toolkit.ollama.syntax import Message, Modelfile, parse, render
@@ -30,7 +31,11 @@ def recipe(modelfile: Path | None = None, model: str = "medical", **keys: Any) -
 
 def test_a_missing_partial_is_completed_with_everything_that_is_served() -> None:
     made = complete(
-        Modelfile(), recipe(), "../quantize/medical.gguf", ["<|im_end|>", "<|im_end|>", ""], "apache-2.0 AND cc-by-4.0"
+        Modelfile(),
+        recipe(),
+        ("../quantize/medical.gguf",),
+        ["<|im_end|>", "<|im_end|>", ""],
+        "apache-2.0 AND cc-by-4.0",
     )
     assert render(made) == (
         "FROM ../quantize/medical.gguf\nSYSTEM You are a nurse.\nPARAMETER num_ctx 2048\nPARAMETER temperature 0.0\n"
@@ -46,7 +51,7 @@ def test_what_the_user_wrote_is_kept() -> None:
         "MESSAGE assistant hello\nSYSTEM You are a nurse.\n",
         partial=True,
     )
-    made = complete(partial, recipe(), "m.gguf", ["</s>"], None)
+    made = complete(partial, recipe(), ("m.gguf",), ["</s>"], None)
     assert made.api_parameters() == {
         "temperature": 0.7,
         "num_ctx": 8192,
@@ -58,8 +63,25 @@ def test_what_the_user_wrote_is_kept() -> None:
 
 
 def test_the_context_grows_with_the_training_length() -> None:
-    made = complete(Modelfile(), recipe(train={"max_length": 4000}), "m.gguf", [])
+    made = complete(Modelfile(), recipe(train={"max_length": 4000}), ("m.gguf",), [])
     assert made.parameter("num_ctx") == 4096  # 4000 + 96 new tokens
+
+
+def test_a_model_that_sees_has_a_second_from_and_room_for_the_largest_picture() -> None:
+    made = complete(Modelfile(), recipe(train={"max_length": 512}), ("m.gguf", "mmproj.gguf"), [], pictures=RULES)
+    assert render(made).startswith("FROM m.gguf\nFROM mmproj.gguf\n")
+    assert made.parameter("num_ctx") == 5120  # 512 + 96 of text, and a photo takes up to 4096
+    # A max_length that holds a picture counts it already.
+    made = complete(Modelfile(), recipe(train={"max_length": 1536}), ("m.gguf", "mmproj.gguf"), [], pictures=RULES)
+    assert made.parameter("num_ctx") == 5120  # 1536 + 96, of which 1024 may become 4096
+
+
+def test_a_context_that_holds_no_picture_is_told() -> None:
+    partial = parse("PARAMETER num_ctx 1024\n", partial=True)
+    with pytest.raises(
+        UsageError, match=r"num_ctx 1024 is too small: .* up to 1632 tokens .*, 1024 of which a picture"
+    ):
+        complete(partial, recipe(train={"max_length": 512}), ("m.gguf", "mmproj.gguf"), [], pictures=RULES)
 
 
 def test_everything_that_is_the_tools_own_is_refused_at_once(tmp_path: Path) -> None:
@@ -80,7 +102,7 @@ def test_everything_that_is_the_tools_own_is_refused_at_once(tmp_path: Path) -> 
     ]
     assert "Ollama 0.34 refuses adapters" in faults[1]
     with pytest.raises(UsageError, match="it has one place") as caught:
-        complete(parse(path.read_text()), recipe(path), "m.gguf", [])
+        complete(parse(path.read_text()), recipe(path), ("m.gguf",), [])
     assert caught.value.exit_code == 2
 
 

@@ -21,6 +21,7 @@ from toolkit.errors import ExternalToolError, ParityError, ResourceError, UsageE
 from toolkit.models.chat_template import render_trained
 from toolkit.ollama import publish
 from toolkit.ollama.client import server_address
+from toolkit.ollama.files import ServedFiles
 from toolkit.ollama.own_model import OwnModel
 from toolkit.ollama.publish import create, modelfile_of, still_published, stored_otherwise
 from toolkit.ollama.served import GREEDY, Question, Served, check_answers, largest_means
@@ -55,7 +56,7 @@ def _golden(folder: Path, gguf: Path, system: str = "You are a nurse.") -> Artif
     return Artifact(folder, facts, "", {}, Cost())
 
 
-def _certificate(folder: Path, gguf: Path, verdict: Any = "pass") -> Artifact[CertificateFacts]:
+def certificate_of_file(folder: Path, gguf: Path, verdict: Any = "pass") -> Artifact[CertificateFacts]:
     """Of a file that was judged before, as far as the server's part needs it."""
     folder.mkdir(parents=True, exist_ok=True)
     check = Check(name="structure", verdict="pass", message="the same")
@@ -77,13 +78,13 @@ class Run:
     def __init__(self, folder: Path, gguf: Path, server: Server | None) -> None:
         self.gguf, self.server = gguf, server
         self.golden = _golden(folder / "golden", gguf)
-        self.certificate = _certificate(folder / "verify", gguf)
+        self.certificate = certificate_of_file(folder / "verify", gguf)
         self.out = folder / "create"
         self.out.mkdir()
 
     def create(self, chosen: Recipe) -> OllamaFacts:
         """Publish."""
-        return create(chosen, self.golden, self.gguf, self.certificate, self.out)
+        return create(chosen, self.golden, ServedFiles(self.gguf), self.certificate, self.out)
 
 
 def _greedy(run: Run, tokens: int) -> bytes:
@@ -144,7 +145,7 @@ def test_the_modelfile_for_people_makes_the_same_model(run: Run, ollama_server: 
     for key in ("system", "template", "license"):
         assert mine[key] == theirs[key], key
     assert sorted(mine["parameters"].splitlines()) == sorted(theirs["parameters"].splitlines())
-    printed = parse(modelfile_of(_recipe(), run.gguf))
+    printed = parse(modelfile_of(_recipe(), ServedFiles(run.gguf)))
     assert printed.models == (os.path.relpath(run.gguf),)
     assert parse(path.read_text()) == replace(printed, models=(os.path.relpath(run.gguf, run.out),))
 
@@ -290,10 +291,10 @@ def test_without_a_passing_certificate_nothing_happens(
     verdict: str, smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(tmp_path / "run", smollm2_gguf, None)
-    run.certificate = _certificate(tmp_path, smollm2_gguf, verdict)
+    run.certificate = certificate_of_file(tmp_path, smollm2_gguf, verdict)
     with pytest.raises(ParityError, match=f"the certificate is {verdict}"):
         run.create(_recipe())
-    run.certificate = _certificate(tmp_path, Path("another.gguf"))
+    run.certificate = certificate_of_file(tmp_path, Path("another.gguf"))
     with pytest.raises(ParityError, match=r"about another\.gguf"):
         run.create(_recipe())
     assert list(run.out.iterdir()) == []

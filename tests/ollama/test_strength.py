@@ -101,9 +101,10 @@ def test_a_sample_of_all_goldens_tells_what_all_positions_tell(ollama_server: Se
     assert some.strength.value == pytest.approx(every.strength.value, abs=0.06)
     assert stopped.asked == some.asked  # the first round decided
     assert stopped.strength == pytest.approx(some.strength, abs=1e-4)
-    assert check.verdict == "fail" and check.message.startswith(f"{some.strength.value:.3f} [")
     told = {measure.name: measure.value for measure in check.measures}
-    assert (told["requests"], told["positions that could not be compared"]) == (72, some.skipped)
+    assert check.verdict == "fail" and told["strength"] == pytest.approx(every.strength.value, abs=0.06)
+    assert told["requests"] < every.asked  # it asks on until its limits are decided, and no longer
+    assert some.skipped <= told["positions that could not be compared"] <= every.skipped
 
 
 RIGHT = Strength(0.835, 0.005, 16)

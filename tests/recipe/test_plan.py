@@ -43,7 +43,7 @@ def rows(tmp_path: Path) -> Path:
 
 def test_parameters_are_exactly_those_of_the_published_models() -> None:
     assert EMBEDDED.parameters() == 134_515_008
-    assert {name.split("-")[1]: shape.parameters() for name, shape in KNOWN.items()} == {
+    assert {name.split("-")[1]: shape.parameters() for name, shape in KNOWN.items() if not shape.vision} == {
         "0.5B": 494_032_768,
         "1.5B": 1_543_714_304,
         "3B": 3_085_938_688,

@@ -102,7 +102,7 @@ STAGE_COMMANDS = [
         ("train", "Train the adapter, from the last complete checkpoint when there is one.", "golden"),
         ("golden", "Record what the tuned model answers to the golden prompts, with fp32 reference logits.", "merge"),
         ("merge", "Merge the adapter into its base, one tensor at a time.", "convert"),
-        ("convert", "Write the merged model as a GGUF file.", "quantize"),
+        ("convert", "Write the tuned model as a GGUF file, straight from base and adapter.", "quantize"),
         ("quantize", "Write the recipe's quantized GGUF files.", "verify"),
         ("create", "Publish to Ollama: a candidate first, checked as it is served, then the name.", "evaluate"),
         ("report", "Write report.md and the model card.", ""),
@@ -124,14 +124,14 @@ def modelfile(recipe: Path, profile: str | None, settings: tuple[str, ...], as_j
     \b
     Example:  tune2ollama modelfile recipes/medical.yaml > Modelfile
     """
+    from toolkit.ollama.files import certified_files
     from toolkit.ollama.publish import modelfile_of
     from toolkit.run import pipeline
-    from toolkit.run.stages import certified_file
 
     resolved = load(recipe, profile, settings)
     artifacts = pipeline.run(resolved, upto="verify")
     ends = artifacts["golden"].facts.end_tokens
-    text = modelfile_of(resolved, certified_file(artifacts["verify"]), ends)
+    text = modelfile_of(resolved, certified_files(artifacts["verify"], artifacts["train"].facts), ends)
     if as_json:
         print_json({"modelfile": text})
     else:

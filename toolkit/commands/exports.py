@@ -36,6 +36,7 @@ ADOPTED = ("train", "golden", "merge", "convert", "quantize", "verify", "create"
 @click.option(
     "--against", "others", type=PATH, multiple=True, help="Another export of the same model, judged beside it."
 )
+@click.option("--mmproj", type=PATH, help="The GGUF file that sees, beside that of the language model.")
 @click.option("--ollama", default="", metavar="NAME:TAG", help="A model of the running Ollama to judge.")
 @click.option(
     "--repair",
@@ -61,6 +62,7 @@ def verify(
     Example:  tune2ollama verify --adapter outputs/checkpoint-60 --ollama mymodel:latest --json
     Example:  tune2ollama verify --adapter outputs/checkpoint-60 --gguf ours.gguf --against theirs.gguf
     Example:  tune2ollama verify --adapter outputs/checkpoint-60 --gguf model.gguf --repair mended.gguf
+    Example:  tune2ollama verify --adapter outputs/checkpoint-60 --gguf model.gguf --mmproj mmproj.gguf
     """
     from toolkit.parity.asked import Asked, refuse_ignored
     from toolkit.parity.tool import check, raise_unless_passed, verify_recipe

@@ -9,11 +9,12 @@ from typing import Any, Literal, NamedTuple
 
 from toolkit.models.chat_template import NOTHING_TOLD
 from toolkit.models.ends import turn_end
+from toolkit.models.pictures import PictureRules
 from toolkit.models.reference import TeacherForced
+from toolkit.models.seen import SHOWN, Picture, expanded, seen_rows
 from toolkit.models.thinking import Marks, marks_of
 from toolkit.models.tools import Tools, as_sent
 from toolkit.parity.checks.tokens import encode
-from toolkit.run.artifacts import read_jsonl
 from toolkit.train.rows import TokenizedRow, answers_of, pair_of, template_of, tokenize
 
 Kind = Literal["answers", "pairs", "labels", "texts"]
@@ -37,6 +38,12 @@ class Question(NamedTuple):
     """The row's own answer as the template writes it, thoughts and calls included, without the end of the turn."""
     content: str
     """The same as it stands in the row: what rewards are given."""
+    pictures: tuple[Picture, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Tells it from others: the prompt, and the pictures' names."""
+        return (self.text, *(picture.path.name for picture in self.pictures))
 
 
 @dataclass
@@ -59,7 +66,7 @@ class HeldOut:
     @property
     def sequences(self) -> list[TeacherForced]:
         """All that is read, row by row and side by side."""
-        return [TeacherForced(p.input_ids, p.first) for row in self.sides for side in row for p in side]
+        return [TeacherForced(p.input_ids, p.first, p.pictures) for row in self.sides for side in row for p in side]
 
 
 def kind_of(row: Mapping[str, Any]) -> Kind:
@@ -72,7 +79,12 @@ def kind_of(row: Mapping[str, Any]) -> Kind:
 
 
 def of_dataset(
-    folder: Path, tokenizer: Any, max_length: int, asked: int, fields: Mapping[str, Any] = NOTHING_TOLD
+    folder: Path,
+    tokenizer: Any,
+    max_length: int,
+    asked: int,
+    fields: Mapping[str, Any] = NOTHING_TOLD,
+    pictures: PictureRules | None = None,
 ) -> HeldOut:
     """The held-out rows of a dataset artifact's folder.
 
@@ -80,8 +92,9 @@ def of_dataset(
         max_length: tokens of a row at most.
         asked: rows that are asked for answers, at most.
         fields: what the chat template is told.
+        pictures: how those of the rows are shown.
     """
-    rows = [{**row, "split": split} for split in SPLITS for row in read_jsonl(folder / f"{split}.jsonl")]
+    rows = [{**row, "split": split} for split in SPLITS for row in seen_rows(folder, split, pictures)]
     return of_rows(rows, tokenizer, max_length, asked, fields)
 
 
@@ -121,14 +134,18 @@ def _sides(tokenizer: Any, row: dict[str, Any], fields: Mapping[str, Any]) -> li
 def question_of(tokenizer: Any, row: dict[str, Any], fields: Mapping[str, Any] = NOTHING_TOLD) -> Question:
     """The first question of a row. Of a conversation with functions that is the one that is answered by a call."""
     answer = answers_of(tokenizer, row, fields)[0]
-    end = _turn_ends(tokenizer, answer.written.text)
+    end, ids = _turn_ends(tokenizer, answer.written.text), encode(tokenizer, answer.prompt)
+    pictures: tuple[Picture, ...] = ()
+    if SHOWN in row:
+        ids, pictures = expanded(ids, answer.context, row[SHOWN])
     return Question(
         answer.prompt,
-        encode(tokenizer, answer.prompt),
+        ids,
         answer.context,
         as_sent(row.get("tools")),
         answer.written.text[:end],
         str(answer.turn["content"]),
+        pictures,
     )
 
 

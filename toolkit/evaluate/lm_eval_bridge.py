@@ -13,6 +13,7 @@ from toolkit.errors import ExternalToolError, ToolkitError, UsageError
 from toolkit.evaluate.readers import Reader
 from toolkit.models.reference import TeacherForced
 from toolkit.parity.checks.tokens import encode
+from toolkit.parity.golden.export_answers import Asked
 
 NEW_TOKENS = 256
 """Of an answer at most, where a task does not say."""
@@ -125,7 +126,7 @@ def _model(reader: Reader, tokenizer: Any) -> Any:
                     raise UsageError("this task samples its answers; here they are greedy", "Choose another task.")
                 if not reader.answers:
                     raise UsageError("the model does not fit into memory, so it cannot answer", "Name its GGUF: --gguf")
-                (said,) = reader.say([encode(tokenizer, context)[-CONTEXT:]], most)
+                (said,) = reader.say([Asked(encode(tokenizer, context)[-CONTEXT:])], most)
                 text = str(tokenizer.decode(said.tokens, skip_special_tokens=True))
                 for mark in [until] if isinstance(until, str) else until:
                     text = text.split(mark, maxsplit=1)[0] if mark else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,12 +15,13 @@ from rich.progress import track
 from toolkit.errors import DataError
 from toolkit.evaluate.names import BASE, TUNED
 from toolkit.models.ends import ends_of
-from toolkit.models.reference import Reference, TeacherForced, base_of, reference_of, stderr
+from toolkit.models.reference import Reference, TeacherForced, base_of, model_logits, reference_of, stderr
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.models.weights import TrainedWeights, weights_of
 from toolkit.parity.candidate import Candidate
-from toolkit.parity.golden.export_answers import answers_of
+from toolkit.parity.golden.export_answers import Asked, answers_of
 from toolkit.parity.golden.record import Prompt, base_beside, can_answer, computed_whole, greedy
+from toolkit.parity.showing import Showing
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts
 from toolkit.train.model import load_tuned
@@ -57,8 +59,8 @@ class Reader(Protocol):
         """Read sequences, each by itself."""
         ...
 
-    def say(self, prompts: list[list[int]], new_tokens: int) -> list[Said]:
-        """Greedy answers to prompts of token ids."""
+    def say(self, prompts: list[Asked], new_tokens: int) -> list[Said]:
+        """Greedy answers."""
         ...
 
 
@@ -76,7 +78,11 @@ class ModelReader:
 
     @torch.no_grad()
     def read(self, sequences: Sequence[TeacherForced]) -> list[Read]:
-        """See `Reader`; batches are padded at their ends, where no token of a sequence can see it."""
+        """See `Reader`; batches are padded at their ends, where no token of a sequence can see it. Who is shown pictures reads
+        alone."""
+        if any(one.pictures for one in sequences):
+            shown = track(sequences, f"{self._title} reads", console=stderr, transient=True)
+            return [_of_tokens(next(model_logits(self._model, [one])), one) for one in shown]
         device = next(self._model.parameters()).device
         vocabulary = int(self._model.get_output_embeddings().weight.shape[0])
         found: dict[int, Read] = {}
@@ -94,9 +100,9 @@ class ModelReader:
                 found[place] = _of_tokens(own, one)
         return [found[place] for place in range(len(sequences))]
 
-    def say(self, prompts: list[list[int]], new_tokens: int) -> list[Said]:
+    def say(self, prompts: list[Asked], new_tokens: int) -> list[Said]:
         """See `Reader`."""
-        asked = [Prompt([], None, "", ids) for ids in prompts]
+        asked = [Prompt([], None, "", one.ids, one.pictures) for one in prompts]
         said = greedy(self._model, asked, self._ends, new_tokens, f"{self._title} answers")
         return [
             Said(
@@ -122,7 +128,7 @@ class LayerReader:
         )
         return [_of_tokens(logits, one) for logits, one in zip(shown, sequences, strict=True)]
 
-    def say(self, prompts: list[list[int]], new_tokens: int) -> list[Said]:
+    def say(self, prompts: list[Asked], new_tokens: int) -> list[Said]:
         """Raises AssertionError: `answers` says that it cannot."""
         raise AssertionError("a model that is read a layer at a time is not asked")
 
@@ -130,19 +136,22 @@ class LayerReader:
 class FileReader:
     """A GGUF file, through llama.cpp.
 
+    Args:
+        showing: its projector, for sequences with pictures.
+
     Raises:
         DataError: it cannot be loaded; or, when it reads, it does not know a token.
     """
 
     answers = True
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, showing: Showing | None = None) -> None:
+        self._path, self._showing = path, showing
         with Candidate(path, vocab_only=True) as candidate:
             self._ends, self._vocabulary = candidate.end_tokens, candidate.vocabulary
 
     def read(self, sequences: Sequence[TeacherForced]) -> list[Read]:
-        """See `Reader`. What the last sequence and the next begin with alike is evaluated once."""
+        """See `Reader`. What the last sequence and the next begin with alike is evaluated once, unless it shows a picture."""
         if not sequences:
             return []
         if (largest := max(max(one.ids) for one in sequences)) >= self._vocabulary:
@@ -151,16 +160,26 @@ class FileReader:
                 "It was made of another base: name that one.",
             )
         found = []
-        with Candidate(self._path) as candidate, candidate.slots(1, max(len(one.ids) for one in sequences)) as slots:
+        with contextlib.ExitStack() as stack:
+            candidate = stack.enter_context(Candidate(self._path))
+            sight = stack.enter_context(self._showing.sight(candidate)) if self._showing else None
+            slots = stack.enter_context(candidate.slots(1, max(len(one.ids) for one in sequences)))
             for one in track(sequences, f"{self._path.name} reads", console=stderr, transient=True):
-                found.append(_of_tokens(torch.from_numpy(slots.logits_after(0, one.ids, one.first)), one))
+                if not one.pictures:
+                    logits = slots.logits_after(0, one.ids, one.first)
+                elif self._showing is None or sight is None:
+                    raise DataError(f"{self._path} is to read pictures without a projector", "Name its mmproj file.")
+                else:
+                    with self._showing.placed(sight, one.ids, one.pictures) as placed:
+                        logits = slots.logits_among(0, sight, one.ids, one.first, placed)
+                found.append(_of_tokens(torch.from_numpy(logits), one))
         return found
 
-    def say(self, prompts: list[list[int]], new_tokens: int) -> list[Said]:
+    def say(self, prompts: list[Asked], new_tokens: int) -> list[Said]:
         """See `Reader`."""
         return [
             Said(tokens[:-1], True) if tokens and tokens[-1] in self._ends else Said(tokens, False)
-            for tokens in answers_of(self._path, prompts, new_tokens)
+            for tokens in answers_of(self._path, prompts, new_tokens, self._showing)
         ]
 
 

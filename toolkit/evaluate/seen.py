@@ -11,10 +11,14 @@ import numpy as np
 from toolkit.evaluate.general_texts import General
 from toolkit.evaluate.held_out import HeldOut, Question
 from toolkit.evaluate.readers import Reader, Said
+from toolkit.models.picture_block import block_of
+from toolkit.models.seen import with_files
 from toolkit.models.thinking import Marks
 from toolkit.ollama.asked import Conversation, raw_answer, request_fields
 from toolkit.ollama.client import Client
+from toolkit.ollama.pictures import Pictures
 from toolkit.ollama.served import GREEDY
+from toolkit.parity.golden.export_answers import Asked
 
 
 @dataclass
@@ -41,13 +45,13 @@ class Seen:
 
 def look(
     reader: Reader, held_out: HeldOut, general: General | None, new_tokens: int, tokenizer: Any,
-    known: Mapping[str, tuple[str, bool]],
+    known: Mapping[tuple[str, ...], tuple[str, bool]],
 ) -> Seen:  # fmt: skip
     """Have somebody read and answer everything.
 
     Args:
         new_tokens: of an answer at most.
-        known: prompt → (raw answer, whether it ended), where it was recorded before.
+        known: `Question.key` → (raw answer, whether it ended), where it was recorded before.
     """
     own = held_out.sequences
     read = reader.read([*own, *(general.sequences if general else [])])
@@ -69,10 +73,10 @@ def look(
             seen.choices.append(rest[: len(question)])
             rest = rest[len(question) :]
     if reader.answers:
-        unknown = [question for question in held_out.questions if question.text not in known]
-        said = reader.say([question.ids for question in unknown], new_tokens) if unknown else []
-        told = {**known, **{q.text: _told(tokenizer, one) for q, one in zip(unknown, said, strict=True)}}
-        take(seen, held_out, [told[question.text] for question in held_out.questions], tokenizer)
+        unknown = [question for question in held_out.questions if question.key not in known]
+        said = reader.say([Asked(one.ids, one.pictures) for one in unknown], new_tokens) if unknown else []
+        told = {**known, **{q.key: _told(tokenizer, one) for q, one in zip(unknown, said, strict=True)}}
+        take(seen, held_out, [told[question.key] for question in held_out.questions], tokenizer)
     return seen
 
 
@@ -108,12 +112,14 @@ def look_at_served(client: Client, model: str, held_out: HeldOut, system: str, n
     thoughts are in play, which a server takes out of the text, the model's own text is asked for.
     """
     said = []
+    block = block_of(tokenizer) or "" if any(question.pictures for question in held_out.questions) else ""
     for question in held_out.questions:
         if question.tools or held_out.marks or any(turn.get("tool_calls") for turn in question.messages):
-            found = raw_answer(client, model, question.text, GREEDY, new_tokens)
+            shown = Pictures(tuple(picture.path for picture in question.pictures), block)
+            found = raw_answer(client, model, shown.marked(question.text), GREEDY, new_tokens, **shown.sent)
             text = str(found.get("response", ""))
         else:
-            turns = question.messages
+            turns = with_files(question.messages, (picture.path for picture in question.pictures))
             if system and turns and turns[0] == {"role": "system", "content": system}:
                 turns = turns[1:]
             fields = request_fields(Conversation("", turns), "/api/chat")

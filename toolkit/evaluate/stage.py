@@ -24,9 +24,11 @@ from toolkit.evaluate.seen import Seen, look, look_at_served
 from toolkit.evaluate.texts import all_alike
 from toolkit.evaluate.told import Told, forgot_of, sentences, verdict_of
 from toolkit.models.ends import end_tokens
+from toolkit.models.pictures import PictureRules
 from toolkit.models.reference import stderr
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.parity.golden.record import as_merged
+from toolkit.parity.showing import Showing
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, read_jsonl, write_json, write_jsonl
 from toolkit.run.facts import EvaluationFacts
@@ -56,7 +58,7 @@ def evaluate(
     if "prepare" in have:
         fields = facts.chat_template_kwargs
         held_out = rows_apart.of_dataset(
-            have["prepare"].folder, tokenizer, recipe.train.max_length, settings.rows, fields
+            have["prepare"].folder, tokenizer, recipe.train.max_length, settings.rows, fields, facts.pictures
         )
     general = read_general(tokenizer) if settings.forgetting else None
     rewards = _rewards(recipe.train.rewards, own_rewards)
@@ -70,10 +72,11 @@ def evaluate(
             seen[name] = look(reader, held_out, general, new_tokens, tokenizer, known[name])
         del reader  # and the model with it: exports need the memory
         seen = {name: seen[name] for name in (BASE, TUNED)}
+        showing = _showing(have, facts.pictures)
         for name, path in _files(recipe, have).items():
             # General texts take most of the time, and people meet this file alone.
             texts = general if name == served else None
-            seen[name] = look(FileReader(path), held_out, texts, new_tokens, tokenizer, {})
+            seen[name] = look(FileReader(path, showing), held_out, texts, new_tokens, tokenizer, {})
         if have["create"].facts.published and held_out.questions:
             seen |= _served(recipe, held_out, new_tokens, tokenizer, out)
     figures = figures_of(held_out, general, seen, rewards)
@@ -159,15 +162,16 @@ def _rewards(names: list[str], own: Path | None) -> Mapping[str, Any]:
     return named(names, own)
 
 
-def _known(golden: Artifact[Any], new_tokens: int, recorded: int) -> dict[str, dict[str, tuple[str, bool]]]:
-    """Answers that the golden stage recorded, by subject and prompt; of its base only what is shorter than the limit."""
+def _known(golden: Artifact[Any], new_tokens: int, recorded: int) -> dict[str, dict[tuple[str, ...], tuple[str, bool]]]:
+    """Answers that the golden stage recorded, by subject and `Question.key`; of its base only what is shorter than the limit."""
     if new_tokens != recorded:
         return {TUNED: {}, BASE: {}}
     rows = read_jsonl(golden.folder / "golden.jsonl")
+    keys = [(r["prompt_text"], *(Path(shown["image"]).name for shown in r.get("pictures", ()))) for r in rows]
     return {
-        TUNED: {row["prompt_text"]: (row["completion"], row["stopped"]) for row in rows},
+        TUNED: {key: (row["completion"], row["stopped"]) for key, row in zip(keys, rows)},
         # Whether the base's ended is not recorded, and nobody asks.
-        BASE: {row["prompt_text"]: (row["base_completion"], True) for row in rows if row["base_completion"]},
+        BASE: {key: (row["base_completion"], True) for key, row in zip(keys, rows) if row["base_completion"]},
     }
 
 
@@ -179,6 +183,12 @@ def _files(recipe: Recipe, have: Mapping[str, Artifact[Any]]) -> dict[str, Path]
         for file in have[stage].facts.files
     }
     return {kind: made[kind] for kind in recipe.export.file_types if kind in made}
+
+
+def _showing(have: Mapping[str, Artifact[Any]], rules: PictureRules | None) -> Showing | None:
+    """What shows the rows' pictures to the files; None: the model sees none."""
+    mmproj = have["convert"].facts.mmproj
+    return Showing(have["convert"].folder / mmproj.name, rules) if mmproj is not None and rules is not None else None
 
 
 def _served(recipe: Recipe, held_out: HeldOut, new_tokens: int, tokenizer: Any, out: Path) -> dict[str, Seen]:

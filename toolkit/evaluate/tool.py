@@ -138,7 +138,7 @@ def rows_of(asked: Asked) -> list[dict[str, Any]]:
 
     path = Path(asked.data)
     if path.suffix == ".jsonl" and path.is_file() and path.parent.name == "prepare":
-        return read_jsonl(path)
+        return _of_words(read_jsonl(path))
     recipe = recipe_to_look(asked.data, "embedded:smollm2-135m-instruct", asked.settings)
     if recipe.data is None:
         raise UsageError(f"{asked.data} has no data", "Name a file with rows.")
@@ -147,7 +147,21 @@ def rows_of(asked: Asked) -> list[dict[str, Any]]:
     found = kept_rows(load(data), data, system)
     if not found.examples:
         raise DataError(f"{asked.data}: no row is left", f"Look at it: tune2ollama inspect {asked.data}")
-    return [example.record() for example in found.examples]
+    return _of_words([example.record() for example in found.examples])
+
+
+def _of_words(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from toolkit.train.fits import shows_pictures
+    from toolkit.train.rows import place_of
+
+    showing = next((row for row in rows if shows_pictures(row)), None)
+    if showing is not None:
+        raise UsageError(
+            f"{place_of(showing)}the row shows a picture, and this command reads words alone",
+            "Run the recipe: its stage evaluate shows everybody the pictures. Or measure the words alone: --set "
+            "data.columns.image=false",
+        )
+    return rows
 
 
 @contextlib.contextmanager
@@ -159,7 +173,7 @@ def _subject(asked: Asked) -> Iterator[Subject]:
         with _of_file(asked, asked.gguf, asked.gguf.name) as subject:
             yield subject
         return
-    from toolkit.ollama.judged import served_model
+    from toolkit.ollama.served_model import served_model
 
     log = Path("runs") / "ollama-server.log"
     log.parent.mkdir(exist_ok=True)
