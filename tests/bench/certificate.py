@@ -21,15 +21,17 @@ from rich.console import Console
 from rich.table import Table
 
 from toolkit.export.convert import convert
+from toolkit.export.imatrix import CHUNK, collect, training_sequences
+from toolkit.export.imatrix_file import IMATRIX_FILE, read_imatrix, write_imatrix
 from toolkit.export.llama_cpp import quantize_file
 from toolkit.parity.certificate import Subject
 from toolkit.parity.golden.goldens import Goldens
 from toolkit.parity.limits import limits_for
 from toolkit.parity.subjects import GGUFUnderTest, Tuned
 from toolkit.parity.verify import judge
-from toolkit.recipe.schema import CONVERTED_FILE_TYPES, QUANTIZED_FILE_TYPES, Recipe
+from toolkit.recipe.schema import CONVERTED_FILE_TYPES, NEED_IMATRIX, QUANTIZED_FILE_TYPES, Recipe
 from toolkit.run.artifacts import Artifact, read_artifact
-from toolkit.run.facts import AdapterFacts, Facts, GGUFFacts, GoldenFacts, ModelFacts
+from toolkit.run.facts import AdapterFacts, DatasetFacts, Facts, GGUFFacts, GoldenFacts, ModelFacts
 
 GOLDENS = 16
 
@@ -89,7 +91,8 @@ def floors(run: Path) -> Table:
                    "adapter in answers", "verdict"):  # fmt: skip
         table.add_column(column)
     with tempfile.TemporaryDirectory() as scratch:
-        for file_type, path, source in every_file_type(recipe, adapter, model, Path(scratch)):
+        sequences = training_sequences(read(run, "prepare", DatasetFacts), adapter)
+        for file_type, path, source in every_file_type(recipe, adapter, model, Path(scratch), sequences):
             table.add_row(
                 *_row(judge(tuned, None, [GGUFUnderTest(path, file_type, file_type, source=source)])[-1], tuned)
             )
@@ -97,9 +100,17 @@ def floors(run: Path) -> Table:
 
 
 def every_file_type(
-    recipe: Recipe, adapter: Artifact[AdapterFacts], model: Artifact[ModelFacts], folder: Path
+    recipe: Recipe,
+    adapter: Artifact[AdapterFacts],
+    model: Artifact[ModelFacts],
+    folder: Path,
+    sequences: list[list[int]],
 ) -> Iterator[tuple[str, Path, Path | None]]:
-    """Make a file of each type in turn: its type, where it is, and what it was quantized from. It goes when the next is made."""
+    """Make a file of each type in turn: its type, where it is, and what it was quantized from. It goes when the next is made.
+
+    Args:
+        sequences: tokens of training rows, for the types that need an importance matrix.
+    """
     source = None
     for file_type in CONVERTED_FILE_TYPES:
         made = folder / file_type
@@ -111,9 +122,13 @@ def every_file_type(
         else:
             path.unlink()
     assert source is not None
+    write_imatrix(
+        collect(source, sequences), folder / IMATRIX_FILE, "rows of the training split", len(sequences), CHUNK
+    )
+    matrix = read_imatrix(folder / IMATRIX_FILE)
     for file_type in QUANTIZED_FILE_TYPES:
         path = folder / f"{file_type}.gguf"
-        quantize_file(source, path, file_type)
+        quantize_file(source, path, file_type, matrix=matrix if file_type in NEED_IMATRIX else None)
         yield file_type, path, source
         path.unlink()
 

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import torch
 
@@ -28,16 +27,18 @@ from tests.faults.chains import FAMILIES, METHODS, Clean, clean_chain, family_ba
 from tests.faults.proof import prove
 from tests.faults.served import SERVED_FAULTS, ServedFault, served
 from tests.faults.table import FAULTS
+from tests.parity_chain import AFTER, rows
 from toolkit.ollama.client import Client
 from toolkit.ollama.server import find_ollama, started
 from toolkit.parity.certificate import blame_of
 from toolkit.parity.exported import dequantized
 from toolkit.parity.limits import largest_rest
-from toolkit.parity.rounding import _quantize_chunk, quantized, rounded
+from toolkit.parity.rounding import quantized, rounded
 from toolkit.parity.subjects import GGUFUnderTest, Tuned
 from toolkit.parity.sums import Sums, sums_of
 from toolkit.parity.tuning import Tuning
 from toolkit.parity.verify import certificate_of, judge
+from toolkit.train.rows import tokenize
 
 STORED = (
     "F16",
@@ -174,7 +175,8 @@ def types(folder: Path) -> None:
     head_of_measures("")
     chain: Clean = fault_chain()
     tuned = Tuned.of(chain.recipe, chain.adapter, chain.golden, _tokenizer(chain))
-    for kind, path, _ in every_file_type(chain.recipe, chain.adapter, chain.export.model, folder):
+    taught = [row.input_ids for row in (tokenize(_tokenizer(chain), row)[0] for row in rows(AFTER))]
+    for kind, path, _ in every_file_type(chain.recipe, chain.adapter, chain.export.model, folder, taught):
         certificate = certificate_of(tuned, judge(tuned, None, [GGUFUnderTest(path, kind, kind, served=True)]), {})
         tell("", certificate["subjects"][-1])
         if certificate["verdict"] != "pass":
@@ -193,12 +195,7 @@ def with_importance(rows: torch.Tensor, kind: str) -> torch.Tensor:
         return rounded(rows, kind)
     random = np.random.default_rng(rows.shape[1])
     importance = np.exp(random.standard_normal(rows.shape[1])).astype(np.float32) ** 2
-    made, data = quantized(rows.numpy(), kind), np.ascontiguousarray(rows.numpy())
-    number_of = int(gguf.GGMLQuantizationType[kind])
-    _quantize_chunk()(
-        number_of, data.ctypes.data, made.ctypes.data, 0, len(rows), rows.shape[1], importance.ctypes.data
-    )
-    return torch.from_numpy(dequantized(made, kind))
+    return torch.from_numpy(dequantized(quantized(rows.numpy(), kind, importance), kind))
 
 
 def strength(_: Path) -> None:

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -20,7 +18,7 @@ from toolkit.parity.comparison import compare_weights
 from toolkit.parity.damage import damage, layers_told, spoken, whose
 from toolkit.parity.exported import FolderWeights, dequantized
 from toolkit.parity.limits import largest_rest
-from toolkit.parity.rounding import _quantize_chunk, quantized, rounded
+from toolkit.parity.rounding import quantized, rounded
 from toolkit.parity.sums import Sums, sums_of
 from toolkit.parity.tuning import Tuning
 
@@ -86,11 +84,7 @@ def test_the_strength_is_the_factor_at_every_rounding(kind: str, factor: float) 
 def with_importance(rows: torch.Tensor, kind: str) -> torch.Tensor:
     """Rounded as others do it, with an importance matrix: some columns matter more."""
     weights = (matrix(1, rows.shape[1], 9).exp() ** 2)[0].numpy()
-    made = quantized(rows.numpy(), kind)
-    count, data = len(rows), np.ascontiguousarray(rows.numpy())
-    number = int(gguf.GGMLQuantizationType[kind])
-    _quantize_chunk()(number, data.ctypes.data, made.ctypes.data, 0, count, rows.shape[1], weights.ctypes.data)
-    return torch.from_numpy(dequantized(made, kind))
+    return torch.from_numpy(dequantized(quantized(rows.numpy(), kind, weights), kind))
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.5, 1.0])

@@ -8,12 +8,13 @@ from typing import Any, get_args
 import pytest
 
 from tests.parity_chain import recipe
+from toolkit.errors import UsageError
 from toolkit.parity.asked import Asked
-from toolkit.parity.certificate import Check, LinkName, Subject
+from toolkit.parity.certificate import Check, LinkName, Measure, Subject
+from toolkit.parity.choice import served_as, served_type, smallest_that_passes
 from toolkit.parity.next_step import after_check, after_run, after_serving
 from toolkit.parity.subjects import GGUFUnderTest
-from toolkit.parity.verify import served_as, smallest_that_passes
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.schema import Export, Recipe
 from toolkit.run.facts import CertificateFacts
 
 FOLDER = Path("runs/tiny")
@@ -103,3 +104,47 @@ def test_the_smallest_that_could_be_served(tmp_path: Path, verdicts: dict[str, A
     assert smallest_that_passes(only, subjects, files) != "F16"
     marked = {one.name: (one.served, one.counts) for one in served_as("Q8_0", chosen, subjects)}
     assert marked == {"F16": (False, "ancestor"), "Q8_0": (True, "everything"), "Q4_K_M": (False, "text only")}
+
+
+def measured(file_type: str, mean_kl: float, kept: float) -> Subject:
+    one = subject(file_type, "pass")
+    measures = [Measure(name="mean KL", value=mean_kl), Measure(name="share of the gain kept", value=kept)]
+    return one.model_copy(update={"checks": [one.checks[0].model_copy(update={"measures": measures})]})
+
+
+@pytest.mark.parametrize(
+    ("bounds", "chosen"),
+    [
+        ({}, "Q4_K_M"),
+        ({"max_kl": 0.01}, "Q8_0"),
+        ({"max_kl": 1e-4}, "F16"),
+        ({"min_kept": 0.9}, "Q4_K_M"),
+        ({"min_kept": 0.97}, "Q8_0"),
+        ({"max_bytes": 2}, "Q8_0"),  # the nearest of those that fit
+        ({"max_bytes": "1 KB"}, "F16"),
+        ({"max_bytes": 2, "min_kept": 0.5}, "Q4_K_M"),
+        ({"max_bytes": 2, "max_kl": 1e-4}, None),
+    ],
+)
+def test_chosen_by_what_was_measured(tmp_path: Path, bounds: dict[str, Any], chosen: str | None) -> None:
+    found = {"Q4_K_M": (0.05, 0.95), "Q8_0": (0.003, 0.99), "F16": (1e-6, 1.0)}
+    files, subjects = [], []
+    for size, (file_type, values) in enumerate(found.items(), 1):
+        (tmp_path / file_type).write_bytes(bytes(size))
+        files.append(GGUFUnderTest(tmp_path / file_type, file_type, file_type))
+        subjects.append(measured(file_type, *values))
+    recipe = made(list(found), "auto")
+    export = Export.model_validate({**recipe.export.model_dump(), **bounds})
+    recipe = recipe.model_copy(update={"export": export})
+    if chosen is None:
+        with pytest.raises(UsageError) as raised:
+            served_type(recipe, subjects, files)
+        told = "no file that passes keeps to export.max_bytes 2, max_kl 0.0001: "
+        assert raised.value.message.startswith(told + "Q4_K_M: 0 MB, mean KL 0.05 nats, 95.0% of the gain kept; Q8_0: ")
+        return
+    assert served_type(recipe, subjects, files) == chosen
+
+
+def test_bounds_go_with_auto() -> None:
+    with pytest.raises(ValueError, match="max_kl chooses among file_types: it goes with serve: auto, not Q8_0"):
+        Export.model_validate({"serve": "Q8_0", "max_kl": 0.1})

@@ -50,7 +50,7 @@ def evaluate(
         ExternalToolError: the server that has the model went away.
         ParityError: what is served earns less than the tuned model.
     """
-    adapter = as_merged(have["train"], recipe.merge.onto)
+    adapter = as_merged(have["train"], recipe.merge.chosen)
     facts, settings = adapter.facts, recipe.evaluate
     tokenizer = load_tokenizer(adapter.folder, facts.base.folder)
     new_tokens = settings.max_new_tokens or recipe.golden.max_new_tokens

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +45,19 @@ def _ggml() -> Any:
         getattr(ggml, f"ggml_{kind}_to_fp32_row").argtypes = [pointer, pointer, number]
     ggml.ggml_validate_row_data.argtypes = [integer, pointer, ctypes.c_size_t]
     ggml.ggml_validate_row_data.restype = ctypes.c_bool
+    for name, result in (("op_desc", ctypes.c_char_p), ("get_data", pointer), ("nbytes", ctypes.c_size_t)):
+        getattr(ggml, f"ggml_{name}").argtypes, getattr(ggml, f"ggml_{name}").restype = [pointer], result
     return ggml
 
 
-def stored(values: Floats, kind: str, row_bytes: int) -> Bytes:
+def stored(values: Floats, kind: str, row_bytes: int, importance: Floats | None = None) -> Bytes:
     """Rows as they are stored.
 
     Args:
         values: float32 [rows, row length], contiguous.
         kind: F32, F16, BF16, or a quantized type whose blocks the row length is a multiple of.
         row_bytes: what a row takes; see `toolkit.models.gguf_head.HeadTensor.row_bytes`.
+        importance: float32 [row length], what the rounding errors of the columns are weighed with; see `toolkit.export.imatrix`.
 
     Returns:
         uint8 [rows, row_bytes].
@@ -66,7 +70,9 @@ def stored(values: Floats, kind: str, row_bytes: int) -> Bytes:
     if kind in ("F16", "BF16"):
         _to_16_bits(kind)(values.ctypes.data, out.ctypes.data, values.size)
         return out
-    size = _ggml().ggml_quantize_chunk(type_number(kind), values.ctypes.data, out.ctypes.data, 0, rows, length, None)
+    weighed = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    address = None if weighed is None else weighed.ctypes.data
+    size = _ggml().ggml_quantize_chunk(type_number(kind), values.ctypes.data, out.ctypes.data, 0, rows, length, address)
     if size != out.nbytes:
         raise ExternalToolError(f"ggml made {size} bytes of {kind}, {out.nbytes} were expected", "Run: make setup")
     return out
@@ -96,6 +102,71 @@ def rounded(values: Floats, dtype: str) -> Floats:
 def are_numbers(raw: Bytes, kind: str) -> bool:
     """Whether rows of a type hold neither NaN nor infinity, as llama.cpp's quantizer asks of what it reads."""
     return bool(_ggml().ggml_validate_row_data(type_number(kind), raw.ctypes.data, raw.nbytes))
+
+
+class _Tensor(ctypes.Structure):
+    """`struct ggml_tensor` of the pinned ggml (ggml/include/ggml.h)."""
+
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+        ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 64),
+    ]
+
+
+@dataclass(frozen=True)
+class GraphTensor:
+    """A tensor of a graph that llama.cpp computes, where it lies in memory."""
+
+    name: str
+    operation: str
+    """That makes it, as ggml names it: MUL_MAT, MUL_MAT_ID, …; NONE for a weight."""
+    kind: int
+    """ggml's number of the type."""
+    shape: tuple[int, ...]
+    """Four axes, in numpy's order: the row length last."""
+    strides: tuple[int, ...]
+    """In bytes."""
+    address: int
+    bytes: int
+    sources: tuple[int, ...]
+    """Addresses of the tensors that it is made from; 0 where there is none."""
+
+    def values(self, dtype: type[np.generic]) -> npt.NDArray[Any]:
+        """Its values, in ggml's own memory: to be read before ggml goes on."""
+        memory: Any = (ctypes.c_char * self.bytes).from_address(self.address)
+        values: npt.NDArray[Any] = np.ndarray(self.shape, dtype, memory, strides=self.strides)
+        return values
+
+
+def graph_tensor(address: int) -> GraphTensor:
+    """Read a `ggml_tensor`.
+
+    Raises:
+        ExternalToolError: ggml's own functions read it otherwise: it is another version than the pinned one.
+    """
+    told, ggml = _Tensor.from_address(address), _ggml()
+    if (ggml.ggml_get_data(address) or 0) != (told.data or 0):
+        raise ExternalToolError("ggml's tensors are laid out otherwise than the pinned version's", "Run: make setup")
+    return GraphTensor(
+        name=told.name.decode(errors="replace"),
+        operation=ggml.ggml_op_desc(address).decode(),
+        kind=told.type,
+        shape=tuple(told.ne)[::-1],
+        strides=tuple(told.nb)[::-1],
+        address=told.data or 0,
+        bytes=ggml.ggml_nbytes(address),
+        sources=tuple(source or 0 for source in told.src),
+    )
 
 
 def _to_16_bits(kind: str) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.errors import MAKE_ROOM, DataError, ExternalToolError, ResourceError, UsageError
 from toolkit.models.bases import cached_sha256
@@ -24,6 +24,9 @@ from toolkit.recipe.section import nearest
 from toolkit.run.hardware import free_disk_bytes
 from toolkit.run.places import cache_home
 from toolkit.setup.bootstrap import LLAMA_CPP_PYTHON, LLAMA_CPP_SHA256, unpack_tree
+
+if TYPE_CHECKING:
+    from toolkit.export.imatrix_file import Imatrix
 
 PROJECT = Path(__file__).resolve().parents[2]
 _WARNING, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
@@ -207,7 +210,12 @@ class Quantized:
 
 
 def quantize_file(
-    source: Path, target: Path, file_type: str, on_tensor: Callable[[int, int], None] | None = None, plan: bool = False
+    source: Path,
+    target: Path,
+    file_type: str,
+    on_tensor: Callable[[int, int], None] | None = None,
+    plan: bool = False,
+    matrix: Imatrix | None = None,
 ) -> Quantized:
     """Quantize a converted GGUF file with llama.cpp, in this process.
 
@@ -216,6 +224,7 @@ def quantize_file(
         target: written whole, or not left behind.
         on_tensor: called with (tensors begun, tensors in all).
         plan: only tell sizes and types; `source` may be a head with a hole for the data.
+        matrix: what the rounding's errors are weighed with; named in the file's metadata, as `llama-quantize` does.
 
     Raises:
         DataError: `source` is damaged, or quantized already.
@@ -235,6 +244,9 @@ def quantize_file(
     parameters.ftype = number
     parameters.nthread = len(os.sched_getaffinity(0))
     parameters.dry_run = plan
+    if matrix is not None:
+        weighed, told = _importance(matrix), _overrides(matrix)  # C reads them until it is done
+        parameters.imatrix, parameters.kv_overrides = weighed, told
     seen: dict[str, float] = {"fallback": 0, "mebibytes": 0}
     types: dict[str, str] = {}
 
@@ -257,6 +269,35 @@ def quantize_file(
         _raise_failure(source, target, file_type, problems)
     size = int(seen["mebibytes"] * 2**20)
     return Quantized(len(tensors) or len(types), int(seen["fallback"]), size, types)
+
+
+def _importance(matrix: Imatrix) -> Any:
+    """The list that llama.cpp takes; the names and numbers that it points to stay alive with it."""
+    llama = library().llama_cpp
+    made = (llama.llama_model_imatrix_data * (len(matrix.means) + 1))()  # the last one, without a name, ends it
+    for place, (name, means) in enumerate(matrix.means.items()):
+        data = means.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        made[place] = llama.llama_model_imatrix_data(name.encode(), data, means.size)
+    return made
+
+
+def _overrides(matrix: Imatrix) -> Any:
+    llama = library().llama_cpp
+    told: dict[str, str | int] = {
+        "quantize.imatrix.file": matrix.file,
+        "quantize.imatrix.dataset": matrix.dataset,
+        "quantize.imatrix.entries_count": len(matrix.means),
+        "quantize.imatrix.chunks_count": matrix.sequences,
+    }
+    made = (llama.llama_model_kv_override * (len(told) + 1))()  # the last one, without a key, ends it
+    for override, (key, value) in zip(made, told.items()):
+        override.key = key.encode()
+        if isinstance(value, str):
+            override.tag = llama.LLAMA_KV_OVERRIDE_TYPE_STR
+            override.value.val_str = value.encode()[:127]
+        else:
+            override.tag, override.value.val_i64 = llama.LLAMA_KV_OVERRIDE_TYPE_INT, value
+    return made
 
 
 def _raise_failure(source: Path, target: Path, file_type: str, problems: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
@@ -56,7 +57,7 @@ def merge(
     """
     if adapter.facts.method == "full":
         return _take_whole_model(adapter, out)
-    merged = merged_weights(adapter, recipe.merge.onto)
+    merged = merged_weights(adapter, recipe.merge.chosen)
     # Whoever wants 32 bits wants all of them: a folder in 16 would have rounded what was trained.
     dtype = "float32" if recipe.export.converted == "F32" else output_dtype(merged, adapter.facts)
     entries = [Entry(n, DTYPES[dtype], merged.entry(n).shape) for n in merged.names()]
@@ -65,7 +66,7 @@ def merge(
     _tell(copy_settings(merged, adapter.folder, dtype, out))
     losses = held_out_losses(recipe, adapter, dataset, out) if dataset is not None else {}
     return ModelFacts(
-        merged_onto=merged_onto(adapter.facts, recipe.merge.onto),
+        merged_onto=merged_onto(adapter.facts, recipe.merge.chosen),
         dtype=dtype,
         tensors=len(entries),
         merged_tensors=sum(merged.is_merged(e.name) for e in entries),
@@ -83,24 +84,41 @@ def held_out_losses(
         `loss_as_trained`: the adapter on the base that it was trained on; `loss_merged`: the model written to `out`; and
         for QLoRA `loss_on_16_bit`: the adapter on the original weights, which it never saw.
     """
-    from toolkit.models.reference import held_out_loss
-
-    rows = seen_rows(dataset.folder, "validation", adapter.facts.pictures)[:LOSS_ROWS]
-    facts, tokenizer = adapter.facts, load_tokenizer(out)
-
-    def loss(weights: TrainedWeights, folder: Path | None) -> float | None:
-        return held_out_loss(
-            weights, folder, rows, tokenizer, recipe.train.max_length, LOSS_ROWS, adapter.facts.chat_template_kwargs
-        )
-
+    loss = functools.partial(_loss, recipe, adapter, dataset, load_tokenizer(out))
     found = {
         "loss_as_trained": loss(weights_of(adapter), adapter.folder),
         "loss_merged": loss(TrainedWeights(out, "float32", None), None),
     }
-    if facts.quantization is not None:
-        plain = TrainedWeights(Path(facts.base.folder), facts.base_dtype, None, facts.vocabulary)
-        found["loss_on_16_bit"] = loss(plain, adapter.folder)
+    if adapter.facts.quantization is not None:
+        found["loss_on_16_bit"] = loss(original_weights(adapter.facts), adapter.folder)
     return found
+
+
+def loss_on(
+    recipe: Recipe, adapter: Artifact[AdapterFacts], dataset: Artifact[DatasetFacts], weights: TrainedWeights
+) -> float | None:
+    """Mean loss of the adapter on a base, over up to 16 validation rows, in nats per answer token; None: no row is short."""
+    return _loss(recipe, adapter, dataset, load_tokenizer(adapter.folder), weights, adapter.folder)
+
+
+def original_weights(facts: AdapterFacts) -> TrainedWeights:
+    """The base as it was before it was quantized for the training."""
+    return TrainedWeights(Path(facts.base.folder), facts.base_dtype, None, facts.vocabulary)
+
+
+def _loss(
+    recipe: Recipe,
+    adapter: Artifact[AdapterFacts],
+    dataset: Artifact[DatasetFacts],
+    tokenizer: Any,
+    weights: TrainedWeights,
+    folder: Path | None,
+) -> float | None:
+    from toolkit.models.reference import held_out_loss
+
+    rows = seen_rows(dataset.folder, "validation", adapter.facts.pictures)[:LOSS_ROWS]
+    fields = adapter.facts.chat_template_kwargs
+    return held_out_loss(weights, folder, rows, tokenizer, recipe.train.max_length, LOSS_ROWS, fields)
 
 
 def output_dtype(merged: MergedWeights, facts: AdapterFacts) -> str:

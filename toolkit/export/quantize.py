@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from toolkit.errors import MAKE_ROOM, ResourceError
+from toolkit.export.imatrix_file import Imatrix, read_imatrix
 from toolkit.export.llama_cpp import file_type_number, quantize_file
 from toolkit.models.gguf_file import read_gguf
 from toolkit.recipe.schema import Recipe
@@ -17,8 +18,11 @@ from toolkit.run.facts import GGUFFacts, GGUFFile
 from toolkit.run.hardware import free_disk_bytes
 
 
-def quantize(recipe: Recipe, gguf: Artifact[GGUFFacts], out: Path) -> GGUFFacts:
+def quantize(recipe: Recipe, gguf: Artifact[GGUFFacts], out: Path, imatrix: Path | None = None) -> GGUFFacts:
     """Write a file per `recipe.export.quantized` into `out`, all from the one converted file.
+
+    Args:
+        imatrix: an importance matrix to weigh the rounding's errors with.
 
     Raises:
         UsageError: an unknown file type.
@@ -30,21 +34,26 @@ def quantize(recipe: Recipe, gguf: Artifact[GGUFFacts], out: Path) -> GGUFFacts:
     file_types = recipe.export.quantized
     for file_type in file_types:
         file_type_number(file_type)
-    check_disk(source, file_types, out)
-    files = [_quantize(source, recipe.name, file_type, out) for file_type in file_types]
+    matrix = read_imatrix(imatrix) if imatrix is not None and file_types else None
+    if matrix is not None:
+        matrix.check(source)
+    check_disk(source, file_types, out, matrix)
+    files = [_quantize(source, recipe.name, file_type, out, matrix) for file_type in file_types]
     return GGUFFacts(
         files=files, architecture=gguf.facts.architecture, template_protected=gguf.facts.template_protected
     )
 
 
-def check_disk(source: Path, file_types: list[str], out: Path) -> None:
+def check_disk(source: Path, file_types: list[str], out: Path, matrix: Imatrix | None = None) -> None:
     """Ask llama.cpp how large the files will be.
 
     Raises:
         ResourceError: they do not fit.
     """
     header = read_gguf(source).data_begin
-    planned = sum(quantize_file(source, out / "planned", t, plan=True).bytes + header for t in file_types)
+    planned = sum(
+        quantize_file(source, out / "planned", t, plan=True, matrix=matrix).bytes + header for t in file_types
+    )
     free = free_disk_bytes(out)
     if free < planned * 1.01:
         raise ResourceError(
@@ -53,12 +62,16 @@ def check_disk(source: Path, file_types: list[str], out: Path) -> None:
         )
 
 
-def _quantize(source: Path, name: str, file_type: str, out: Path) -> GGUFFile:
+def _quantize(source: Path, name: str, file_type: str, out: Path, matrix: Imatrix | None) -> GGUFFile:
     target = out / f"{name}-{file_type}.gguf"
     with Progress(console=Console(file=sys.stderr), transient=True) as progress:
         task = progress.add_task(f"quantizing to {file_type}", total=None)
         result = quantize_file(
-            source, target, file_type, lambda done, total: progress.update(task, completed=done, total=total)
+            source,
+            target,
+            file_type,
+            lambda done, total: progress.update(task, completed=done, total=total),
+            matrix=matrix,
         )
     return GGUFFile(
         name=target.name,

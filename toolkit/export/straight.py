@@ -72,8 +72,8 @@ def export(
     for folder in stack_of(adapter):
         check_adapter(folder)
     # Whoever wants 32 bits wants all of them.
-    values = Values(adapter, recipe.merge.onto, "float32" if kind == "F32" else "")
-    model = model or model_facts(values, adapter.facts, recipe.merge.onto)
+    values = Values(adapter, recipe.merge.chosen, "float32" if kind == "F32" else "")
+    model = model or model_facts(values, adapter.facts, recipe.merge.chosen)
     settings = settings_of(values, adapter.folder, adapter.facts.chat_template_kwargs)
     told = metadata(recipe, adapter, model, dataset)
     licence = licenses(recipe, adapter.facts)

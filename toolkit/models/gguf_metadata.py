@@ -15,7 +15,7 @@ from toolkit.run.artifacts import new_file
 
 Texts = Mapping[str, str | int | None]
 """Key → its new text or (unsigned) number; None: the key is taken away."""
-_UINT32, _VERSION = 4, 3
+_UINT32, _ARRAY, _VERSION = 4, 9, 3
 _COUNT_AT = 16  # after "GGUF", the version (4 bytes) and the number of tensors (8 bytes)
 _CHUNK = 1 << 24
 
@@ -87,8 +87,11 @@ def _entries(old: bytes, header: GGUFHeader, texts: Texts) -> list[bytes]:
     ]
 
 
-def entry_bytes(key: str, value: str | int) -> bytes:
-    """A metadata entry: a text, or an unsigned number of 32 bits."""
+def entry_bytes(key: str, value: str | int | list[str]) -> bytes:
+    """A metadata entry: a text, an unsigned number of 32 bits, or a list of texts."""
+    if isinstance(value, list):
+        texts = b"".join(map(_string, value))
+        return _string(key) + struct.pack("<IIQ", _ARRAY, STRING, len(value)) + texts
     if isinstance(value, int):
         return _string(key) + struct.pack("<II", _UINT32, value)
     return _string(key) + struct.pack("<I", STRING) + _string(value)

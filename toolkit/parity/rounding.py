@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
-from typing import Any
-
 import gguf
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from toolkit.export.llama_cpp import library
+from toolkit.export.ggml import stored
 from toolkit.parity.exported import dequantized
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def can_round(kind: str) -> bool:
-    """Whether a type can be rounded to without an importance matrix."""
+    """Whether llama.cpp's quantizer rounds to a type without an importance matrix (src/llama-quant.cpp)."""
     return kind in _FLOATS or not kind.startswith(("IQ1", "IQ2", "IQ3_XXS"))
 
 
@@ -42,25 +38,13 @@ def _block(kind: str) -> tuple[int, int]:
     return int(weights), int(size)
 
 
-@functools.cache
-def _quantize_chunk() -> Any:
-    library()  # loads ggml, and says what to do when it cannot
-    import llama_cpp.llama_cpp as binding
+def quantized(
+    rows: npt.NDArray[np.float32], kind: str, importance: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.uint8]:
+    """Rows as llama.cpp rounds them, uint8 [rows, bytes a row].
 
-    function = binding._lib.ggml_quantize_chunk
-    function.restype = ctypes.c_size_t
-    function.argtypes = [
-        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
-    ]  # fmt: skip
-    return function
-
-
-def quantized(rows: npt.NDArray[np.float32], kind: str) -> npt.NDArray[np.uint8]:
-    """Rows as llama.cpp rounds them, uint8 [rows, bytes a row]; `ggml_quantize_chunk`, without an importance matrix."""
+    Args:
+        importance: float32 [row length], of an importance matrix.
+    """
     block, size = _block(kind)
-    made = np.empty((len(rows), rows.shape[1] // block * size), dtype=np.uint8)
-    rows = np.ascontiguousarray(rows, dtype=np.float32)
-    _quantize_chunk()(
-        int(gguf.GGMLQuantizationType[kind]), rows.ctypes.data, made.ctypes.data, 0, len(rows), rows.shape[1], None
-    )
-    return made
+    return stored(rows, kind, rows.shape[1] // block * size, importance)

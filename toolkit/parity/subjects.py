@@ -79,9 +79,9 @@ class Tuned:
             DataError: goldens or adapter are damaged, or do not fit each other.
         """
         lora = None if adapter.facts.method == "full" else LoraAdapter(adapter.folder)
-        tuning = Tuning(adapter, recipe.merge.onto)
+        tuning = Tuning(adapter, recipe.merge.chosen)
         goldens = Goldens.read(golden)
-        further = Further(as_merged(adapter, recipe.merge.onto), goldens, tokenizer)
+        further = Further(as_merged(adapter, recipe.merge.chosen), goldens, tokenizer)
         told = recipe.golden.answers_from
         answers_from = Path(told).resolve() if told is not None else None
         return cls(adapter.facts, goldens, tuning, lora, tokenizer, recipe.golden.max_new_tokens, answers_from, further)
@@ -100,6 +100,8 @@ class GGUFUnderTest:
     """Name of the subject that it was made from, where that is known."""
     source: Path | None = None
     """The converted file that it was quantized from, where that is known."""
+    imatrix: Path | None = None
+    """The importance matrix that it was quantized with, where that is known."""
 
     @property
     def converted(self) -> bool:
@@ -172,7 +174,7 @@ def _file_checks(
     if file.converted:
         return checks
     if file.source is not None:
-        checks.append(source_check(samples_of_converted(weights, GGUFWeights(file.source))))
+        checks.append(source_check(samples_of_converted(weights, GGUFWeights(file.source), file.imatrix)))
     elif checks[-1].verdict == "pass":
         # Of weights that are not the tuned ones, it could not be told how they were rounded.
         checks.append(source_check(samples_of_tuning(weights, tuned.tuning)))

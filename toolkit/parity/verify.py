@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from toolkit.models.safetensors_file import link_or_copy
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.parity.certificate import SCHEMA, Subject, blame_of, certificate_text, chain_of, verdict_of
+from toolkit.parity.choice import served_as, served_type, smallest_that_passes
 from toolkit.parity.comparison import compare_weights
 from toolkit.parity.exported import Exported, FolderWeights, GGUFWeights
 from toolkit.parity.eyes import Eyes
@@ -22,7 +23,7 @@ from toolkit.parity.limits import largest_rest
 from toolkit.parity.projector import NAME, projector_subject, seeing
 from toolkit.parity.subjects import GGUFUnderTest, Tuned, adapter_subject, gguf_subject, merged_subject
 from toolkit.parity.summary_in_file import write_summary
-from toolkit.recipe.schema import AUTO, Recipe
+from toolkit.recipe.schema import Recipe
 from toolkit.report.page import write_page
 from toolkit.run.artifacts import Artifact, file_sha256, write_text
 from toolkit.run.facts import AdapterFacts, CertificateFacts, GGUFFacts, GoldenFacts, ModelFacts
@@ -38,8 +39,12 @@ def verify(
     gguf: Artifact[GGUFFacts],
     quantized: Artifact[GGUFFacts],
     out: Path,
+    imatrix: Path | None = None,
 ) -> CertificateFacts:
     """Compare the adapter, the merged folder and every GGUF with the tuned model, and write the certificate into `out`.
+
+    Args:
+        imatrix: the importance matrix that files were quantized with.
 
     Where it passes, the file that goes to Ollama is copied there with the certificate's summary in its metadata. A failing
     verdict is written, not raised. See `toolkit.parity.certificate` for the schema and for what counts.
@@ -54,13 +59,16 @@ def verify(
         for file in artifact.facts.files:
             path = artifact.folder / file.name
             made_from = "merged" if artifact is gguf else gguf.facts.files[0].file_type
-            files.append(GGUFUnderTest(path, file.file_type, file.file_type, made_from=made_from, source=converted))
+            with_matrix = imatrix if artifact is quantized else None
+            files.append(
+                GGUFUnderTest(
+                    path, file.file_type, file.file_type, made_from=made_from, source=converted, imatrix=with_matrix
+                )
+            )
     mmproj = gguf.folder / gguf.facts.mmproj.name if gguf.facts.mmproj is not None else None
     subjects = judge(tuned, model.folder, files, publishing=True, mmproj=mmproj)
     passing = smallest_that_passes(recipe, subjects, files)
-    serve = recipe.export.serve
-    if serve == AUTO:  # where none passes, the largest has the most to say
-        serve = passing or max(files, key=lambda file: file.path.stat().st_size).file_type
+    serve = served_type(recipe, subjects, files)
     subjects = served_as(serve, recipe, subjects)
     certificate = certificate_of(
         tuned,
@@ -83,28 +91,6 @@ def verify(
         link=certificate["blame"]["link"] if certificate["blame"] else "",
         passing="" if certificate["verdict"] == "pass" else passing,
     )
-
-
-def served_as(serve: str, recipe: Recipe, subjects: list[Subject]) -> list[Subject]:
-    """The subjects, where the file of this type is the served one; see `toolkit.parity.certificate.counts`."""
-
-    def marked(subject: Subject) -> Subject:
-        if subject.kind not in ("converted", "quantized"):
-            return subject
-        served, ancestor = subject.name == serve, subject.name == recipe.export.converted
-        counts = "everything" if served else "ancestor" if ancestor else "text only"
-        return subject.model_copy(update={"served": served, "counts": counts})
-
-    return [marked(subject) for subject in subjects]
-
-
-def smallest_that_passes(recipe: Recipe, subjects: list[Subject], files: list[GGUFUnderTest]) -> str:
-    """The file type of the smallest of the recipe's files that could be served; empty where none could."""
-    made = [file for file in files if file.file_type in recipe.export.file_types]
-    for file in sorted(made, key=lambda file: file.path.stat().st_size):
-        if verdict_of(served_as(file.file_type, recipe, subjects))[0] == "pass":
-            return file.file_type
-    return ""
 
 
 def _certified(judged: Path, out: Path, certificate: dict[str, Any]) -> dict[str, Any]:

@@ -21,13 +21,15 @@ from toolkit.recipe.estimates import (
     CARD_START_SECONDS,
     CUDA_CONTEXT_BYTES,
     GIB,
+    IMATRIX_TOKENS,
+    IMATRIX_TOKENS_PER_SECOND,
     PROCESS_BYTES,
     TRAINING_PROCESS_BYTES,
     step_seconds,
     tokens_per_second,
     training_memory,
 )
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.schema import AUTO, Recipe
 from toolkit.recipe.sizes import BITS_PER_WEIGHT, EMBEDDED, Shape, shape_of_base
 from toolkit.recipe.trained import trained_parameters
 from toolkit.recipe.training import SAMPLED, SHARDED, Train
@@ -272,6 +274,12 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: Rows, steps:
     ]
     if recipe.adapter is not None:
         table = table[1:]
+    if recipe.merge.onto == AUTO:
+        table.insert(2, ("onto", host + golden, 0, 0, 15 + 2 * min(rows.held_out, 16) * read / (350 * speed)))
+    if export.measures_imatrix:
+        place = next(place for place, row in enumerate(table) if row[0] == "quantize")
+        tokens = min(IMATRIX_TOKENS, max(1, rows.train) * rows.tokens)
+        table.insert(place, ("imatrix", host + converted, 0, 0, 5 + tokens / (IMATRIX_TOKENS_PER_SECOND * speed)))
     return [StagePlan(n, round(m), round(g), round(d), round(s, 1)) for n, m, g, d, s in table]
 
 

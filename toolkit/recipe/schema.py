@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ByteSize, Field, field_validator, model_validator
 
 from toolkit.recipe.lora import Lora, Tokens
 from toolkit.recipe.rows import Data
@@ -19,10 +19,15 @@ from toolkit.recipe.training import SAMPLED, Train
 QUANTIZED_FILE_TYPES = (
     "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
     "IQ4_XS", "IQ4_NL", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
+    "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS", "IQ2_M",
 )  # fmt: skip
+NEED_IMATRIX = ("IQ3_XS", "IQ3_XXS", "IQ2_M")
+"""File types with tensors that llama.cpp refuses to round without an importance matrix."""
 CONVERTED_FILE_TYPES = ("F32", "F16", "BF16")
 FILE_TYPES = CONVERTED_FILE_TYPES + QUANTIZED_FILE_TYPES
 AUTO = "auto"
+BOUNDS = ("max_bytes", "max_kl", "min_kept")
+"""Keys of `export` by which `serve: auto` chooses."""
 
 OLLAMA_NAME = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}(/[A-Za-z0-9][A-Za-z0-9._-]{0,79})*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,79})?"
@@ -60,8 +65,14 @@ class Golden(Section):
 class Merge(Section):
     """What the adapter is merged onto."""
 
-    onto: Literal["as trained", "16-bit"] = "as trained"
-    """as trained: for QLoRA, the dequantized NF4 weights; 16-bit: the original weights, which the adapter never saw."""
+    onto: Literal["as trained", "16-bit", "auto"] = "as trained"
+    """as trained: for QLoRA, the dequantized NF4 weights; 16-bit: the original weights, which the adapter never saw; auto: the
+    one on which the loss of held-out rows is lower."""
+
+    @property
+    def chosen(self) -> Literal["as trained", "16-bit"]:
+        """As stages see it: they are given what `auto` came to (`toolkit.run.stages.call_stage`)."""
+        return "16-bit" if self.onto == "16-bit" else "as trained"
 
 
 class Export(Section):
@@ -70,6 +81,15 @@ class Export(Section):
     file_types: list[str] = ["F16", "Q8_0", "Q4_K_M"]
     serve: str = "Q8_0"
     """One of `file_types`, or auto: the smallest of their files that passes."""
+    max_bytes: ByteSize | None = None
+    """With serve: auto: a file of so many bytes at most ("4.5GB" goes too); where nothing else is asked, the nearest of those."""
+    max_kl: Annotated[float, Field(gt=0)] | None = None
+    """With serve: auto: the smallest whose mean KL divergence from the tuned model is at most so many nats a token."""
+    min_kept: Annotated[float, Field(gt=0, le=1)] | None = None
+    """With serve: auto: the smallest that keeps this share of what tuning gained; see docs/certificate.md."""
+    imatrix: bool | str = False
+    """Quantize with an importance matrix: true measures one on rows of the training split; or a file of llama.cpp's
+    `llama-imatrix` (GGUF)."""
 
     @field_validator("file_types")
     @classmethod
@@ -89,6 +109,21 @@ class Export(Section):
                 f"serve: {self.serve} is not among file_types {self.file_types}{nearest(self.serve, self.file_types)}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Export:
+        bounds = [key for key in BOUNDS if getattr(self, key) is not None]
+        if bounds and self.serve != AUTO:
+            raise ValueError(f"{bounds[0]} chooses among file_types: it goes with serve: auto, not {self.serve}")
+        needy = [t for t in self.file_types if t in NEED_IMATRIX]
+        if needy and self.imatrix is False:
+            raise ValueError(f"{needy[0]} cannot be made without an importance matrix: export.imatrix: true")
+        return self
+
+    @property
+    def measures_imatrix(self) -> bool:
+        """Whether the run measures an importance matrix of its own: one that is used."""
+        return self.imatrix is True and bool(self.quantized)
 
     @property
     def converted(self) -> str:

@@ -40,6 +40,15 @@ def faults_of_adapter(recipe: Recipe) -> list[str]:
             f"lora.init_lora_weights: {lora.start} begins with a part of the base, an earlier step's adapter with what it "
             "learnt: a second step would take that part once more. Leave it out, or train in one step"
         )
+    if recipe.adapter is not None and recipe.merge.onto == "auto":
+        faults.append(
+            "merge.onto: auto reads held-out rows, and an adapter made elsewhere brings none: say which, or leave it out"
+        )
+    if recipe.adapter is not None and recipe.export.measures_imatrix:
+        faults.append(
+            "export.imatrix: true reads rows of the training split, and an adapter made elsewhere brings none: name a file "
+            "that llama-imatrix wrote"
+        )
     if recipe.tokens.add:
         if recipe.adapter is not None:
             faults.append("tokens.add is for training; an adapter has the tokens that it was trained with")

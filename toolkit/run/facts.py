@@ -163,6 +163,15 @@ class GoldenFacts(Facts):
     """How many answers hold a thought that is not empty."""
 
 
+class OntoFacts(Facts):
+    """What was chosen to merge the adapter onto; no files."""
+
+    onto: Literal["as trained", "16-bit"]
+    loss_as_trained: float | None
+    loss_on_16_bit: float | None
+    """Held-out losses of the adapter on either base, in nats per answer token; None: there is one base only, or no row."""
+
+
 class ModelFacts(Facts):
     """Files: a HF folder with the merged weights."""
 
@@ -177,6 +186,16 @@ class ModelFacts(Facts):
     """Held-out loss of the base as it was trained on + adapter, and of what was merged (nats per token)."""
     loss_on_16_bit: float | None = None
     """For QLoRA: held-out loss of the same adapter on the original weights, which it never saw."""
+
+
+class ImatrixFacts(Facts):
+    """Files: imatrix.gguf, as llama.cpp's `llama-imatrix` writes it; see `toolkit.export.imatrix`."""
+
+    sequences: int
+    """Rows of the training split, or parts of them, that were read."""
+    tokens: int
+    tensors: int
+    sha256: str
 
 
 class GGUFFile(Facts):

@@ -46,6 +46,11 @@ def preflight(recipe: Recipe, folder: Path, runs: Collection[str], rewards: Path
         from toolkit.recipe.prompts_file import golden_turns
 
         faults += _raised(lambda: golden_turns(recipe))
+    if "quantize" in runs and isinstance(recipe.export.imatrix, str):
+        from toolkit.export.imatrix_file import read_imatrix
+
+        named_matrix = Path(recipe.export.imatrix)
+        faults += _raised(lambda: read_imatrix(named_matrix))
     if "create" in runs:
         from toolkit.ollama.modelfile import check_modelfile
 

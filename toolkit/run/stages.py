@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.schema import AUTO, Recipe
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import (
     AdapterFacts,
@@ -17,8 +17,10 @@ from toolkit.run.facts import (
     Facts,
     GGUFFacts,
     GoldenFacts,
+    ImatrixFacts,
     ModelFacts,
     OllamaFacts,
+    OntoFacts,
     ReportFacts,
 )
 
@@ -65,6 +67,7 @@ STAGES = (
         (*_MODEL_LIBRARIES, "trl", "accelerate"),
         version=5,
     ),
+    Stage("onto", OntoFacts, ("prepare", "train"), ("train.max_length",), _MODEL_LIBRARIES),
     Stage("golden", GoldenFacts, ("prepare", "train"), ("golden", "system", "merge"), _MODEL_LIBRARIES, version=3),
     Stage(
         "merge",
@@ -82,14 +85,21 @@ STAGES = (
         ("gguf", "llama-cpp-python"),
         version=4,
     ),
-    Stage("quantize", GGUFFacts, ("convert",), ("export.quantized", "name"), ("llama-cpp-python",)),
+    Stage(
+        "imatrix",
+        ImatrixFacts,
+        ("prepare", "train", "convert"),
+        ("name",),
+        ("llama-cpp-python", "transformers"),
+    ),
+    Stage("quantize", GGUFFacts, ("convert",), ("export.quantized", "export.imatrix", "name"), ("llama-cpp-python",)),
     Stage(
         "verify",
         CertificateFacts,
         ("train", "golden", "merge", "convert", "quantize"),
         ("export", "system", "merge", "golden.max_new_tokens"),
         ("llama-cpp-python", "transformers"),
-        version=9,
+        version=10,
     ),
     Stage(
         "create",
@@ -128,13 +138,31 @@ STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     """The stages that this recipe goes through: two for each earlier step first; an adapter made elsewhere brings no dataset."""
+    stages = _asked_for(recipe)
     if recipe.adapter is None:
-        return (*_earlier(recipe), *(_after_earlier(recipe, stage) for stage in STAGES))
+        return (*_earlier(recipe), *(_after_earlier(recipe, stage) for stage in stages))
     return tuple(
         Stage(s.name, s.facts, tuple(i for i in s.inputs if i != "prepare"), s.recipe_keys, s.libraries, s.version)
-        for s in STAGES
+        for s in stages
         if s.name != "prepare"
     )
+
+
+_READERS = {"onto": ("golden", "merge", "convert", "verify", "evaluate"), "imatrix": ("quantize", "verify")}
+"""Stages that only some recipes ask for → who reads what they leave."""
+
+
+def _asked_for(recipe: Recipe) -> list[Stage]:
+    """The table without the stages that nobody asks for."""
+    asked = {"onto": recipe.merge.onto == AUTO, "imatrix": recipe.export.measures_imatrix}
+    return [
+        replace(
+            stage,
+            inputs=(*stage.inputs, *(name for name, who in _READERS.items() if asked[name] and stage.name in who)),
+        )
+        for stage in STAGES
+        if asked.get(stage.name, True)
+    ]
 
 
 def _earlier(recipe: Recipe) -> list[Stage]:
@@ -181,7 +209,7 @@ def call_stage(
     Args:
         rewards: a Python file of the user's with rewards, named on the command line.
     """
-    whole, recipe = recipe, recipe.at(stage.step)
+    whole, recipe = recipe, _with_chosen_base(recipe.at(stage.step), have)
     suffix = f"-{stage.step}" if stage.step else ""
     match stage.does:
         case "prepare":
@@ -202,6 +230,10 @@ def call_stage(
             from toolkit.train.training import train
 
             return train(recipe, have[f"prepare{suffix}"], out, **earlier, own_rewards=rewards)
+        case "onto":
+            from toolkit.export.onto import choose_base
+
+            return choose_base(recipe, have["prepare"], have["train"])
         case "golden":
             from toolkit.parity.golden.record import record_golden
 
@@ -215,14 +247,19 @@ def call_stage(
             from toolkit.export.straight import convert_straight
 
             return convert_straight(recipe, have["train"], have["merge"], out, have.get("prepare"))
+        case "imatrix":
+            from toolkit.export.imatrix import measure
+
+            return measure(recipe, have["prepare"], have["train"], have["convert"], out)
         case "quantize":
             from toolkit.export.quantize import quantize
 
-            return quantize(recipe, have["convert"], out)
+            return quantize(recipe, have["convert"], out, imatrix_of(recipe, have))
         case "verify":
             from toolkit.parity.verify import verify
 
-            return verify(recipe, have["train"], have["golden"], have["merge"], have["convert"], have["quantize"], out)
+            model, gguf, quantized = (have[name] for name in ("merge", "convert", "quantize"))
+            return verify(recipe, have["train"], have["golden"], model, gguf, quantized, out, imatrix_of(recipe, have))
         case "create":
             from toolkit.ollama.files import certified_files
             from toolkit.ollama.publish import create
@@ -238,6 +275,21 @@ def call_stage(
 
             return write_report(recipe, dict(have), out)
     raise AssertionError(stage.name)
+
+
+def _with_chosen_base(recipe: Recipe, have: Mapping[str, Artifact[Any]]) -> Recipe:
+    """The recipe as stages see it: what `merge.onto: auto` came to stands in its place."""
+    if "onto" not in have:
+        return recipe
+    chosen = recipe.merge.model_copy(update={"onto": have["onto"].facts.onto})
+    return recipe.model_copy(update={"merge": chosen})
+
+
+def imatrix_of(recipe: Recipe, have: Mapping[str, Artifact[Any]]) -> Path | None:
+    """The importance matrix that files are quantized with: measured by this run, or a file that the recipe names."""
+    if recipe.export.measures_imatrix:
+        return have["imatrix"].folder / "imatrix.gguf"
+    return Path(recipe.export.imatrix) if isinstance(recipe.export.imatrix, str) else None
 
 
 def certified_file(certificate: Artifact[CertificateFacts]) -> Path:

@@ -17,6 +17,7 @@ from toolkit.parity.sample import Interval, by_text, mean, mean_difference, shar
 from toolkit.parity.strength import Strength, moments, strength
 
 CHUNK = 32  # positions at a time: three float64 rows of a 150,000-word vocabulary each are 3.6 MB
+MEAN_KL, GAIN_KEPT = "mean KL", "share of the gain kept"
 NEAR_TIE = 0.25
 """Differing top tokens whose p1 - p2 is below this share of the file type's flip margin are near ties. Measured: a base
 after 6 steps of training disagreed with its right Q8_0 export at 6 % of the positions, all with margins below 0.02."""
@@ -148,6 +149,13 @@ class Positions:
         return float(np.exp(np.mean(self.loss_export) - np.mean(self.loss_tuned)))
 
     @property
+    def gain_kept(self) -> float:
+        """The likelihood that the tuned model's texts gained by tuning is KL(tuned || base), and what the export loses of it is
+        KL(tuned || export): the share that stays. 1 where tuning changed nothing and nothing is lost."""
+        lost, gained = float(np.mean(self.kl)), float(np.mean(self.kl_base))
+        return 1 - lost / gained if gained > 0 else float(lost == 0)
+
+    @property
     def strength(self) -> Strength | None:
         return strength(np.array(self.together), np.array(self.alone), np.array(self.text))
 
@@ -174,6 +182,7 @@ def logits_check(positions: Positions, limits: Limits, heat: list[dict[str, Any]
     needed = max((one.needed for one in judged if one.measure.verdict == "inconclusive"), default=0)
     measures = [
         *(one.measure for one in judged),
+        Measure(name=GAIN_KEPT, value=positions.gain_kept),
         Measure(name="max KL", value=float(kl.max()), unit="nats"),
         Measure(name="max |logit difference|", value=positions.largest_difference),
         *_behind_pictures(positions, limits),
@@ -242,7 +251,7 @@ def _judged(positions: Positions, limits: Limits) -> list[_Judged]:
     p99 = judge_share("p99 KL", kl > limits.p99_kl, 0.01, unit="nats", floor=floor.p99_kl if floor else None)
     largest = {"value": float(np.quantile(kl, 0.99, method="lower")), "limit": limits.p99_kl, "low": None, "high": None}
     return [
-        judge("mean KL", mean(by_text(texts, kl), sizes), limits.mean_kl, limits.mean_kl * DAMAGED_TIMES,
+        judge(MEAN_KL, mean(by_text(texts, kl), sizes), limits.mean_kl, limits.mean_kl * DAMAGED_TIMES,
               unit="nats", floor=floor.mean_kl if floor else None),
         p99._replace(measure=p99.measure.model_copy(update=largest)),
         # A near tie is decided by the last bits, and a flat model has many: they say nothing.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gguf
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from toolkit.export.imatrix_file import read_imatrix
 from toolkit.models.gguf_file import UNQUANTIZED
 from toolkit.parity.certificate import Check, Measure, lower_is_better
 from toolkit.parity.exported import GGUFWeights, dequantized
@@ -39,14 +41,25 @@ class Sample(NamedTuple):
     """Stored type of the export."""
     before: Rows
     found: Rows
+    importance: Rows | None = None
+    """What the columns' errors were weighed with, [row length]; None: with nothing, or it is not known."""
 
 
-def samples_of_converted(export: GGUFWeights, converted: GGUFWeights) -> Iterator[Sample]:
-    """Rows of a quantized file and of the converted file that it should have been made from."""
+def samples_of_converted(export: GGUFWeights, converted: GGUFWeights, imatrix: Path | None = None) -> Iterator[Sample]:
+    """Rows of a quantized file and of the converted file that it should have been made from.
+
+    Args:
+        imatrix: the importance matrix that it should have been made with.
+    """
     wanted = {t.name: t for t in converted.header.tensors}
-    for tensor in _spread([t for t in export.header.tensors if _can_tell(t.type) and t.name in wanted]):
-        before = dequantized(converted.raw(wanted[tensor.name])[:ROWS].copy(), wanted[tensor.name].type)
-        yield Sample(tensor.type, before, dequantized(export.raw(tensor)[:ROWS].copy(), tensor.type))
+    means = read_imatrix(imatrix).means if imatrix is not None else {}
+    can = [t for t in export.header.tensors if t.name in wanted and (t.name in means or can_round(t.type))]
+    for tensor in _spread([t for t in can if t.type not in UNQUANTIZED]):
+        count = min(ROWS, tensor.shape[1])  # of one expert, whose columns have weights of their own
+        before = dequantized(converted.raw(wanted[tensor.name])[:count].copy(), wanted[tensor.name].type)
+        found = dequantized(export.raw(tensor)[:count].copy(), tensor.type)
+        importance = means.get(tensor.name)
+        yield Sample(tensor.type, before, found, None if importance is None else importance[: tensor.shape[0]])
 
 
 def samples_of_tuning(export: GGUFWeights, tuning: Tuning) -> Iterator[Sample]:
@@ -54,7 +67,10 @@ def samples_of_tuning(export: GGUFWeights, tuning: Tuning) -> Iterator[Sample]:
     units = [
         u
         for u in units_of(tuning, export.layout)
-        if u.sources and export.has(u.name) and _can_tell(export.type(u.name))
+        if u.sources
+        and export.has(u.name)
+        and export.type(u.name) not in UNQUANTIZED
+        and can_round(export.type(u.name))
     ]
     for unit in _spread([u for u in units if len(s := u.shape(tuning)) > 1 and export.shape(u.name) == s]):
         weight = unit.weights(tuning.load).tuned
@@ -69,16 +85,12 @@ def _spread(found: list[Any]) -> list[Any]:
     return [found[i] for i in np.unique(np.linspace(0, len(found) - 1, min(TENSORS, len(found))).astype(int))]
 
 
-def _can_tell(kind: str) -> bool:
-    return kind not in UNQUANTIZED and can_round(kind)
-
-
 def source_check(samples: Iterable[Sample]) -> Check:
     """Round a sample of rows anew, and compare with what the quantized file holds."""
     told: Counter[str] = Counter()
     errors, fresh_errors = 0.0, 0.0
     for sample in samples:
-        fresh = _rounded(sample.before, sample.kind)
+        fresh = _rounded(sample.before, sample.kind, sample.importance)
         told[_source(sample, fresh)] += 1
         errors += float(((sample.found - sample.before) ** 2).sum())
         fresh_errors += float(((fresh - sample.before) ** 2).sum())
@@ -105,8 +117,8 @@ def source_check(samples: Iterable[Sample]) -> Check:
     return Check.of("source", measures, message, {"tensors": dict(told)})
 
 
-def _rounded(rows: Rows, kind: str) -> Rows:
-    return dequantized(quantized(rows, kind), kind)
+def _rounded(rows: Rows, kind: str, importance: Rows | None = None) -> Rows:
+    return dequantized(quantized(rows, kind, importance), kind)
 
 
 def _source(sample: Sample, fresh: Rows) -> str:
@@ -116,7 +128,7 @@ def _source(sample: Sample, fresh: Rows) -> str:
     width = sample.before.shape[1]
     for source in SOURCES:
         if source != sample.kind and width % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[source]][0] == 0:
-            twice = _rounded(_rounded(sample.before, source), sample.kind)
+            twice = _rounded(_rounded(sample.before, source), sample.kind, sample.importance)
             if np.array_equal(sample.found, twice):
                 return source
     return "other"

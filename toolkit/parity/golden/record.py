@@ -95,7 +95,7 @@ def record_golden(
     Raises:
         DataError: no prompt, or a prompt that was trained on; an adapter that does not fit its base.
     """
-    trained, adapter = adapter, as_merged(adapter, recipe.merge.onto)
+    trained, adapter = adapter, as_merged(adapter, recipe.merge.chosen)
     fields = adapter.facts.chat_template_kwargs
     weights = weights_of(adapter)
     tokenizer = load_tokenizer(adapter.folder, adapter.facts.base.folder)
