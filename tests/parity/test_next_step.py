@@ -73,7 +73,8 @@ def test_an_open_verdict_asks_for_more_prompts() -> None:
 def test_lines_of_a_modelfile_are_taken_out_of_it() -> None:
     certificate = {"verdict": "fail", "blame": {"link": "defaults"}, "subjects": []}
     told = commands(after_check(certificate, Asked(adapter=Path("a"), ollama="mine:v2"), None, Path()))
-    assert told == ["ollama show --modelfile mine:v2 > Modelfile", "ollama create mine:v2 -f Modelfile"]
+    shown = "ollama show --modelfile mine:v2 | grep -vxF 'TEMPLATE {{ .Prompt }}' > Modelfile"
+    assert told == [shown, "ollama create mine:v2 -f Modelfile"]
 
 
 def subject(file_type: str, verdict: Any, check: str = "logits") -> Subject:

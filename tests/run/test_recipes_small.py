@@ -1,7 +1,6 @@
 """Recipes of this project, as they stand, with a small base and few steps: to a served model and its figures.
 
-Like medical is the whole of test_pipeline. Not run: car_insurance, whose few answers
-after a few steps decide nothing; its links are proved by tests.test_seeing_faults and tests.ollama.test_seeing.
+Like medical is the whole of test_pipeline.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import pytest
 
 from tests.conftest import Server
 from tests.run.here import run_here
+from tests.seeing_models import seeing_model
 from tests.small_models import tiny_llama
 from toolkit.recipe.reading import load_recipe
 from toolkit.run.artifacts import read_jsonl
@@ -28,6 +28,8 @@ FIRST = {
     "polite": ["earlier.answers.train.max_steps=60", "earlier.answers.train.learning_rate=0.01", "train.max_steps=4",
                "train.learning_rate=0.001"],
     "tools": ["data.max_rows=40", "train.max_steps=80", "golden.max_new_tokens=64"],
+    # Answers are short, so that it takes many to tell.
+    "car_insurance": ["golden.from_test=30", "golden.max_new_tokens=16", "train.per_device_train_batch_size=2"],
 }  # fmt: skip
 """Of recipes with a step before, that one learns, the other only has to run; calls are longer than other answers."""
 FIGURES = {"r1": "reward, all together", "polite": "pairs won against the base"}
@@ -36,6 +38,11 @@ FIGURES = {"r1": "reward, all together", "polite": "pairs won against the base"}
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("base") / "base")
+
+
+@pytest.fixture(scope="module")
+def seeing_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return seeing_model(tmp_path_factory.mktemp("seeing") / "base", "qwen2_5_vl", width=64)
 
 
 def test_all_recipes_are_here() -> None:
@@ -51,14 +58,14 @@ def test_all_recipes_are_here() -> None:
 
 @pytest.mark.ollama
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["alpaca", "tools", "r1", "polite"])
+@pytest.mark.parametrize("name", ["alpaca", "tools", "r1", "polite", "car_insurance"])
 def test_a_recipe_ends_with_a_served_model(
-    name: str, base: Path, tmp_path: Path, ollama_server: Server, monkeypatch: pytest.MonkeyPatch
+    name: str, base: Path, seeing_base: Path, tmp_path: Path, ollama_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OLLAMA_HOST", ollama_server.address)
     monkeypatch.chdir(RECIPES.parent)
     few = FIRST.get(name, ["data.max_rows=40"])
-    recipe = load_recipe(RECIPES / f"{name}.yaml", "cpu", [f"base={base}", *SHORT, *few])
+    recipe = load_recipe(RECIPES / f"{name}.yaml", "cpu", [f"base={seeing_base if name == 'car_insurance' else base}", *SHORT, *few])
     have = run_here(recipe, tmp_path)
     try:
         created = have["create"].facts

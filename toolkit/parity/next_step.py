@@ -13,6 +13,8 @@ from toolkit.recipe.schema import Recipe
 from toolkit.run.facts import CertificateFacts
 from toolkit.run.places import own_command
 
+_NO_TEMPLATE = "TEMPLATE {{ .Prompt }}"
+"""What `ollama show` writes of a model whose file brings its own chat template; created with this line, it would get none."""
 _STAGE_OF = {"training": "train", "projector": "convert", "conversion": "convert", "quantization": "quantize"}
 """The stage that makes a link; of the others `merge`, which writes the folder that all is made from."""
 MORE_PROMPTS = 32
@@ -76,7 +78,8 @@ def after_check(certificate: dict[str, Any], asked: Asked, recipe: Recipe | None
     if link == "defaults" and asked.ollama:
         return (
             "Take the lines out of its Modelfile, or make them milder:\n"
-            f"  ollama show --modelfile {asked.ollama} > Modelfile\n  ollama create {asked.ollama} -f Modelfile"
+            f"  ollama show --modelfile {asked.ollama} | grep -vxF '{_NO_TEMPLATE}' > Modelfile\n"
+            f"  ollama create {asked.ollama} -f Modelfile"
         )
     if right and len(asked.ggufs) > 1:
         return (
