@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.seeing_models import seeing_model
 from toolkit.recipe.plan import GIB, Plan, make_plan
 from toolkit.recipe.reading import load_recipe
 from toolkit.recipe.schema import Recipe
@@ -51,6 +52,11 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "rows.csv"
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return seeing_model(tmp_path_factory.mktemp("seeing") / "base", "qwen2_5_vl", width=64)
+
+
 def planned(made: Recipe, hardware: Hardware = LAPTOP) -> Plan:
     return make_plan(made, hardware)
 
@@ -88,6 +94,31 @@ def test_what_is_counted_is_what_rows_have_once_they_are_prepared(rows: Path, tm
         (name,) = picture_names(row["prompt"])
         drawn = [*TOKENS][(row["source"]["line"] - 2) // 4]
         assert rules.tokens(*size_of_picture(tmp_path / name)) == TOKENS[drawn]
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {},
+        {"finetune_vision_layers": False},
+        {"finetune_language_layers": False},
+        {"finetune_attention_modules": False},
+        {"finetune_mlp_modules": False, "r": 4},
+        {"target_modules": ["q_proj", "down_proj"]},
+    ],
+)
+def test_the_adapter_of_what_sees_is_counted(base: Path, rows: Path, lora: dict[str, Any]) -> None:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from toolkit.train.adapter import put_adapter
+
+    made = recipe(
+        rows, str(base), lora={"target_modules": "all-linear", **lora}, train={"method": "lora", "max_length": 4608}
+    )
+    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(base))
+    tuned, _ = put_adapter(model, made.lora, "CAUSAL_LM")
+    trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+    assert planned(made).trained_parameters == trained
 
 
 def test_pictures_cost_time_and_memory(rows: Path) -> None:

@@ -42,7 +42,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def seeing_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return seeing_model(tmp_path_factory.mktemp("seeing") / "base", "qwen2_5_vl", width=64)
+    return seeing_model(tmp_path_factory.mktemp("seeing") / "base", "qwen2_5_vl")
 
 
 def test_all_recipes_are_here() -> None:
@@ -65,7 +65,8 @@ def test_a_recipe_ends_with_a_served_model(
     monkeypatch.setenv("OLLAMA_HOST", ollama_server.address)
     monkeypatch.chdir(RECIPES.parent)
     few = FIRST.get(name, ["data.max_rows=40"])
-    recipe = load_recipe(RECIPES / f"{name}.yaml", "cpu", [f"base={seeing_base if name == 'car_insurance' else base}", *SHORT, *few])
+    base = seeing_base if name == "car_insurance" else base
+    recipe = load_recipe(RECIPES / f"{name}.yaml", "cpu", [f"base={base}", *SHORT, *few])
     have = run_here(recipe, tmp_path)
     try:
         created = have["create"].facts

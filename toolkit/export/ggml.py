@@ -45,6 +45,7 @@ def _ggml() -> Any:
         getattr(ggml, f"ggml_{kind}_to_fp32_row").argtypes = [pointer, pointer, number]
     ggml.ggml_validate_row_data.argtypes = [integer, pointer, ctypes.c_size_t]
     ggml.ggml_validate_row_data.restype = ctypes.c_bool
+    ggml.ggml_op_name.argtypes, ggml.ggml_op_name.restype = [integer], ctypes.c_char_p
     for name, result in (("op_desc", ctypes.c_char_p), ("get_data", pointer), ("nbytes", ctypes.c_size_t)):
         getattr(ggml, f"ggml_{name}").argtypes, getattr(ggml, f"ggml_{name}").restype = [pointer], result
     return ggml
@@ -146,6 +147,18 @@ class GraphTensor:
         memory: Any = (ctypes.c_char * self.bytes).from_address(self.address)
         values: npt.NDArray[Any] = np.ndarray(self.shape, dtype, memory, strides=self.strides)
         return values
+
+
+@functools.cache
+def operation_number(name: str) -> int:
+    """ggml's number of an operation, e.g. MUL_MAT."""
+    ggml = _ggml()
+    return next(number for number in range(1000) if ggml.ggml_op_name(number) == name.encode())
+
+
+def operation_of(address: int) -> int:
+    """The number of the operation that makes a tensor of a graph."""
+    return int(ctypes.c_int.from_address(address + _Tensor.op.offset).value)
 
 
 def graph_tensor(address: int) -> GraphTensor:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from toolkit.errors import DataError, ExternalToolError
-from toolkit.export.ggml import GraphTensor, graph_tensor
+from toolkit.export.ggml import GraphTensor, graph_tensor, operation_number, operation_of
 from toolkit.export.imatrix_file import IMATRIX_FILE, Importance, write_imatrix
 from toolkit.export.llama_cpp import captured_log, library
 from toolkit.models.tokenizer import load_tokenizer
@@ -30,6 +30,7 @@ from toolkit.train.rows import tokenize
 
 CHUNK = 512
 """Tokens that are read at once, and of which a longer row keeps the first."""
+_TOGETHER = 32
 _PRODUCT, _PRODUCT_OF_EXPERTS = "MUL_MAT", "MUL_MAT_ID"
 _WIDE = 0  # GGML_TYPE_F32
 
@@ -105,12 +106,13 @@ def collect(
     watcher = _Watcher()
     with captured_log() as problems, _context(gguf, watcher.callback, problems) as (llama, context):
         memory = llama.llama_get_memory(context)
-        for sequence in sequences:
+        for together in _packed(sequences):
             llama.llama_memory_clear(memory, True)
-            _decode(llama, context, sequence, problems)
+            _decode(llama, context, together, problems)
             if watcher.failure is not None:
                 raise watcher.failure
-            tick()
+            for _ in together:
+                tick()
     if not watcher.found:
         raise ExternalToolError(f"llama.cpp shows no matrix product of {gguf}", "Try: tune2ollama doctor")
     for name, importance in watcher.found.items():
@@ -125,14 +127,16 @@ class _Watcher:
     def __init__(self) -> None:
         self.found: dict[str, Importance] = {}
         self.failure: Exception | None = None
+        self._products = {operation_number(_PRODUCT), operation_number(_PRODUCT_OF_EXPERTS)}
         self.callback = library().llama_cpp.ggml_backend_sched_eval_callback(self._look)
 
     def _look(self, address: int, ask: bool, _data: int | None) -> bool:
         # An exception cannot pass through C: it is kept, and the evaluation is stopped.
         try:
-            product = graph_tensor(address)
-            if product.operation not in (_PRODUCT, _PRODUCT_OF_EXPERTS):
+            # Of thousands of operations a few hundred are products, and Python is slow.
+            if operation_of(address) not in self._products:
                 return not ask
+            product = graph_tensor(address)
             weight, given = graph_tensor(product.sources[0]), graph_tensor(product.sources[1])
             if not weight.name.startswith("blk.") or given.kind != _WIDE:
                 return not ask
@@ -157,7 +161,7 @@ class _Watcher:
         for i, many in enumerate(values):
             for j, rows in enumerate(many):  # several inputs may share one matrix
                 matrix = i % outer * inner + j % inner
-                entry.sums[matrix] += np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
+                entry.sums[matrix] += np.einsum("ij,ij->j", rows, rows)
                 entry.counts[matrix] += len(rows)
 
     def _entry(self, name: str, matrices: int, columns: int) -> Importance:
@@ -178,6 +182,7 @@ def _context(gguf: Path, callback: Any, problems: list[str]) -> Iterator[tuple[A
     try:
         parameters = llama.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = CHUNK
+        parameters.n_seq_max, parameters.kv_unified = _TOGETHER, True
         parameters.cb_eval = callback
         context = llama.llama_init_from_model(model, parameters)
         if not context:
@@ -192,14 +197,27 @@ def _context(gguf: Path, callback: Any, problems: list[str]) -> Iterator[tuple[A
         llama.llama_model_free(model)
 
 
-def _decode(llama: Any, context: Any, sequence: Sequence[int], problems: list[str]) -> None:
-    batch = llama.llama_batch_init(len(sequence), 0, 1)
+def _packed(sequences: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    """Sequences that are read together, each by itself: at most `CHUNK` tokens."""
+    together: list[Sequence[int]] = []
+    for sequence in sequences:
+        if together and (len(together) == _TOGETHER or sum(map(len, together)) + len(sequence) > CHUNK):
+            yield together
+            together = []
+        together.append(sequence)
+    if together:
+        yield together
+
+
+def _decode(llama: Any, context: Any, sequences: Sequence[Sequence[int]], problems: list[str]) -> None:
+    tokens = [(number, place, token) for number, one in enumerate(sequences) for place, token in enumerate(one)]
+    batch = llama.llama_batch_init(len(tokens), 0, 1)
     try:
-        batch.n_tokens = len(sequence)
-        for place, token in enumerate(sequence):
-            batch.token[place], batch.pos[place], batch.n_seq_id[place] = token, place, 1
-            batch.seq_id[place][0] = 0
-            batch.logits[place] = True  # the last layer computes only what is wanted of it
+        batch.n_tokens = len(tokens)
+        for i, (number, place, token) in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, place, 1
+            batch.seq_id[i][0] = number
+            batch.logits[i] = True  # the last layer computes only what is wanted of it
         if llama.llama_decode(context, batch) != 0 and not problems:
             problems.append("llama_decode failed")
     finally:

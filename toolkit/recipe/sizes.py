@@ -35,6 +35,18 @@ class Vision:
     whole: int = 4
     """Layers whose attention sees a whole picture; that of the others sees a window, which costs next to nothing."""
 
+    def projections(self) -> dict[str, tuple[int, int, int]]:
+        """Linear layer, as Qwen2.5-VL names it → (inputs, outputs, how many there are)."""
+        hidden, inner, merged = self.hidden_size, self.intermediate_size, self.merge**2 * self.hidden_size
+        mlp = {"fc1": (hidden, inner), "fc2": (inner, hidden)}
+        if self.matrices == 3:
+            mlp = {"gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden)}
+        block = {"attn.qkv": (hidden, 3 * hidden), "attn.proj": (hidden, hidden), **mlp}
+        merger = {"merger.0": (merged, merged), "merger.2": (merged, self.out_hidden_size)}
+        return {name: (*size, self.depth) for name, size in block.items()} | {
+            n: (*size, 1) for n, size in merger.items()
+        }
+
     def parameters(self) -> int:
         """All weights but norms, biases and what reads the pixels."""
         layer = 4 * self.hidden_size**2 + self.matrices * self.hidden_size * self.intermediate_size

@@ -6,7 +6,9 @@ import math
 
 from toolkit.recipe.lora import Lora
 from toolkit.recipe.schema import Recipe
-from toolkit.recipe.sizes import Shape
+from toolkit.recipe.sizes import Shape, Vision
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def trained_parameters(recipe: Recipe, shape: Shape) -> int:
@@ -19,7 +21,20 @@ def trained_parameters(recipe: Recipe, shape: Shape) -> int:
     targets = [name for name in lora.vocabulary_modules if name not in lora.modules_to_save]
     ends = len(targets) * lora.r * (shape.vocab_size + shape.hidden_size)
     whole = min(len(lora.vocabulary_modules) - len(targets), 1 if shape.tied else 2)
-    return layers + ends + whole * shape.embedding_parameters() + rows
+    return layers + _of_vision(lora, shape.vision) + ends + whole * shape.embedding_parameters() + rows
+
+
+def _of_vision(lora: Lora, vision: Vision | None) -> int:
+    """Of the part that sees; see `toolkit.train.adapter.targets`."""
+    if vision is None or not lora.finetune_vision_layers:
+        return 0
+    wanted = lora.target_modules
+    return sum(
+        count * _of_layer(lora, inputs, outputs, name)
+        for name, (inputs, outputs, count) in vision.projections().items()
+        if (wanted == "all-linear" or name.rpartition(".")[2] in wanted)
+        and (lora.finetune_attention_modules if "attn" in name else lora.finetune_mlp_modules)
+    )
 
 
 def whole_deltas(lora: Lora, shape: Shape) -> int:
@@ -31,7 +46,13 @@ def whole_deltas(lora: Lora, shape: Shape) -> int:
 
 def _chosen(lora: Lora, shape: Shape) -> dict[str, tuple[int, int]]:
     wanted = lora.target_modules
-    return {name: size for name, size in shape.projections().items() if wanted == "all-linear" or name in wanted}
+    return {
+        name: size
+        for name, size in shape.projections().items()
+        if lora.finetune_language_layers
+        and (wanted == "all-linear" or name in wanted)
+        and (lora.finetune_attention_modules if name in _ATTENTION else lora.finetune_mlp_modules)
+    }
 
 
 def _of_layer(lora: Lora, inputs: int, outputs: int, name: str) -> int:
