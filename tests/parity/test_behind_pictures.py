@@ -41,7 +41,7 @@ def stale(clean: SeeingChain, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judged(clean: SeeingChain, kind: str, mmproj: Path) -> Check:
     files = {f.file_type: a.folder / f.name for a in (clean.export.gguf, clean.export.quantized) for f in a.facts.files}
     eyes = Eyes.of(mmproj, clean.adapter.facts.pictures, load_tokenizer(clean.base), clean.golden.folder)
-    limits, _ = limits_for(kind, 40_000_000, 0.0)
+    limits, _ = limits_for(kind, 40_000_000, 0.0, pictures=True)
     with Candidate(files[kind]) as candidate:
         positions, _ = evaluate(Goldens.read(clean.golden), candidate, NEW_TOKENS, eyes=eyes)
     return logits_check(positions, limits)

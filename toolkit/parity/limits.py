@@ -85,8 +85,9 @@ _TABLE = {
 
 
 BEHIND_PICTURES, FLOOR_BEHIND_PICTURES = 1.0, 0.3
-"""Largest difference of a logit behind pictures, and what the right F16 file of `make car_insurance` came to, whose vision part
-llama.cpp computes within 5.9e-3.
+"""Largest difference of a logit behind pictures in golden answers, and what right F16 files of `make car_insurance` came to (0.2
+and 0.3), whose vision part llama.cpp computes within 8.2e-3; with the base's mmproj 14. Their mean KL was 4e-5 nats in golden
+answers, and 2.3e-4 with texts put together anew (`toolkit.parity.more`), where the model is unsure, one logit differed by 1.7.
 
 Measured on random models (`python -m tests.bench.behind_pictures`; Qwen2-VL's shape), by file type:
 
@@ -138,14 +139,15 @@ def fallback_share(header: GGUFHeader, file_type: str) -> float:
     return sum(len(t.shape) > 1 and t.shape[0] % 256 != 0 for t in header.tensors) / max(1, len(header.tensors))
 
 
-def limits_for(file_type: str, parameters: int, fallback_share: float) -> tuple[Limits, str]:
+def limits_for(file_type: str, parameters: int, fallback_share: float, pictures: bool = False) -> tuple[Limits, str]:
     """Limits of a file type, and why they were widened (empty when they were not).
 
-    Only quantized types are widened: at 16 bits and above, small models stay as close as large ones.
+    Small models lose more only in quantized types: at 16 bits and above they stay as close as large ones.
 
     Args:
         parameters: of the model.
         fallback_share: share of the file's tensors that could not take the type's own quantization (0…1).
+        pictures: goldens show some, of which llama.cpp computes what is seen less exactly than it computes texts.
     """
     reasons = []
     if parameters < SMALL_MODEL:
@@ -157,6 +159,13 @@ def limits_for(file_type: str, parameters: int, fallback_share: float) -> tuple[
         floor=floor_of(file_type, small=bool(reasons)),
         behind_pictures=BEHIND_PICTURES if file_type in TELLS_EYES else None,
     )
+    if pictures and file_type in ("F32", "F16"):
+        seen = _TABLE["BF16"]
+        limits = replace(
+            limits, mean_kl=seen.mean_kl, p99_kl=seen.p99_kl, top1=seen.top1, flip_margin=seen.flip_margin,
+            perplexity_ratio=seen.perplexity_ratio,
+        )  # fmt: skip
+        return limits, "as BF16: goldens show pictures, and what llama.cpp sees in them is exact to some thousandths"
     if not reasons or file_type in ("F32", "F16", "BF16"):
         return limits, ""
     wider = replace(

@@ -197,7 +197,8 @@ def gguf_subject(
         tick: is told how many goldens were answered.
     """
     started = time.monotonic()
-    limits, relaxed = limits_for(file.file_type, tuned.parameters, fallback_share(weights.header, file.file_type))
+    share = fallback_share(weights.header, file.file_type)
+    limits, relaxed = limits_for(file.file_type, tuned.parameters, share, pictures=bool(tuned.goldens.pictured))
     keys = compare_metadata(tuned.tuning.layout.metadata, weights.header)
     checks = _file_checks(tuned, file, weights, compared, keys)
     goldens = tuned.goldens

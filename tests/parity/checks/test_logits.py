@@ -65,7 +65,8 @@ def test_a_difference_behind_pictures_is_judged_where_rounding_lets_it() -> None
     assert told == {("F16", True): [(1.0, "fail")], ("F16", False): [], ("Q8_0", True): [(None, None)]}
     both, further = Positions(), Positions()
     both.add(0, [0] * 10, tuned[:10], tuned[:10], tuned[:10], behind_pictures=True)
-    further.add(0, [0] * 10, tuned[:10], tuned[:10], moved[:10])
+    # Of texts that were put together anew: a model is unsure there, and single logits move much farther in right files.
+    further.add(0, [0] * 10, tuned[:10], tuned[:10], moved[:10], behind_pictures=True)
     both.join(further)
     assert both.largest_behind_pictures == pytest.approx(0, abs=1e-5) and both.largest_difference > 1
 
@@ -178,6 +179,8 @@ def test_limits_widen_for_small_models_and_many_fallbacks_only() -> None:
     assert wide.strength_low == strict.strength_low
     assert "135 M" in why
     assert "90%" in why
+    shown, why = limits_for("F16", 135_000_000, 0.0, pictures=True)
+    assert (shown.mean_kl, shown.p99_kl, shown.strength_low) == (1e-3, 1e-2, 0.99) and "pictures" in why
     same = replace(limits_for("F16", 135_000_000, 0.0)[0], floor=None)
     assert same == replace(limits_for("F16", 10**10, 0.0)[0], floor=None)
 

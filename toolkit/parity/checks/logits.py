@@ -55,7 +55,8 @@ class Positions:
     largest_difference: float = 0.0
     """max |z_tuned - z_export| after centring under p(tuned)."""
     largest_behind_pictures: float | None = None
-    """The same of what stands behind pictures; None: nothing does."""
+    """The same of golden answers behind pictures; None: nothing stands behind any. Further texts are left out: where a model is
+    unsure of a picture, the last bits of what it sees move single logits several times as far."""
     flips: list[Flip] = field(default_factory=list)
     flipped: list[int] = field(default_factory=list)
     """Of each flip: the index of its position in the lists above."""
@@ -127,8 +128,6 @@ class Positions:
         self.flips += [flip._replace(golden=first + flip.golden) for flip in more.flips]
         self.flipped += [before + index for index in more.flipped]
         self.largest_difference = _larger(self.largest_difference, more.largest_difference)
-        if more.largest_behind_pictures is not None:
-            self.largest_behind_pictures = _larger(self.largest_behind_pictures or 0.0, more.largest_behind_pictures)
 
     @property
     def texts(self) -> int:
