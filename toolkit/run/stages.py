@@ -99,7 +99,7 @@ STAGES = (
         ("train", "golden", "merge", "convert", "quantize"),
         ("export", "system", "merge", "golden.max_new_tokens"),
         ("llama-cpp-python", "transformers"),
-        version=10,
+        version=11,
     ),
     Stage(
         "create",
