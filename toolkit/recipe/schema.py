@@ -117,7 +117,7 @@ class Export(Section):
             raise ValueError(f"{bounds[0]} chooses among file_types: it goes with serve: auto, not {self.serve}")
         needy = [t for t in self.file_types if t in NEED_IMATRIX]
         if needy and self.imatrix is False:
-            raise ValueError(f"{needy[0]} cannot be made without an importance matrix: export.imatrix: true")
+            raise ValueError(f"{needy[0]} cannot be made without an importance matrix: export.imatrix: true, or a file")
         return self
 
     @property
