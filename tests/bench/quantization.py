@@ -36,7 +36,7 @@ from toolkit.run.artifacts import Artifact, read_jsonl
 from toolkit.run.facts import AdapterFacts, DatasetFacts, GoldenFacts
 from toolkit.train.rows import tokenize
 
-TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_M", "IQ3_XXS", "Q2_K", "IQ2_M")
+TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_XXS", "Q2_K")
 HEAD = "| merged onto | file type | matrix | MB | mean KL, nats | gain kept | strength in answers | held-out loss |"
 
 

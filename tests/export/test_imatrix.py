@@ -190,7 +190,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def certificate(imatrix: Path, quantized_with: Path | None, out: Path) -> dict[str, Any]:
     """Of a chain that is quantized with one matrix, or none, and judged by another."""
     clean = chain()
-    types = ["F16", "Q8_0", "Q4_K_M", "IQ3_M"]
+    types = ["F16", "Q8_0", "Q4_K_M", *(["IQ3_XXS"] if quantized_with else [])]
     chosen = clean.recipe.model_copy(update={"export": Export(file_types=types, serve="Q8_0", imatrix=True)})
     for name in ("quantize", "verify"):
         (out / name).mkdir()
@@ -207,10 +207,14 @@ def checks_of(told: dict[str, Any], subject: str) -> dict[str, Any]:
 def test_certified_to_the_value(measured: Path, tmp_path: Path) -> None:
     told = certificate(measured / IMATRIX_FILE, measured / IMATRIX_FILE, tmp_path)
     assert told["verdict"] == "pass"
-    for name in ("Q8_0", "Q4_K_M", "IQ3_M"):
+    for name in ("Q8_0", "Q4_K_M", "IQ3_XXS"):
         checks = checks_of(told, name)
         assert checks["source"]["verdict"] == checks["weights"]["verdict"] == "pass", checks
         assert "value for value" in checks["source"]["message"], checks["source"]["message"]
+        measures = {m["name"]: m["value"] for m in checks["weights"]["measures"]}
+        # Rounded with the same matrix, the tuned weights are the file's, at three bits too.
+        assert (measures["strength in the weights"], measures["its error"]) == (1.0, 0.0), name
+        assert measures["largest rest, as a share of its type's limit"] == 0.0, name
 
 
 def test_a_file_that_was_rounded_without_it_is_told(measured: Path, tmp_path: Path) -> None:

@@ -186,6 +186,9 @@ class Held:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.tensors[name].shape)
 
+    def importance(self, name: str) -> None:
+        return None
+
     def others(self, names: Iterable[str]) -> list[str]:
         return sorted(self.tensors.keys() - set(names))
 

@@ -23,20 +23,29 @@ from toolkit.run.stages import stages_of
 
 
 def made(**more: Any) -> Recipe:
-    values = {"name": "x", "base": "b", "data": {"path": "d.csv"}, "golden": {"prompts": ["Why?"]}, "ollama": {"model": "x"}}
+    values = {
+        "name": "x",
+        "base": "b",
+        "data": {"path": "d.csv"},
+        "golden": {"prompts": ["Why?"]},
+        "ollama": {"model": "x"},
+    }
     return Recipe.model_validate({**values, **more})
 
 
 def test_they_are_there_when_they_are_asked_for() -> None:
     usual = {stage.name: stage.inputs for stage in stages_of(made())}
     assert not {"onto", "imatrix"} & usual.keys()
-    both = {
-        stage.name: stage.inputs
-        for stage in stages_of(made(merge={"onto": "auto"}, export={"imatrix": True}))
-    }
+    both = {stage.name: stage.inputs for stage in stages_of(made(merge={"onto": "auto"}, export={"imatrix": True}))}
     assert [name for name in both if name not in usual] == ["onto", "imatrix"]
     assert {name for name, inputs in both.items() if "imatrix" in inputs} == {"quantize", "verify"}
-    assert {name for name, inputs in both.items() if "onto" in inputs} == {"golden", "merge", "convert", "verify", "evaluate"}
+    assert {name for name, inputs in both.items() if "onto" in inputs} == {
+        "golden",
+        "merge",
+        "convert",
+        "verify",
+        "evaluate",
+    }
     with_file = {stage.name for stage in stages_of(made(export={"imatrix": "m.gguf"}))}
     assert with_file == usual.keys()
 
@@ -88,5 +97,7 @@ def test_a_run_with_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert read_gguf(quantized).metadata["quantize.imatrix.entries_count"] == len(matrix.means)
     certificate = json.loads((have["verify"].folder / "certificate.json").read_text(encoding="utf-8"))
     served = next(subject for subject in certificate["subjects"] if subject["served"])
-    measures = {m["name"]: m["value"] for check in served["checks"] if check["name"] == "logits" for m in check["measures"]}
+    measures = {
+        m["name"]: m["value"] for check in served["checks"] if check["name"] == "logits" for m in check["measures"]
+    }
     assert measures["mean KL"] <= 0.05 and measures["share of the gain kept"] >= 0.5

@@ -216,8 +216,18 @@ def _compared(unit: Unit, weights: Weights, export: Exported, way: Way) -> Tenso
     rows = _rows(tuned, LARGEST if kind in FLOATS else LARGEST_QUANTIZED)
     found = matrix(export.load(unit.name, rows))
 
+    means = export.importance(unit.name)
+
     def stored(weight: torch.Tensor) -> torch.Tensor:
-        return rounded(weight if rows is None else weight[rows], kind, way.via)
+        chosen = weight if rows is None else weight[rows]
+        if means is None or len(means) == 1:
+            return rounded(chosen, kind, way.via, None if means is None else means[0])
+        whose_rows = (torch.arange(len(weight)) if rows is None else rows) // (len(weight) // len(means))
+        made = torch.empty_like(chosen)
+        for matrix_number in sorted(set(whose_rows.tolist())):
+            own = whose_rows == matrix_number
+            made[own] = rounded(chosen[own], kind, way.via, means[matrix_number])
+        return made
 
     direction = tuned - base if rows is None else tuned[rows] - base[rows]
     wanted = stored(in_16_bits if way.in_16_bits and in_16_bits is not None else tuned)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from safetensors import safe_open
 
+from toolkit.export.imatrix_file import read_imatrix
 from toolkit.models.gguf_file import GGUFTensor, read_gguf
 from toolkit.models.layout import Layout
 from toolkit.models.safetensors_file import model_entries, model_files
@@ -41,6 +42,9 @@ class Exported(Protocol):
 
     def load(self, name: str, rows: torch.Tensor | None = None) -> torch.Tensor:
         """float32; `rows`: only those of the tensor seen as a matrix [rows, row length], int64 [chosen]."""
+
+    def importance(self, name: str) -> npt.NDArray[np.float32] | None:
+        """What the rounding's errors were weighed with, float32 [matrices, row length]; None: with nothing that is known."""
 
 
 class FolderWeights:
@@ -71,19 +75,24 @@ class FolderWeights:
             found = cast(torch.Tensor, file.get_tensor(name))
         return (found if rows is None else found.reshape(-1, found.shape[-1])[rows]).float()
 
+    def importance(self, name: str) -> None:
+        return None
+
 
 class GGUFWeights:
     """A GGUF file's tensors.
 
     Args:
         layout: of the model that it should be; needed where its tensors are laid beside the model's.
+        imatrix: the importance matrix that it was quantized with, where that is known.
 
     Raises:
         DataError: damaged or truncated.
     """
 
-    def __init__(self, path: Path, layout: Layout | None = None) -> None:
+    def __init__(self, path: Path, layout: Layout | None = None, imatrix: Path | None = None) -> None:
         self.path = path
+        self._means = read_imatrix(imatrix).means if imatrix is not None else {}
         self.layout = layout
         self.header = read_gguf(path)
         self._tensors = {tensor.name: tensor for tensor in self.header.tensors}
@@ -108,6 +117,10 @@ class GGUFWeights:
             return values if rows is None else values[rows]
         raw = np.ascontiguousarray(self.raw(tensor)[rows.numpy()])
         return torch.from_numpy(dequantized(raw, tensor.type)).reshape(len(rows), tensor.shape[0])
+
+    def importance(self, name: str) -> npt.NDArray[np.float32] | None:
+        found = self._means.get(name)
+        return None if found is None else found.reshape(-1, self._tensors[name].shape[0])
 
     def raw(self, tensor: GGUFTensor) -> npt.NDArray[np.uint8]:
         """A stored tensor's bytes, uint8 [rows, bytes a row]."""

@@ -18,18 +18,23 @@ def can_round(kind: str) -> bool:
     return kind in _FLOATS or not kind.startswith(("IQ1", "IQ2", "IQ3_XXS"))
 
 
-def rounded(rows: torch.Tensor, kind: str, via: str = "F32") -> torch.Tensor:
-    """Rows as a file of this type holds them, float32; unchanged where `can_round` is false or the rows have no whole blocks.
+def rounded(
+    rows: torch.Tensor, kind: str, via: str = "F32", importance: npt.NDArray[np.float32] | None = None
+) -> torch.Tensor:
+    """Rows as a file of this type holds them, float32; unchanged where nothing can be rounded or the rows have no whole blocks.
 
-    via: type of the converted file that it was made from.
+    Args:
+        via: type of the converted file that it was made from.
+        importance: float32 [row length], where the file was made with an importance matrix that is known.
     """
     if kind not in _FLOATS:
         rows = rows.to(_FLOATS[via]).float()
     if kind in _FLOATS:
         return rows.to(_FLOATS[kind]).float()
-    if not can_round(kind) or rows.dim() != 2 or rows.shape[1] % _block(kind)[0]:
+    can = can_round(kind) or importance is not None
+    if not can or rows.dim() != 2 or rows.shape[1] % _block(kind)[0]:
         return rows
-    return torch.from_numpy(dequantized(quantized(rows.numpy(), kind), kind))
+    return torch.from_numpy(dequantized(quantized(rows.numpy(), kind, importance), kind))
 
 
 def _block(kind: str) -> tuple[int, int]:

@@ -174,7 +174,7 @@ def _file_checks(
     if file.converted:
         return checks
     if file.source is not None:
-        checks.append(source_check(samples_of_converted(weights, GGUFWeights(file.source), file.imatrix)))
+        checks.append(source_check(samples_of_converted(weights, GGUFWeights(file.source))))
     elif checks[-1].verdict == "pass":
         # Of weights that are not the tuned ones, it could not be told how they were rounded.
         checks.append(source_check(samples_of_tuning(weights, tuned.tuning)))

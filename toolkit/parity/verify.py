@@ -112,7 +112,7 @@ def judge(
         publishing: whether the verdict lets a file go to Ollama.
         mmproj: the file that sees, beside the language models' files.
     """
-    ggufs = {file.name: GGUFWeights(file.path, tuned.tuning.layout) for file in files}
+    ggufs = {file.name: GGUFWeights(file.path, tuned.tuning.layout, file.imatrix) for file in files}
     exports: dict[str, Exported] = dict(ggufs)
     eyes = None
     if mmproj is not None:

@@ -21,8 +21,9 @@ QUANTIZED_FILE_TYPES = (
     "IQ4_XS", "IQ4_NL", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
     "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS", "IQ2_M",
 )  # fmt: skip
-NEED_IMATRIX = ("IQ3_XS", "IQ3_XXS", "IQ2_M")
-"""File types with tensors that llama.cpp refuses to round without an importance matrix."""
+NEED_IMATRIX = ("IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS", "IQ2_M")
+"""File types with tensors that llama.cpp refuses to round without an importance matrix; IQ3_M and IQ3_S it would round, and a
+small model's perplexity grew fourfold so."""
 CONVERTED_FILE_TYPES = ("F32", "F16", "BF16")
 FILE_TYPES = CONVERTED_FILE_TYPES + QUANTIZED_FILE_TYPES
 AUTO = "auto"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gguf
@@ -16,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from toolkit.export.imatrix_file import read_imatrix
 from toolkit.models.gguf_file import UNQUANTIZED
 from toolkit.parity.certificate import Check, Measure, lower_is_better
 from toolkit.parity.exported import GGUFWeights, dequantized
@@ -45,21 +43,20 @@ class Sample(NamedTuple):
     """What the columns' errors were weighed with, [row length]; None: with nothing, or it is not known."""
 
 
-def samples_of_converted(export: GGUFWeights, converted: GGUFWeights, imatrix: Path | None = None) -> Iterator[Sample]:
-    """Rows of a quantized file and of the converted file that it should have been made from.
-
-    Args:
-        imatrix: the importance matrix that it should have been made with.
-    """
+def samples_of_converted(export: GGUFWeights, converted: GGUFWeights) -> Iterator[Sample]:
+    """Rows of a quantized file and of the converted file that it should have been made from."""
     wanted = {t.name: t for t in converted.header.tensors}
-    means = read_imatrix(imatrix).means if imatrix is not None else {}
-    can = [t for t in export.header.tensors if t.name in wanted and (t.name in means or can_round(t.type))]
+    can = [
+        t
+        for t in export.header.tensors
+        if t.name in wanted and (can_round(t.type) or export.importance(t.name) is not None)
+    ]
     for tensor in _spread([t for t in can if t.type not in UNQUANTIZED]):
         count = min(ROWS, tensor.shape[1])  # of one expert, whose columns have weights of their own
         before = dequantized(converted.raw(wanted[tensor.name])[:count].copy(), wanted[tensor.name].type)
         found = dequantized(export.raw(tensor)[:count].copy(), tensor.type)
-        importance = means.get(tensor.name)
-        yield Sample(tensor.type, before, found, None if importance is None else importance[: tensor.shape[0]])
+        importance = export.importance(tensor.name)
+        yield Sample(tensor.type, before, found, None if importance is None else importance[0])
 
 
 def samples_of_tuning(export: GGUFWeights, tuning: Tuning) -> Iterator[Sample]:
