@@ -75,8 +75,6 @@ _TABLE = {
     "Q3_K_L": Limits(0.11, 1.3, 0.85, 0.60, 1.10, 0.70, 1.30, 0.5, flips_allowed=0.01),
     "Q3_K_M": Limits(0.13, 1.5, 0.83, 0.60, 1.12, 0.70, 1.30, 0.5, flips_allowed=0.01),
     "Q3_K_S": Limits(0.20, 2.2, 0.80, 0.60, 1.18, 0.70, 1.30, 0.5, flips_allowed=0.01),
-    "IQ3_M": Limits(0.13, 1.5, 0.83, 0.60, 1.12, 0.70, 1.30, 0.5, flips_allowed=0.01),
-    "IQ3_S": Limits(0.16, 1.8, 0.82, 0.60, 1.15, 0.70, 1.30, 0.5, flips_allowed=0.01),
     "IQ3_XS": Limits(0.18, 2.0, 0.81, 0.60, 1.16, 0.70, 1.30, 0.5, flips_allowed=0.01),
     "IQ3_XXS": Limits(0.22, 2.4, 0.79, 0.60, 1.20, 0.70, 1.30, 0.5, flips_allowed=0.01),
     "Q2_K": Limits(0.40, 4.0, 0.70, 0.60, 1.40, 0.60, 1.40, 0.4, flips_allowed=0.03),
@@ -103,7 +101,7 @@ files of trained models, with text, by up to 3 at Q8_0 and 12 at Q4_K_M."""
 _FTYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
     13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 22: "IQ3_XS", 23: "IQ3_XXS",
-    25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 29: "IQ2_M", 30: "IQ4_XS", 32: "BF16",
+    25: "IQ4_NL", 29: "IQ2_M", 30: "IQ4_XS", 32: "BF16",
 }  # fmt: skip
 """`general.file_type`: llama.cpp's `llama_ftype`, include/llama.h."""
 
@@ -134,7 +132,7 @@ def file_type_of(header: GGUFHeader, path: Path) -> str:
 
 def fallback_share(header: GGUFHeader, file_type: str) -> float:
     """Share of a file's tensors that could not take its type's own quantization: rows that are no multiple of 256 (0…1)."""
-    if not file_type.endswith(("_K", "_K_S", "_K_M", "_K_L", "_XS", "_XXS", "IQ3_S", "IQ3_M", "IQ2_M")):
+    if not file_type.endswith(("_K", "_K_S", "_K_M", "_K_L", "_XS", "_XXS", "IQ2_M")):
         return 0.0
     return sum(len(t.shape) > 1 and t.shape[0] % 256 != 0 for t in header.tensors) / max(1, len(header.tensors))
 

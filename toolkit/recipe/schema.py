@@ -19,11 +19,10 @@ from toolkit.recipe.training import SAMPLED, Train
 QUANTIZED_FILE_TYPES = (
     "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
     "IQ4_XS", "IQ4_NL", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K",
-    "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS", "IQ2_M",
+    "IQ3_XS", "IQ3_XXS", "IQ2_M",
 )  # fmt: skip
-NEED_IMATRIX = ("IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS", "IQ2_M")
-"""File types with tensors that llama.cpp refuses to round without an importance matrix; IQ3_M and IQ3_S it would round, and a
-small model's perplexity grew fourfold so."""
+NEED_IMATRIX = ("IQ3_XS", "IQ3_XXS", "IQ2_M")
+"""File types with tensors that llama.cpp refuses to round without an importance matrix."""
 CONVERTED_FILE_TYPES = ("F32", "F16", "BF16")
 FILE_TYPES = CONVERTED_FILE_TYPES + QUANTIZED_FILE_TYPES
 AUTO = "auto"

@@ -15,7 +15,7 @@ BITS_PER_WEIGHT = {
     "F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.56, "Q5_K_M": 5.70, "Q5_K_S": 5.57, "Q5_1": 6.0,
     "Q5_0": 5.5, "Q4_K_M": 4.89, "Q4_K_S": 4.67, "Q4_1": 5.0, "Q4_0": 4.66, "IQ4_XS": 4.46, "IQ4_NL": 4.68,
     "Q3_K_L": 4.30, "Q3_K_M": 4.00, "Q3_K_S": 3.64, "Q2_K": 3.16,
-    "IQ3_M": 3.76, "IQ3_S": 3.66, "IQ3_XS": 3.50, "IQ3_XXS": 3.25, "IQ2_M": 2.93,
+    "IQ3_XS": 3.50, "IQ3_XXS": 3.25, "IQ2_M": 2.93,
 }  # fmt: skip
 """Of a whole file. K-quants, IQ2 and IQ3 as tools/quantize/README.md of llama.cpp has them of an 8B; others by their blocks."""
 
