@@ -14,7 +14,7 @@ from toolkit.recipe.section import nearest
 from toolkit.run.artifacts import ARTIFACT_FILE
 from toolkit.run.locks import only_run
 from toolkit.run.places import cache_home
-from toolkit.run.stages import STAGE_NAMES
+from toolkit.run.stages import STAGES
 
 
 def list_rows(recipes: Path, runs: Path) -> list[dict[str, str]]:
@@ -31,7 +31,7 @@ def list_rows(recipes: Path, runs: Path) -> list[dict[str, str]]:
 
 
 def _row(recipe: Path, run: Path, about: str) -> dict[str, str]:
-    done = [name for name in STAGE_NAMES if (run / name / ARTIFACT_FILE).is_file()]
+    done = [stage.name for stage in STAGES if (run / stage.name / ARTIFACT_FILE).is_file()]
     state = f"done: {', '.join(done)}" if done else "not run yet"
     return {"recipe": str(recipe), "name": run.name, "about": about, "state": state}
 

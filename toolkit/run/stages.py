@@ -133,7 +133,10 @@ STAGES = (
     ),
 )
 
-STAGE_NAMES = tuple(stage.name for stage in STAGES)
+_READERS = {"onto": ("golden", "merge", "convert", "verify", "evaluate"), "imatrix": ("quantize", "verify")}
+"""Stages that only some recipes ask for → who reads what they leave."""
+STAGE_NAMES = tuple(stage.name for stage in STAGES if stage.name not in _READERS)
+"""Of every recipe."""
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
@@ -146,10 +149,6 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
         for s in stages
         if s.name != "prepare"
     )
-
-
-_READERS = {"onto": ("golden", "merge", "convert", "verify", "evaluate"), "imatrix": ("quantize", "verify")}
-"""Stages that only some recipes ask for → who reads what they leave."""
 
 
 def _asked_for(recipe: Recipe) -> list[Stage]:
