@@ -9,6 +9,7 @@ import importlib.util
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,16 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.setenv("OLLAMA_MODELS", str(home / "ollama-models"))
     monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{free_port()}")
     return home
+
+
+@pytest.fixture(autouse=True)
+def own_loss() -> Iterator[None]:
+    """A training in this process leaves its loss in TRL, with the products that it asked for (`toolkit.train.answer_loss`)."""
+    yield
+    module = sys.modules.get("trl.trainer.sft_trainer")
+    usual = getattr(getattr(module, "_chunked_cross_entropy_loss", None), "usual", None)
+    if usual is not None:
+        module._chunked_cross_entropy_loss = usual  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True)

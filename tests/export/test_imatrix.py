@@ -214,7 +214,7 @@ def test_certified_to_the_value(measured: Path, tmp_path: Path) -> None:
         measures = {m["name"]: m["value"] for m in checks["weights"]["measures"]}
         # Rounded with the same matrix, the tuned weights are the file's, at three bits too.
         assert (measures["strength in the weights"], measures["its error"]) == (1.0, 0.0), name
-        assert measures["largest rest, as a share of its type's limit"] < 0.2, name
+        assert measures["largest rest, as a share of its type's limit"] < 0.5, name
 
 
 def test_a_file_that_was_rounded_without_it_is_told(measured: Path, tmp_path: Path) -> None:

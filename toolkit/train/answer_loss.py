@@ -67,25 +67,25 @@ def use_in_trl(bfloat16: bool) -> None:
     from trl.trainer import sft_trainer
 
     usual = getattr(sft_trainer._chunked_cross_entropy_loss, "usual", sft_trainer._chunked_cross_entropy_loss)
-    ours = functools.partial(_loss, usual, torch.bfloat16 if bfloat16 else torch.float32, {})
+    ours = functools.partial(_loss, usual, torch.bfloat16 if bfloat16 else torch.float32, [])
     ours.usual = usual  # type: ignore[attr-defined]
     sft_trainer._chunked_cross_entropy_loss = ours
 
 
 def _loss(
-    usual: Loss, dtype: torch.dtype, kept: dict[int, torch.Tensor], hidden_states: torch.Tensor,
+    usual: Loss, dtype: torch.dtype, kept: list[torch.Tensor], hidden_states: torch.Tensor,
     lm_head_weight: torch.Tensor, chunk_size: int, labels: torch.Tensor | None = None, **named: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     items = named.pop("num_items_in_batch", None)
     plain = all(value is None or (name == "logit_scale" and value == 1.0) for name, value in named.items())
     if labels is None or not plain or lm_head_weight.requires_grad or hidden_states.device.type != "cpu":
         return usual(hidden_states, lm_head_weight, chunk_size, labels=labels, num_items_in_batch=items, **named)
-    if lm_head_weight.data_ptr() not in kept:
-        kept.clear()
-        kept[lm_head_weight.data_ptr()] = _around_zero(lm_head_weight.detach()).to(dtype)
+    if not kept or kept[0].data_ptr() != lm_head_weight.data_ptr():
+        # With the head itself, which keeps its place from another's.
+        kept[:] = lm_head_weight.detach(), _around_zero(lm_head_weight.detach()).to(dtype)
     learnt = labels[:, 1:] != NOT_LEARNED
     loss, right, entropy = AnswerLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_states[:, :-1][learnt], kept[lm_head_weight.data_ptr()], labels[:, 1:][learnt]
+        hidden_states[:, :-1][learnt], kept[1], labels[:, 1:][learnt]
     )
     count = learnt.sum()
     return loss / (count.clamp(min=1) if items is None else items), right, entropy, count
