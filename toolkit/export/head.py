@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import yaml
 
 from toolkit.errors import DataError
-from toolkit.export.llama_cpp import converter_environment, converter_fault, library, tree
+from toolkit.export.llama_cpp import library, run_in_tree
 from toolkit.export.settings import Settings
 from toolkit.models.gguf_head import entries_of, head_of
 from toolkit.models.gguf_metadata import entry_bytes
@@ -64,17 +62,7 @@ def _names(layout: Layout, settings: Settings, name: str, told: dict[str, Any], 
         # The one thing that the converter takes only from a model card.
         (view / "README.md").write_text(f"---\n{yaml.safe_dump({'license': license_})}---\n", encoding="utf-8")
         write_json(overrides, told)
-        command = [sys.executable, "-m", "toolkit.export.naming_worker", str(view), str(out), str(overrides)]
-        done = subprocess.run(
-            [*command, ",".join(map(str, layout.parameters))],
-            env=converter_environment(tree()),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-        )
-        if done.returncode:
-            raise converter_fault(done.stderr.splitlines())
+        run_in_tree("naming_worker", str(view), str(out), str(overrides), ",".join(map(str, layout.parameters)))
         return entries_of(out)
 
 

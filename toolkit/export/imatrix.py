@@ -108,9 +108,14 @@ def collect(
         memory = llama.llama_get_memory(context)
         for together in _packed(sequences):
             llama.llama_memory_clear(memory, True)
-            _decode(llama, context, together, problems)
+            done = _decode(llama, context, together)
             if watcher.failure is not None:
                 raise watcher.failure
+            if not done:
+                raise ExternalToolError(
+                    f"llama.cpp cannot decode with {gguf}: {'; '.join(problems[-3:])}",
+                    "Close other programs if memory is short; else: tune2ollama doctor",
+                )
             for _ in together:
                 tick()
     if not watcher.found:
@@ -209,7 +214,7 @@ def _packed(sequences: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]
         yield together
 
 
-def _decode(llama: Any, context: Any, sequences: Sequence[Sequence[int]], problems: list[str]) -> None:
+def _decode(llama: Any, context: Any, sequences: Sequence[Sequence[int]]) -> bool:
     tokens = [(number, place, token) for number, one in enumerate(sequences) for place, token in enumerate(one)]
     batch = llama.llama_batch_init(len(tokens), 0, 1)
     try:
@@ -218,7 +223,6 @@ def _decode(llama: Any, context: Any, sequences: Sequence[Sequence[int]], proble
             batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, place, 1
             batch.seq_id[i][0] = number
             batch.logits[i] = True  # the last layer computes only what is wanted of it
-        if llama.llama_decode(context, batch) != 0 and not problems:
-            problems.append("llama_decode failed")
+        return bool(llama.llama_decode(context, batch) == 0)
     finally:
         llama.llama_batch_free(batch)

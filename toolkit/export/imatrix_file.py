@@ -5,7 +5,7 @@ it was multiplied with, and how many inputs that were (tools/imatrix/imatrix.cpp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -71,17 +71,13 @@ def write_imatrix(matrix: Matrix, path: Path, told: str, sequences: int, chunk: 
 class Imatrix:
     """An importance matrix from a file."""
 
-    matrix: dict[str, Importance]
+    means: dict[str, npt.NDArray[np.float32]]
+    """Tensor → mean squares, flat, as llama.cpp takes them."""
     file: str
     """Its name, without folders."""
     dataset: str
     """What was read for it."""
     sequences: int
-    means: dict[str, npt.NDArray[np.float32]] = field(init=False)
-    """Tensor → mean squares, flat, as llama.cpp takes them."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "means", {name: one.means().ravel() for name, one in self.matrix.items()})
 
     def check(self, gguf: Path) -> None:
         """Raises DataError where it is no matrix of this file's model: llama.cpp would round without it, and hardly say so."""
@@ -117,9 +113,10 @@ def read_imatrix(path: Path) -> Imatrix:
         raise DataError(
             f"{path} lacks {lacking[0] + _COUNTS if lacking else 'all sums'}", "It is damaged; make it anew."
         )
-    found = {}
+    means = {}
     for name in names:
         counts = values[name + _COUNTS].astype(np.int64).ravel()
-        found[name] = Importance(values[name + _SUMS].astype(np.float64).reshape(len(counts), -1), counts)
+        sums = values[name + _SUMS].astype(np.float64).reshape(len(counts), -1)
+        means[name] = Importance(sums, counts).means().ravel()
     datasets = header.metadata.get("imatrix.datasets") or ["unknown"]
-    return Imatrix(found, path.name, str(datasets[0]), int(header.metadata.get("imatrix.chunk_count", 0)))
+    return Imatrix(means, path.name, str(datasets[0]), int(header.metadata.get("imatrix.chunk_count", 0)))

@@ -94,12 +94,18 @@ def ask_converter(folder: Path, out: Path, only: Literal["", "architecture", "pr
         DataError: an architecture or tokenizer that it does not know.
         ExternalToolError: it is missing, or fails otherwise; with its last lines.
     """
-    source = tree()
-    command = [sys.executable, "-m", "toolkit.export.layout_worker", str(folder), str(out)]
-    command += [f"--{only}"] if only else []
+    run_in_tree("layout_worker", str(folder), str(out), *([f"--{only}"] if only else []))
+
+
+def run_in_tree(worker: str, *arguments: str) -> None:
+    """Run a module of this folder with the tree's own libraries, in a process of its own.
+
+    Raises:
+        DataError, ExternalToolError: as `converter_fault` tells what it died of.
+    """
     done = subprocess.run(
-        command,
-        env=converter_environment(source),
+        [sys.executable, "-m", f"toolkit.export.{worker}", *arguments],
+        env=converter_environment(tree()),
         capture_output=True,
         text=True,
         errors="replace",
