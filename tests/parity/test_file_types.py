@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.parity_chain import Chain, blend, chain, finished, recipe
+from tests.parity_chain import Chain, blend, chain, finished
+from toolkit.export.imatrix import CHUNK, collect
+from toolkit.export.imatrix_file import IMATRIX_FILE, write_imatrix
 from toolkit.export.quantize import quantize
 from toolkit.models.adapters import LoraAdapter
 from toolkit.parity.checks.weights import Expected, weights_check
@@ -15,7 +17,7 @@ from toolkit.parity.comparison import compare_weights
 from toolkit.parity.exported import GGUFWeights
 from toolkit.parity.limits import largest_rest
 from toolkit.parity.tuning import Tuning
-from toolkit.recipe.schema import QUANTIZED_FILE_TYPES
+from toolkit.recipe.schema import NEED_IMATRIX, QUANTIZED_FILE_TYPES, Export
 
 pytestmark = pytest.mark.slow
 
@@ -23,6 +25,12 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def clean() -> Chain:
     return chain()
+
+
+def matrix_of(gguf: Path, out: Path) -> Path:
+    sequences = [list(range(start, start + 40)) for start in (100, 700)]
+    write_imatrix(collect(gguf, sequences), out / IMATRIX_FILE, "tokens", len(sequences), CHUNK)
+    return out / IMATRIX_FILE
 
 
 @pytest.mark.parametrize(
@@ -33,11 +41,17 @@ def test_how_much_of_the_adapter_a_file_holds(clean: Chain, tmp_path: Path, fact
     path = tmp_path / source.name
     shutil.copy(clean.export.gguf.folder / source.name, path)
     blend(path, clean.without_adapter, factor)
-    chosen = recipe(["F16", *QUANTIZED_FILE_TYPES], "Q8_0", Path(clean.recipe.base))
-    made = quantize(chosen, finished(tmp_path, clean.export.gguf.facts), tmp_path)
     tuning = Tuning(clean.adapter, "as trained")
-    exports = {file.file_type: GGUFWeights(tmp_path / file.name, tuning.layout) for file in made.files}
-    assert tuple(exports) == QUANTIZED_FILE_TYPES
+    exports = {}
+    for file_types, imatrix in (
+        ([file_type for file_type in QUANTIZED_FILE_TYPES if file_type not in NEED_IMATRIX], None),
+        (NEED_IMATRIX, matrix_of(path, tmp_path)),
+    ):
+        wanted = Export(file_types=["F16", *file_types], serve="F16", imatrix=imatrix is not None)
+        chosen = clean.recipe.model_copy(update={"export": wanted})
+        for file in quantize(chosen, finished(tmp_path, clean.export.gguf.facts), tmp_path, imatrix).files:
+            exports[file.file_type] = GGUFWeights(tmp_path / file.name, tuning.layout, imatrix)
+    assert exports.keys() == set(QUANTIZED_FILE_TYPES)
     expected = Expected.of(LoraAdapter(clean.adapter.folder))
     for file_type, compared in compare_weights(tuning, exports, largest_rest).items():
         check = weights_check(compared, expected)
