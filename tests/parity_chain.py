@@ -22,10 +22,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.faults.files import stored_tensors
 from tests.small_models import adapter_artifact, tiny_adapter, tiny_llama
 from toolkit.export.merge import merge
 from toolkit.export.quantize import quantize
@@ -226,8 +226,8 @@ def export(chosen: Recipe, adapter: Artifact[AdapterFacts], folder: Path) -> Exp
     """merge → convert → quantize, with the stages' own functions."""
     for name in ("merge", "convert", "quantize"):
         (folder / name).mkdir(parents=True)
-    model = finished(folder / "merge", merge(chosen, adapter, None, folder / "merge"))
-    gguf = finished(folder / "convert", convert_straight(chosen, adapter, model, folder / "convert"))
+    model = finished(folder / "merge", merge(chosen, adapter, folder / "merge"))
+    gguf = finished(folder / "convert", convert_straight(chosen, adapter, folder / "convert"))
     return Export(model, gguf, finished(folder / "quantize", quantize(chosen, gguf, folder / "quantize")))
 
 
@@ -280,10 +280,10 @@ def damaged(clean: Chain, damage: Callable[[Path], None], out: Path) -> Export:
 
 def blend(path: Path, without: Path, factor: float) -> None:
     """Scale the adapter inside a merged F16 file: merged weights are linear in alpha."""
-    bare = {t.name: t for t in GGUFReader(without).tensors}
-    for tensor in GGUFReader(path, "r+").tensors:
-        zero = bare[tensor.name].data.astype(np.float32)
-        tensor.data[:] = (zero + factor * (tensor.data.astype(np.float32) - zero)).astype(tensor.data.dtype)
+    bare = stored_tensors(without, "r")
+    for name, stored in stored_tensors(path, "r+").items():
+        zero = bare[name].astype(np.float32)
+        stored[:] = (zero + factor * (stored.astype(np.float32) - zero)).astype(stored.dtype)
 
 
 def replace_bytes(path: Path, old: bytes, new: bytes) -> None:

@@ -20,10 +20,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from toolkit.export.convert import convert
 from toolkit.export.imatrix import CHUNK, collect, training_sequences
 from toolkit.export.imatrix_file import IMATRIX_FILE, read_imatrix, write_imatrix
 from toolkit.export.llama_cpp import quantize_file
+from toolkit.export.straight import convert_straight
 from toolkit.parity.certificate import Subject
 from toolkit.parity.golden.goldens import Goldens
 from toolkit.parity.limits import limits_for
@@ -31,7 +31,7 @@ from toolkit.parity.subjects import GGUFUnderTest, Tuned
 from toolkit.parity.verify import judge
 from toolkit.recipe.schema import CONVERTED_FILE_TYPES, NEED_IMATRIX, QUANTIZED_FILE_TYPES, Recipe
 from toolkit.run.artifacts import Artifact, read_artifact
-from toolkit.run.facts import AdapterFacts, DatasetFacts, Facts, GGUFFacts, GoldenFacts, ModelFacts
+from toolkit.run.facts import AdapterFacts, DatasetFacts, Facts, GGUFFacts, GoldenFacts
 
 GOLDENS = 16
 
@@ -74,16 +74,16 @@ def cost(run: Path) -> None:
             GGUFUnderTest(artifact.folder / f.name, f.file_type, f.file_type, source=source)
             for f in artifact.facts.files
         ]
-    subjects = judge(tuned, run / "merge", files)
+    subjects = judge(tuned, None, files)
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": time.monotonic() - started, "bytes": used, "files": len(files) + 1,
+    print(json.dumps({"seconds": time.monotonic() - started, "bytes": used, "files": len(files),
                       "verdicts": {s.name: s.verdict for s in subjects}}))  # fmt: skip
 
 
 def floors(run: Path) -> Table:
-    """Make every file type from the merged folder, judge it, and set value, floor and limit side by side."""
+    """Make every file type of the adapter, judge it, and set value, floor and limit side by side."""
     recipe, tuned = tuned_of(run)
-    adapter, model = read(run, "train", AdapterFacts), read(run, "merge", ModelFacts)
+    adapter = read(run, "train", AdapterFacts)
     table = Table(
         title=f"Right exports of {adapter.facts.base.id}, {tuned.goldens.facts.positions} positions; value (limit)"
     )
@@ -92,7 +92,7 @@ def floors(run: Path) -> Table:
         table.add_column(column)
     with tempfile.TemporaryDirectory() as scratch:
         sequences = training_sequences(read(run, "prepare", DatasetFacts), adapter)
-        for file_type, path, source in every_file_type(recipe, adapter, model, Path(scratch), sequences):
+        for file_type, path, source in every_file_type(recipe, adapter, Path(scratch), sequences):
             table.add_row(
                 *_row(judge(tuned, None, [GGUFUnderTest(path, file_type, file_type, source=source)])[-1], tuned)
             )
@@ -102,7 +102,6 @@ def floors(run: Path) -> Table:
 def every_file_type(
     recipe: Recipe,
     adapter: Artifact[AdapterFacts],
-    model: Artifact[ModelFacts],
     folder: Path,
     sequences: list[list[int]],
 ) -> Iterator[tuple[str, Path, Path | None]]:
@@ -115,7 +114,7 @@ def every_file_type(
     for file_type in CONVERTED_FILE_TYPES:
         made = folder / file_type
         made.mkdir()
-        path = made / convert(of_types(recipe, [file_type], file_type), adapter, model, made).files[0].name
+        path = made / convert_straight(of_types(recipe, [file_type], file_type), adapter, made).files[0].name
         yield file_type, path, None
         if file_type == "F16":
             source = path

@@ -135,7 +135,7 @@ def page() -> str:
         "| family | what of its shape is kept | tokenizer | template | converts | F32, KL | Q8_0 | Q4_K_M | served | reason |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    order = ("built", "train", "golden", "merge", "convert", "quantize", "verify", "create")
+    order = ("built", "train", "merge", "golden", "convert", "quantize", "verify", "create")
     for family, row in rows:
         if row is None:
             lines.append(f"| {family.title} | {family.shape} | | | not tried | | | | | |")

@@ -176,7 +176,7 @@ def types(folder: Path) -> None:
     chain: Clean = fault_chain()
     tuned = Tuned.of(chain.recipe, chain.adapter, chain.golden, _tokenizer(chain))
     taught = [row.input_ids for row in (tokenize(_tokenizer(chain), row)[0] for row in rows(AFTER))]
-    for kind, path, _ in every_file_type(chain.recipe, chain.adapter, chain.export.model, folder, taught):
+    for kind, path, _ in every_file_type(chain.recipe, chain.adapter, folder, taught):
         certificate = certificate_of(tuned, judge(tuned, None, [GGUFUnderTest(path, kind, kind, served=True)]), {})
         tell("", certificate["subjects"][-1])
         if certificate["verdict"] != "pass":

@@ -153,7 +153,7 @@ def _read_all(source: Path, wanted: dict[str, Path], tuned: Tuned, rounds: list[
 def _converted(chosen: Recipe, adapter: Artifact[AdapterFacts], folder: Path) -> Path:
     for name in ("merge", "convert"):
         (folder / name).mkdir(parents=True)
-    model = finished(folder / "merge", merge(chosen, adapter, None, folder / "merge"))
+    model = finished(folder / "merge", merge(chosen, adapter, folder / "merge"))
     return folder / "convert" / convert(chosen, adapter, model, folder / "convert").files[0].name
 
 

@@ -52,7 +52,7 @@ def test_a_turns_end_reaches_every_file(tmp_path: Path, turn_end: str, capsys: p
     })  # fmt: skip
     for name in ("merge", "convert"):
         (tmp_path / name).mkdir()
-    model = finished(tmp_path / "merge", merge(chosen, adapter, None, tmp_path / "merge"))
+    model = finished(tmp_path / "merge", merge(chosen, adapter, tmp_path / "merge"))
     told = " ".join(capsys.readouterr().err.split())
     assert f"closes a turn with {turn_end!r} (token {token})" in told
     settings = json.loads((tmp_path / "merge" / "generation_config.json").read_text(encoding="utf-8"))

@@ -26,15 +26,14 @@ from tests.models.test_layout import other_family
 from tests.parity_chain import finished
 from tests.small_models import adapter_artifact, tiny_adapter, tiny_gemma2, tiny_llama, tiny_qwen2
 from toolkit.errors import DataError
-from toolkit.export import fused, ggml, nf4
+from toolkit.export import fused, ggml
 from toolkit.export.convert import convert
 from toolkit.export.merge import merge
 from toolkit.export.quantize import quantize
 from toolkit.export.straight import Written, export
-from toolkit.models.weights import round_to_nf4
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact
-from toolkit.run.facts import AdapterFacts, Quantization
+from toolkit.run.facts import AdapterFacts
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -67,7 +66,7 @@ def assert_same_files(adapter: Artifact[AdapterFacts], folder: Path, *file_types
     chosen = recipe(*file_types)
     for name in ("merge", "convert", "quantize"):
         (folder / name).mkdir()
-    model = finished(folder / "merge", merge(chosen, adapter, None, folder / "merge"))
+    model = finished(folder / "merge", merge(chosen, adapter, folder / "merge"))
     converted = finished(folder / "convert", convert(chosen, adapter, model, folder / "convert"))
     quantized = quantize(chosen, converted, folder / "quantize")
     assert made.model == model.facts
@@ -249,21 +248,6 @@ def killed_at(
 
 
 # Parts ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("double", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nf4_is_bitsandbytes(dtype: torch.dtype, double: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TUNE2OLLAMA_HOME", str(tmp_path))
-    weight = (torch.randn(96, 1600, generator=torch.Generator().manual_seed(3)) * 0.05).to(dtype)
-    quantization = Quantization(double_quantization=double)
-    values = weight.float().numpy()
-    told = nf4.ask(["sum"], ["w"], lambda _: nf4.maxima(values, 64), str(dtype), quantization)
-    rows = nf4.NF4Rows(told, lambda _: nf4.maxima(values, 64), 64)
-    wanted = round_to_nf4(weight, quantization).numpy()
-    assert np.array_equal(rows.rows("w", values[10:30], slice(10, 30)), wanted[10:30])
-    order = np.array([5, 90, 0], np.int32)
-    assert np.array_equal(rows.rows("w", values[order], order), wanted[order])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -21,8 +21,8 @@ from toolkit.models.merged import merged_weights
 from toolkit.models.safetensors_file import model_files
 from toolkit.models.weights import TrainedWeights
 from toolkit.recipe.schema import Recipe
-from toolkit.run.artifacts import Artifact, Cost
-from toolkit.run.facts import AdapterFacts, DatasetFacts, ModelFacts, Quantization
+from toolkit.run.artifacts import Artifact
+from toolkit.run.facts import AdapterFacts, Quantization
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -69,7 +69,7 @@ def test_equal_to_peft(
 ) -> None:
     folder = base if dtype == "float32" else bf16_base
     adapter = tiny_adapter(folder, tmp_path / "adapter", **kind)
-    facts = merge(recipe(), adapter_artifact(adapter, folder, base_dtype=dtype), None, out)
+    facts = merge(recipe(), adapter_artifact(adapter, folder, base_dtype=dtype), out)
     theirs = peft_merged(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), adapter)
     assert_equal(loaded(out), theirs)
     assert (facts.merged_onto, facts.dtype, facts.merged_tensors) == ("as trained", dtype, 14)
@@ -86,7 +86,7 @@ def test_qlora_onto_what_it_was_trained_on(
     kind: dict[str, bool], base_dtype: Literal["float32", "bfloat16"], base: Path, tmp_path: Path, out: Path
 ) -> None:
     adapter = tiny_adapter(base, tmp_path / "adapter", "qlora", **kind)
-    facts = merge(recipe(), adapter_artifact(adapter, base, "qlora", base_dtype), None, out)
+    facts = merge(recipe(), adapter_artifact(adapter, base, "qlora", base_dtype), out)
     assert (facts.merged_onto, facts.dtype) == ("nf4", "float32")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     weights = TrainedWeights(base, base_dtype, Quantization())
@@ -97,14 +97,14 @@ def test_qlora_onto_what_it_was_trained_on(
 
 def test_qlora_onto_16_bit_by_choice(base: Path, tmp_path: Path, out: Path) -> None:
     adapter = tiny_adapter(base, tmp_path / "adapter", "qlora")
-    facts = merge(recipe(merge={"onto": "16-bit"}), adapter_artifact(adapter, base, "qlora"), None, out)
+    facts = merge(recipe(merge={"onto": "16-bit"}), adapter_artifact(adapter, base, "qlora"), out)
     assert facts.merged_onto == "16-bit"
     assert_equal(loaded(out), peft_merged(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter))
 
 
 def test_merged_model_answers_as_the_adapter_does(base: Path, tmp_path: Path, out: Path) -> None:
     adapter = tiny_adapter(base, tmp_path / "adapter")
-    merge(recipe(), adapter_artifact(adapter, base), None, out)
+    merge(recipe(), adapter_artifact(adapter, base), out)
     tokenizer = AutoTokenizer.from_pretrained(out)
     ids = tokenizer("What is a fever, and when is it dangerous?", return_tensors="pt")["input_ids"]
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_patterns(base: Path, tmp_path: Path, out: Path) -> None:
         rank_pattern={"q_proj": 8, r"layers\.1\.mlp\.down_proj": 2}, alpha_pattern={"v_proj": 32, "layers.0.self_attn.q_proj": 1},
     )  # fmt: skip
     adapter = trained_by_chance(base, config, tmp_path / "adapter")
-    merge(recipe(), adapter_artifact(adapter, base), None, out)
+    merge(recipe(), adapter_artifact(adapter, base), out)
     assert_equal(loaded(out), peft_merged(AutoModelForCausalLM.from_pretrained(base), adapter))
 
 
@@ -140,7 +140,7 @@ def trained_by_chance(base: Path, config: LoraConfig, folder: Path) -> Path:
 def test_modules_saved_whole_and_biases(bf16_base: Path, tmp_path: Path, out: Path) -> None:
     config = LoraConfig(r=4, target_modules=["q_proj", "k_proj"], modules_to_save=["lm_head", "norm"], bias="lora_only")
     adapter = trained_by_chance(bf16_base, config, tmp_path / "adapter")
-    facts = merge(recipe(), adapter_artifact(adapter, bf16_base, base_dtype="bfloat16"), None, out)
+    facts = merge(recipe(), adapter_artifact(adapter, bf16_base, base_dtype="bfloat16"), out)
     assert_equal(
         loaded(out), peft_merged(AutoModelForCausalLM.from_pretrained(bf16_base, dtype=torch.bfloat16), adapter)
     )
@@ -161,7 +161,7 @@ def test_modules_saved_whole_and_biases(bf16_base: Path, tmp_path: Path, out: Pa
 def test_tied_embeddings(settings: dict[str, Any], base: Path, tmp_path: Path, out: Path) -> None:
     """What PEFT's own merge gets wrong: the merged model must say what the adapter says."""
     adapter = trained_by_chance(base, LoraConfig(r=4, task_type="CAUSAL_LM", **settings), tmp_path / "adapter")
-    merge(recipe(), adapter_artifact(adapter, base), None, out)
+    merge(recipe(), adapter_artifact(adapter, base), out)
     ids = torch.arange(100, 140).reshape(1, -1)
     with torch.no_grad():
         theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)(ids).logits
@@ -175,7 +175,7 @@ def test_tied_embeddings(settings: dict[str, Any], base: Path, tmp_path: Path, o
 def test_settings_are_copied(base: Path, tmp_path: Path, out: Path) -> None:
     adapter = tiny_adapter(base, tmp_path / "adapter")
     (adapter / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    merge(recipe(), adapter_artifact(adapter, base), None, out)
+    merge(recipe(), adapter_artifact(adapter, base), out)
     assert (out / "chat_template.jinja").read_text() == "{{ messages[0].content }}"  # as trained with, not the base's
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 2
     config = json.loads((out / "config.json").read_text())
@@ -191,7 +191,7 @@ def test_merging_twice_gives_the_same_bytes(base: Path, tmp_path: Path) -> None:
     artifact = adapter_artifact(tiny_adapter(base, tmp_path / "adapter", "qlora"), base, "qlora")
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        merge(recipe(), artifact, None, tmp_path / name)
+        merge(recipe(), artifact, tmp_path / name)
     assert (tmp_path / "one" / "model.safetensors").read_bytes() == (
         tmp_path / "two" / "model.safetensors"
     ).read_bytes()
@@ -202,12 +202,12 @@ def test_a_sharded_base(base: Path, tmp_path: Path, out: Path) -> None:
     AutoModelForCausalLM.from_pretrained(base).save_pretrained(sharded, max_shard_size="1MB")
     assert len(list(sharded.glob("*.safetensors"))) > 2
     adapter = tiny_adapter(base, tmp_path / "adapter")
-    merge(recipe(), adapter_artifact(adapter, sharded), None, out)
+    merge(recipe(), adapter_artifact(adapter, sharded), out)
     assert_equal(loaded(out), peft_merged(AutoModelForCausalLM.from_pretrained(base), adapter))
 
 
 def test_full_fine_tuning_is_taken_as_it_is(base: Path, out: Path) -> None:
-    facts = merge(recipe(), adapter_artifact(base, base, "full"), None, out)
+    facts = merge(recipe(), adapter_artifact(base, base, "full"), out)
     assert (facts.merged_onto, facts.merged_tensors, facts.dtype, facts.tensors) == ("as trained", 0, "float32", 20)
     assert (out / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
     assert_equal(loaded(out), dict(AutoModelForCausalLM.from_pretrained(base).named_parameters()))
@@ -226,34 +226,12 @@ def test_output_dtype(base: Path, bf16_base: Path, tmp_path: Path, monkeypatch: 
     assert [dtype(a) for a in (small, plain, wide)] == ["bfloat16", "bfloat16", "bfloat16"]
 
 
-def test_what_the_choice_costs(base: Path, tmp_path: Path, out: Path) -> None:
-    rows = [
-        {
-            "prompt": [{"role": "user", "content": f"Question {i}: what is a fever?"}],
-            "completion": [{"role": "assistant", "content": "A raised body temperature."}],
-            "source": {"file": "x.csv", "line": i},
-        }
-        for i in range(4)
-    ]
-    (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    facts = DatasetFacts(rows={}, read=4, kept=4, dropped={}, repaired={}, encodings={}, language="en")
-    dataset = Artifact(tmp_path, facts, "", {}, Cost())
-    adapter = adapter_artifact(tiny_adapter(base, tmp_path / "adapter", "qlora"), base, "qlora")
-    found: ModelFacts = merge(recipe(), adapter, dataset, out)
-    assert found.loss_as_trained is not None
-    assert found.loss_merged is not None
-    assert found.loss_on_16_bit is not None
-    assert 5 < found.loss_as_trained < 20
-    assert abs(found.loss_as_trained - found.loss_merged) < 1e-4
-    assert abs(found.loss_as_trained - found.loss_on_16_bit) > 1e-3
-
-
 # What cannot be merged --------------------------------------------------------------------------------------------
 
 
 def fault_of(adapter: Path, base: Path, out: Path) -> ToolkitError:
     with pytest.raises(ToolkitError) as found:
-        merge(recipe(), adapter_artifact(adapter, base), None, out)
+        merge(recipe(), adapter_artifact(adapter, base), out)
     assert found.value.hint
     assert list(out.iterdir()) == []
     return found.value
@@ -359,7 +337,7 @@ from tests.small_models import adapter_artifact
 from tests.export.test_merge import recipe
 from toolkit.export.merge import merge
 adapter, base, out = map(Path, sys.argv[1:])
-merge(recipe(), adapter_artifact(adapter, base), None, out)
+merge(recipe(), adapter_artifact(adapter, base), out)
 """
 
 

@@ -64,7 +64,7 @@ def recipe_of(family: Family, base: Path, adapter: Path, file_types: tuple[str, 
     return Recipe.model_validate(
         {
             "name": family.name, "profile": "export", "base": str(base), "system": family.system, "adapter": str(adapter),
-            "load_in_4bit": False, "train": {"chat_template_kwargs": family.told},
+            "load_in_4bit": False, "merge": {"folder": True}, "train": {"chat_template_kwargs": family.told},
             "golden": {"prompts": prompts, "from_test": 0, "max_new_tokens": 32},
             "export": {"file_types": list(file_types), "serve": file_types[-1]}, "ollama": {"model": f"family-{family.name}"},
             "evaluate": {"rows": 0, "forgetting": False},

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
-from gguf import GGUFReader, GGUFWriter
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
 from toolkit.export.llama_cpp import file_type_number, library
+from toolkit.models.gguf_file import read_gguf
 from toolkit.ollama.repair import rewrite_template
 
 Values = npt.NDArray[np.float32]
+_STORED = {
+    GGUFValueType.UINT32: "<u4", GGUFValueType.INT32: "<i4", GGUFValueType.FLOAT32: "<f4", GGUFValueType.BOOL: "?",
+}  # fmt: skip
 
 
 def unpermuted(rows: Any, heads: int) -> Any:
@@ -29,8 +34,16 @@ def unpermuted(rows: Any, heads: int) -> Any:
 
 def set_value(path: Path, key: str, value: Any, index: int | None = None) -> None:
     """Change a number in a GGUF's metadata; `index`: in a list of numbers."""
-    field = GGUFReader(path, "r+").fields[key]
-    field.parts[field.data[index or 0]][0] = value
+    number = struct.Struct("<I")
+    with path.open("r+b") as stream:
+        stream.seek(read_gguf(path).places[key][0] + 8 + len(key.encode()))
+        (kind,) = number.unpack(stream.read(4))
+        if kind == GGUFValueType.ARRAY:
+            (kind,) = number.unpack(stream.read(4))
+            stream.seek(8, os.SEEK_CUR)
+        stored = np.dtype(_STORED[kind])
+        stream.seek((index or 0) * stored.itemsize, os.SEEK_CUR)
+        stream.write(np.array(value, stored).tobytes())
 
 
 def add_flag(path: Path, key: str) -> None:
@@ -57,10 +70,23 @@ def respell(path: Path, old: str, new: str) -> None:
     path.write_bytes(content.replace(before, after, 1))
 
 
+def stored_tensors(path: Path, mode: Literal["r", "r+"]) -> dict[str, Any]:
+    """The F32 and F16 tensors of a GGUF by name, mapped, in transformers' order of the axes.
+
+    gguf-py's own reader takes seconds for a vocabulary.
+    """
+    header, kinds = read_gguf(path), {"F32": np.float32, "F16": np.float16}
+    return {
+        t.name: np.memmap(path, kinds[t.type], mode, header.data_begin + t.offset, t.shape[::-1])
+        for t in header.tensors
+        if t.type in kinds
+    }
+
+
 def change_tensor(path: Path, name: str, change: Callable[[Values], Values]) -> None:
     """Change an F32 or F16 tensor; values in transformers' order of the axes, float32."""
-    tensor = next(t for t in GGUFReader(path, "r+").tensors if t.name == name)
-    tensor.data[:] = change(tensor.data.astype(np.float32)).astype(tensor.data.dtype)
+    stored = stored_tensors(path, "r+")[name]
+    stored[:] = change(stored.astype(np.float32)).astype(stored.dtype)
 
 
 def add_tensor(path: Path, name: str, values: Values) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 
 from tests.faults.chains import ADDED, Clean, change_json, fault_chain, head_chain, still_chain, with_adapter
@@ -21,6 +20,7 @@ from tests.faults.files import (
     quantize_again,
     respell,
     set_value,
+    stored_tensors,
     unpermuted,
 )
 from tests.parity_chain import damaged, export, finished
@@ -186,7 +186,7 @@ def _last_rows_zero(values: Any) -> Any:
 
 
 def _another_head(path: Path) -> None:
-    stored = next(t for t in GGUFReader(path).tensors if t.name == "token_embd.weight").data.astype("float32")
+    stored = stored_tensors(path, "r")["token_embd.weight"].astype("float32")
     noise = torch.randn(stored.shape, generator=torch.Generator().manual_seed(7)).numpy()
     add_tensor(path, "output.weight", stored + 0.2 * stored.std() * noise)
 

@@ -43,7 +43,7 @@ def test_what_unsloth_trained_is_what_is_merged(tmp_path: Path) -> None:
         "golden": {"prompts": ["Who are you?", "Name a fruit."], "max_new_tokens": 16}, "ollama": {"model": "smoke"},
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
-    command = [sys.executable, "-m", "toolkit.cli", "merge", "recipe.yaml"]
+    command = [sys.executable, "-m", "toolkit.cli", "golden", "recipe.yaml", "--set", "merge.folder=true"]
     done = subprocess.run(command, cwd=tmp_path, env=child_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-5000:]
     assert "Unsloth is not installed" not in done.stderr

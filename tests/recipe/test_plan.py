@@ -133,7 +133,7 @@ def test_chinese_costs_the_embedded_base_more_tokens(tmp_path: Path) -> None:
 
 def test_every_stage_has_numbers_and_the_table_shows_them(rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = make_plan(recipe(rows), LAPTOP)
-    names = ["prepare", "train", "golden", "merge", "convert", "quantize", "verify", "create", "evaluate", "report"]
+    names = ["prepare", "train", "golden", "convert", "quantize", "verify", "create", "evaluate", "report"]
     assert [s.name for s in plan.stages] == names
     assert all(s.memory_bytes > 0 and s.seconds > 0 and s.gpu_memory_bytes == 0 for s in plan.stages)
     quantize = next(s for s in plan.stages if s.name == "quantize")

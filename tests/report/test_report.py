@@ -29,8 +29,8 @@ from toolkit.run.facts import (
     GGUFFacts,
     GGUFFile,
     GoldenFacts,
-    ModelFacts,
     OllamaFacts,
+    OntoFacts,
     Quantization,
     ReportFacts,
     SourceLoss,
@@ -114,10 +114,6 @@ def artifacts(tmp_path: Path) -> dict[str, Artifact[Any]]:
     golden = GoldenFacts(
         prompts=3, positions=40, vocabulary=9, end_tokens=[2], forward="whole", stopped_by_themselves=2
     )
-    model = ModelFacts(
-        merged_onto="nf4", dtype="float32", tensors=272, merged_tensors=210, parameters=134_515_008,
-        loss_as_trained=1.25, loss_merged=1.2501, loss_on_16_bit=1.31,
-    )  # fmt: skip
     ollama = OllamaFacts(
         model="health:v2", digest="sha256:1", server_version="0.34.1", published=True, remaining=["ollama serve &"],
         rendered_equal=16, answers_compared=16, largest_logprob_difference=0.0123,
@@ -131,7 +127,6 @@ def artifacts(tmp_path: Path) -> dict[str, Artifact[Any]]:
         ("prepare", data, {}, 2),
         ("train", adapter, {"metrics.jsonl": metrics}, 245),
         ("golden", golden, {"golden.jsonl": "".join(json.dumps(a) + "\n" for a in answers)}, 40),
-        ("merge", model, {}, 9),
         ("convert", gguf("F16", 270_885_344), {}, 11),
         ("quantize", gguf("Q8_0", 144_811_360), {}, 6),
         ("verify", CertificateFacts(verdict="pass", checks={}, served_file="health-Q8_0.gguf"),
@@ -162,7 +157,12 @@ def test_the_summary_holds_what_was_measured(recipe: Recipe, artifacts: dict[str
         ("validation loss", "2.500 → 1.250 nats a token"),
         ("perplexity", f"{math.exp(2.5):.2f} → {math.exp(1.25):.2f}"),
     ]
-    assert "1.2500 → 1.2501 (onto the original weights it would be 1.3100)" in summary.losses[2][1]
+    assert summary.losses[2] == ("merged", "onto the dequantized NF4 weights that were trained on")
+    onto = Artifact(
+        artifacts["train"].folder, OntoFacts(onto="16-bit", loss_as_trained=1.25, loss_on_16_bit=1.2), "", {}, Cost()
+    )
+    told = "onto the original 16-bit weights (held-out loss of the adapter: 1.2500 as trained, 1.2000 on the original weights)"
+    assert summarize(recipe, {**artifacts, "onto": onto}).losses[2] == ("merged", told)
     # The unchanged answer comes last, so it is not among the two.
     assert [a.question for a in summary.answers] == ["What helps | against a cold?", "Is a burn bad?"]
     assert [f.file_type for f in summary.files] == ["F16", "Q8_0"]
@@ -240,7 +240,7 @@ def test_the_page_says_what_the_screen_says(
         "270.9 MB",
         "144.8 MB",
         "4 min 5 s",
-        "6 min 45 s",
+        "6 min 36 s",
         "2.5e-03 (1.5e-02)",
         "Q4_0: logits fails",
         "is served is what was trained",
@@ -266,7 +266,7 @@ def test_every_table_of_the_page_is_whole(recipe: Recipe, artifacts: dict[str, A
         assert set(table[1]) <= set("|-: ")
         assert all(line.count("|") - line.count("\\|") == columns for line in table), table
     assert len(tables[1]) == 2 + 2  # head, rule, two links
-    assert len(tables[3]) == 2 + 8 + 1  # eight stages and the sum
+    assert len(tables[3]) == 2 + 7 + 1  # seven stages and the sum
 
 
 def test_the_certificate_lies_beside_the_report(

@@ -35,17 +35,19 @@ def made(**more: Any) -> Recipe:
 
 def test_they_are_there_when_they_are_asked_for() -> None:
     usual = {stage.name: stage.inputs for stage in stages_of(made())}
-    assert not {"onto", "imatrix"} & usual.keys()
+    assert not {"onto", "merge", "imatrix"} & usual.keys()
     both = {stage.name: stage.inputs for stage in stages_of(made(merge={"onto": "auto"}, export={"imatrix": True}))}
     assert [name for name in both if name not in usual] == ["onto", "imatrix"]
     assert {name for name, inputs in both.items() if "imatrix" in inputs} == {"quantize", "verify"}
     assert {name for name, inputs in both.items() if "onto" in inputs} == {
         "golden",
-        "merge",
         "convert",
         "verify",
         "evaluate",
+        "report",
     }
+    folder = {stage.name: stage.inputs for stage in stages_of(made(merge={"folder": True}))}
+    assert {name for name, inputs in folder.items() if "merge" in inputs} == {"verify"}
     with_file = {stage.name for stage in stages_of(made(export={"imatrix": "m.gguf"}))}
     assert with_file == usual.keys()
 
@@ -90,7 +92,6 @@ def test_a_run_with_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     recipe = load_recipe(RECIPES / "alpaca.yaml", "cpu", asked)
     have = run_here(recipe, tmp_path / "run", "verify")
     assert have["onto"].facts.onto in ("as trained", "16-bit")
-    assert have["merge"].facts.merged_onto == {"as trained": "nf4", "16-bit": "16-bit"}[have["onto"].facts.onto]
     matrix = read_imatrix(have["imatrix"].folder / "imatrix.gguf")
     assert matrix.dataset == "alpaca, rows of the training split"
     quantized = have["quantize"].folder / have["quantize"].facts.files[-1].name

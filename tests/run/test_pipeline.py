@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,10 +25,11 @@ from tests.children import child_environment
 from tests.conftest import free_port
 from tests.small_models import tiny_llama
 from toolkit.export.convert import convert
+from toolkit.export.merge import merge
 from toolkit.ollama.client import Client
 from toolkit.ollama.server import find_ollama
 from toolkit.recipe.reading import RESOLVED_FILE, load_recipe
-from toolkit.run.artifacts import Cost, publish, read_artifact
+from toolkit.run.artifacts import Artifact, Cost, publish, read_artifact
 from toolkit.run.facts import AdapterFacts, ModelFacts
 from toolkit.run.stages import STAGE_NAMES
 
@@ -268,18 +268,17 @@ def test_two_runs_at_once_are_refused(clean: Project, base: Path, tmp_path: Path
     assert "another run is working" in second.stderr
 
 
-def _export(project: Project, model: Path) -> None:
+def _export(project: Project, model: Artifact[ModelFacts]) -> None:
     """Put the file that a model folder makes in the place of the run's own, with an honest manifest, as a faulty stage would."""
     converted = project.run / "convert"
     key = json.loads((converted / "artifact.json").read_text())["key"]
     adapter = read_artifact(project.run / "train", AdapterFacts)
-    merged = read_artifact(project.run / "merge", ModelFacts)
-    assert adapter is not None and merged is not None
+    assert adapter is not None
     shutil.rmtree(converted)
     partial = converted.with_name("tampered")
     partial.mkdir()
     recipe = load_recipe(project.run / RESOLVED_FILE)
-    facts = convert(recipe, adapter, replace(merged, folder=model), partial)
+    facts = convert(recipe, adapter, model, partial)
     publish(partial, converted, facts, key, Cost())
 
 
@@ -289,7 +288,10 @@ def test_a_wrong_export_is_refused_with_exit_code_6(clean: Project, base: Path, 
     shutil.copytree(clean.run, project.run, copy_function=shutil.copy2)
     for stage in STAGE_NAMES[STAGE_NAMES.index("quantize") :]:
         shutil.rmtree(project.run / stage)
-    model = Path(shutil.copytree(project.run / "merge", tmp_path / "model"))
+    adapter, model = read_artifact(project.run / "train", AdapterFacts), tmp_path / "model"
+    assert adapter is not None
+    model.mkdir()
+    merged = merge(load_recipe(project.run / RESOLVED_FILE), adapter, model)
     if fault == "template swapped":
         path = model / "chat_template.jinja"
         path.write_text(path.read_text().replace("<|im_start|>", "<|start|>"), encoding="utf-8")
@@ -297,7 +299,7 @@ def test_a_wrong_export_is_refused_with_exit_code_6(clean: Project, base: Path, 
         (file,) = model.glob("*.safetensors")
         original = load_file(base / "model.safetensors")
         save_file({name: original[name].float() for name in load_file(file)}, file, metadata={"format": "pt"})
-    _export(project, model)
+    _export(project, Artifact(model, merged, "", {}, Cost()))
     done = project.tune2ollama("run", "small.yaml")
     assert done.returncode == 6, done.stderr[-2000:]
     assert "the certificate says fail" in done.stderr and "Nothing was published" in done.stderr

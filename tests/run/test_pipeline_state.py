@@ -87,14 +87,14 @@ def test_an_adopted_adapter_is_redone_when_its_base_changes(tiny: Path, tmp_path
     recipe = recipe_for_adapter(tiny_adapter(base, tmp_path / "adapter"), "other", str(base))
     have = _trained(recipe, base)
     assert plan_of_stages(recipe)[0] == ("train", "current")
-    (merge,) = (stage for stage in stages_of(recipe) if stage.name == "merge")
-    merged = make_key(merge, recipe, have)
+    (convert,) = (stage for stage in stages_of(recipe) if stage.name == "convert")
+    converted = make_key(convert, recipe, have)
     (base / "generation_config.json").write_text("{}", encoding="utf-8")
     assert plan_of_stages(recipe)[0] == ("train", "runs: base changed")
     # The adopted files are the same ones, so their digest is; what is made with the base is new all the same.
     facts = have["train"].facts.model_copy(update={"base": base_facts(base)})
     again = Artifact(have["train"].folder, facts, have["train"].digest, {}, Cost())
-    assert make_key(merge, recipe, {"train": again}) != merged
+    assert make_key(convert, recipe, {"train": again}) != converted
 
 
 def test_the_base_of_an_adopted_adapter_is_fetched_before_the_stages_go_offline(

@@ -69,7 +69,7 @@ def test_none_outlives_the_command(place: Path, number: signal.Signals) -> None:
     assert command.stderr is not None
     pids = [int(pid) for pid in command.stderr.readline().split()]
     os.kill(command.pid, number)
-    command.communicate(timeout=60)
+    command.communicate(timeout=300)
     for pid in pids:
         try:
             psutil.Process(pid).wait(10)

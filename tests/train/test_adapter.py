@@ -135,7 +135,7 @@ def trained(recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch, **mor
 def merged(recipe: Recipe, adapter: Artifact[AdapterFacts], folder: Path) -> Any:
     out = folder / "merge"
     out.mkdir()
-    merge(recipe, adapter, None, out)
+    merge(recipe, adapter, out)
     return AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32), out
 
 

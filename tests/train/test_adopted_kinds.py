@@ -198,7 +198,7 @@ def test_it_says_what_peft_says(name: str, bases: Any, tmp_path: Path) -> None:
     assert adapter.facts.vocabulary == (rows if kind.new_tokens else None)
 
     (tmp_path / "merge").mkdir()
-    facts = merge(recipe_for_adapter(tmp_path / "adapter", "tiny", str(base)), adapter, None, tmp_path / "merge")
+    facts = merge(recipe_for_adapter(tmp_path / "adapter", "tiny", str(base)), adapter, tmp_path / "merge")
     assert facts.merged_tensors > 0
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merge", dtype=torch.float32)
     config = json.loads((tmp_path / "merge" / "config.json").read_text())
@@ -285,13 +285,13 @@ def test_one_trained_on_another(name: str, bases: Any, tmp_path: Path) -> None:
         one = adopted(sources[-1], below, tmp_path / f"train-{number}")
         below = tmp_path / f"merge-{number}"
         below.mkdir()
-        merge(recipe_for_adapter(sources[-1], "tiny", str(base)), one, None, below)
+        merge(recipe_for_adapter(sources[-1], "tiny", str(base)), one, below)
     recipe = recipe_for_adapter(sources[0], "tiny", str(base), then=tuple(sources[1:]))
     for folder in ("train", "merge"):
         (tmp_path / folder).mkdir()
     adapter = Artifact(tmp_path / "train", adopt_adapter(recipe, tmp_path / "train"), "", {}, Cost())
     assert adapter.facts.stacked == len(sources) - 1
-    merge(recipe, adapter, None, tmp_path / "merge")
+    merge(recipe, adapter, tmp_path / "merge")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merge", dtype=torch.float32)
     assert (logits(merged) - wanted).abs().max() < CLOSE
     assert (logits(load_tuned(adapter)[0]) - wanted).abs().max() < CLOSE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +17,9 @@ from toolkit.commands.options import (
     rewards_option,
 )
 
+if TYPE_CHECKING:  # reading what a recipe may say takes time, which --help does not have
+    from toolkit.recipe.schema import Recipe
+
 
 @click.command()
 @RECIPE
@@ -26,7 +30,7 @@ from toolkit.commands.options import (
 def run(
     recipe: Path, profile: str | None, settings: tuple[str, ...], rewards: Path | None, dry_run: bool, as_json: bool
 ) -> None:
-    """Go the whole way: data → train → merge → GGUF → quantize → certificate → Ollama.
+    """Go the whole way: data → train → GGUF → quantize → certificate → Ollama.
 
     What is current is skipped; a run that was cut short goes on where it was.
 
@@ -57,6 +61,11 @@ def run(
     print_last_screen(resolved, artifacts)
 
 
+def with_folder(recipe: Recipe) -> Recipe:
+    """The recipe with the merged folder asked for, as who names that stage does."""
+    return recipe.model_copy(update={"merge": recipe.merge.model_copy(update={"folder": True})})
+
+
 def _stage_command(stage: str, text: str, following: str) -> click.Command:
     """The command of one stage; it brings the stages before it up to date first."""
 
@@ -76,6 +85,8 @@ def _stage_command(stage: str, text: str, following: str) -> click.Command:
         from toolkit.run import pipeline
 
         resolved = load(recipe, profile, settings)
+        if stage == "merge":
+            resolved = with_folder(resolved)
         artifacts = pipeline.run(resolved, upto=stage, force=stage if force else "", rewards=rewards)
         artifact = artifacts[stage]
         if as_json:
@@ -100,8 +111,8 @@ STAGE_COMMANDS = [
     for name, text, following in (
         ("prepare", "Read, clean and split the recipe's data into prompt/completion rows.", "train"),
         ("train", "Train the adapter, from the last complete checkpoint when there is one.", "golden"),
-        ("golden", "Record what the tuned model answers to the golden prompts, with fp32 reference logits.", "merge"),
-        ("merge", "Merge the adapter into its base, one tensor at a time.", "convert"),
+        ("golden", "Record what the tuned model answers to the golden prompts, with fp32 reference logits.", "convert"),
+        ("merge", "Write the merged model as a folder, for vLLM and others; a run makes its files without one.", ""),
         ("convert", "Write the tuned model as a GGUF file, straight from base and adapter.", "quantize"),
         ("quantize", "Write the recipe's quantized GGUF files.", "verify"),
         ("create", "Publish to Ollama: a candidate first, checked as it is served, then the name.", "evaluate"),

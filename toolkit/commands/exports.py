@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from toolkit.commands.chain import with_folder
 from toolkit.commands.options import (
     PATH,
     as_json_option,
@@ -19,7 +20,7 @@ from toolkit.commands.options import (
     settings_option,
 )
 
-ADOPTED = ("train", "golden", "merge", "convert", "quantize", "verify", "create", "evaluate", "report")
+ADOPTED = ("train", "merge", "golden", "convert", "quantize", "verify", "create", "evaluate", "report")
 """The stages of an adapter that was trained elsewhere; spelled out, because importing `stages` takes time."""
 
 
@@ -108,7 +109,7 @@ def verify(
 @click.option("--upto", type=click.Choice(ADOPTED), default="report", help="Last stage to run.")
 @as_json_option
 def export(adapter: Path, name: str, base: str, latest: bool, upto: str, as_json: bool, **options: Any) -> None:
-    """Take a PEFT adapter that any tool trained through merge, GGUF, certificate and Ollama.
+    """Take a PEFT adapter that any tool trained all the way: GGUF, certificate and Ollama.
 
     \b
     Example:  tune2ollama export outputs/checkpoint-60 --name mymodel --base ./Qwen2.5-0.5B-Instruct
@@ -122,6 +123,8 @@ def export(adapter: Path, name: str, base: str, latest: bool, upto: str, as_json
     from toolkit.recipe.adopted import recipe_for_adapter
 
     recipe = recipe_for_adapter(adapter, name, base, **options)
+    if upto == "merge":
+        recipe = with_folder(recipe)
     from toolkit.run import pipeline
 
     artifacts = pipeline.run(recipe, upto=upto)

@@ -27,17 +27,12 @@ def description(adapter: Artifact[AdapterFacts], model: ModelFacts, base_name: s
     """
     facts = adapter.facts
     how = _METHODS[facts.method] + ("" if facts.method == "full" else f", {_ONTO[model.merged_onto]}")
-    losses = ""
-    if model.loss_as_trained is not None and model.loss_merged is not None:
-        losses = (
-            f" Held-out loss {model.loss_as_trained:.4f} as trained, {model.loss_merged:.4f} merged (nats a token)."
-        )
     told = f" told {json.dumps(dict(facts.chat_template_kwargs), sort_keys=True)}" if facts.chat_template_kwargs else ""
     sums = [
         _base(facts.base, base_name), *_adapter(adapter), f"chat template sha256 {facts.chat_template_sha256}{told}",
     ]  # fmt: skip
     return (
-        f"Fine-tuned: {how}.{losses} {'; '.join(sums)}. Whether this file is that model is not said here, but by its "
+        f"Fine-tuned: {how}. {'; '.join(sums)}. Whether this file is that model is not said here, but by its "
         "certificate."
     )
 

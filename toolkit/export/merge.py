@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import shutil
@@ -31,21 +30,17 @@ from toolkit.models.safetensors_file import (
     write_model,
     writing,
 )
-from toolkit.models.seen import seen_rows
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.models.weights import TORCH_DTYPES, TrainedWeights, weights_of
+from toolkit.models.weights import TORCH_DTYPES
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, write_json
-from toolkit.run.facts import AdapterFacts, DatasetFacts, ModelFacts
+from toolkit.run.facts import AdapterFacts, ModelFacts
 from toolkit.run.hardware import free_disk_bytes
 
 GENERATION_CONFIG = "generation_config.json"
-LOSS_ROWS = 16
 
 
-def merge(
-    recipe: Recipe, adapter: Artifact[AdapterFacts], dataset: Artifact[DatasetFacts] | None, out: Path
-) -> ModelFacts:
+def merge(recipe: Recipe, adapter: Artifact[AdapterFacts], out: Path) -> ModelFacts:
     """Write the tuned model as an HF folder into `out`.
 
     A QLoRA adapter is merged onto the NF4 weights that it was trained on, dequantized, unless `merge.onto` is "16-bit".
@@ -64,61 +59,13 @@ def merge(
     _check_disk(sum(e.bytes for e in entries), out)
     write_merged(merged, entries, dtype, out)
     _tell(copy_settings(merged, adapter.folder, dtype, out))
-    losses = held_out_losses(recipe, adapter, dataset, out) if dataset is not None else {}
     return ModelFacts(
         merged_onto=merged_onto(adapter.facts, recipe.merge.chosen),
         dtype=dtype,
         tensors=len(entries),
         merged_tensors=sum(merged.is_merged(e.name) for e in entries),
         parameters=sum(math.prod(e.shape) for e in entries),
-        **losses,
     )
-
-
-def held_out_losses(
-    recipe: Recipe, adapter: Artifact[AdapterFacts], dataset: Artifact[DatasetFacts], out: Path
-) -> dict[str, float | None]:
-    """What the choice of the base costs: mean loss on up to 16 validation rows, in nats per answer token.
-
-    Returns:
-        `loss_as_trained`: the adapter on the base that it was trained on; `loss_merged`: the model written to `out`; and
-        for QLoRA `loss_on_16_bit`: the adapter on the original weights, which it never saw.
-    """
-    loss = functools.partial(_loss, recipe, adapter, dataset, load_tokenizer(out))
-    found = {
-        "loss_as_trained": loss(weights_of(adapter), adapter.folder),
-        "loss_merged": loss(TrainedWeights(out, "float32", None), None),
-    }
-    if adapter.facts.quantization is not None:
-        found["loss_on_16_bit"] = loss(original_weights(adapter.facts), adapter.folder)
-    return found
-
-
-def loss_on(
-    recipe: Recipe, adapter: Artifact[AdapterFacts], dataset: Artifact[DatasetFacts], weights: TrainedWeights
-) -> float | None:
-    """Mean loss of the adapter on a base, over up to 16 validation rows, in nats per answer token; None: no row is short."""
-    return _loss(recipe, adapter, dataset, load_tokenizer(adapter.folder), weights, adapter.folder)
-
-
-def original_weights(facts: AdapterFacts) -> TrainedWeights:
-    """The base as it was before it was quantized for the training."""
-    return TrainedWeights(Path(facts.base.folder), facts.base_dtype, None, facts.vocabulary)
-
-
-def _loss(
-    recipe: Recipe,
-    adapter: Artifact[AdapterFacts],
-    dataset: Artifact[DatasetFacts],
-    tokenizer: Any,
-    weights: TrainedWeights,
-    folder: Path | None,
-) -> float | None:
-    from toolkit.models.reference import held_out_loss
-
-    rows = seen_rows(dataset.folder, "validation", adapter.facts.pictures)[:LOSS_ROWS]
-    fields = adapter.facts.chat_template_kwargs
-    return held_out_loss(weights, folder, rows, tokenizer, recipe.train.max_length, LOSS_ROWS, fields)
 
 
 def output_dtype(merged: MergedWeights, facts: AdapterFacts) -> str:

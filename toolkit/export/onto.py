@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from rich.console import Console
 
-from toolkit.export.merge import loss_on, original_weights
-from toolkit.models.weights import weights_of
+from toolkit.models.reference import held_out_loss
+from toolkit.models.seen import seen_rows
+from toolkit.models.tokenizer import load_tokenizer
+from toolkit.models.weights import TrainedWeights, weights_of
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts, DatasetFacts, OntoFacts
+
+LOSS_ROWS = 16
 
 
 def choose_base(recipe: Recipe, dataset: Artifact[DatasetFacts], adapter: Artifact[AdapterFacts]) -> OntoFacts:
@@ -20,8 +25,10 @@ def choose_base(recipe: Recipe, dataset: Artifact[DatasetFacts], adapter: Artifa
     stderr = Console(file=sys.stderr)
     if adapter.facts.quantization is None:
         return OntoFacts(onto="as trained", loss_as_trained=None, loss_on_16_bit=None)
-    trained = loss_on(recipe, adapter, dataset, weights_of(adapter))
-    original = loss_on(recipe, adapter, dataset, original_weights(adapter.facts))
+    facts = adapter.facts
+    trained = _loss(recipe, adapter, dataset, weights_of(adapter))
+    before = TrainedWeights(Path(facts.base.folder), facts.base_dtype, None, facts.vocabulary)
+    original = _loss(recipe, adapter, dataset, before)
     if trained is None or original is None:
         stderr.print(
             "No held-out row tells which base is better; the adapter is merged onto the one it was trained on."
@@ -36,3 +43,12 @@ def choose_base(recipe: Recipe, dataset: Artifact[DatasetFacts], adapter: Artifa
     return OntoFacts(
         onto="16-bit" if better == "16-bit" else "as trained", loss_as_trained=trained, loss_on_16_bit=original
     )
+
+
+def _loss(
+    recipe: Recipe, adapter: Artifact[AdapterFacts], dataset: Artifact[DatasetFacts], base: TrainedWeights
+) -> float | None:
+    """Mean loss of the adapter on a base, in nats per answer token; None: no row is short enough."""
+    rows = seen_rows(dataset.folder, "validation", adapter.facts.pictures)[:LOSS_ROWS]
+    tokenizer, fields = load_tokenizer(adapter.folder), adapter.facts.chat_template_kwargs
+    return held_out_loss(base, adapter.folder, rows, tokenizer, recipe.train.max_length, LOSS_ROWS, fields)

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.export.ggml import Floats, rounded, widened
-from toolkit.export.nf4 import NF4Rows, maxima
 from toolkit.models.adapter_files import PREFIX, read_config, start_of, weights_file
+from toolkit.models.nf4 import NF4Rows, maxima
 from toolkit.models.safetensors_file import Entry, read_header
 from toolkit.models.structure import Structure
 
@@ -162,7 +162,7 @@ class PlainRows:
         return values if DTYPES[entry.dtype] == self.base_dtype else rounded(values, self.base_dtype)
 
     def largest(self, name: str, blocksize: int) -> Floats:
-        """`toolkit.export.nf4.maxima` of a matrix as it was loaded; a part of it is in memory at a time."""
+        """`toolkit.models.nf4.maxima` of a matrix as it was loaded; a part of it is in memory at a time."""
         rows, columns = self._entries[name].shape
         return np.concatenate([maxima(self.as_trained_on(name, slice(*s)), blocksize) for s in slabs(rows, columns)])
 

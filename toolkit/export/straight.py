@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from toolkit.models.adapter_files import check_adapter
 from toolkit.models.layout import Layout, layout_of
 from toolkit.models.merging import merged_onto, stack_of
 from toolkit.recipe.schema import Recipe
-from toolkit.run.artifacts import Artifact, file_sha256
+from toolkit.run.artifacts import Artifact, Cost, file_sha256
 from toolkit.run.facts import AdapterFacts, DatasetFacts, GGUFFacts, GGUFFile, ModelFacts
 
 stderr = Console(file=sys.stderr)
@@ -47,14 +48,12 @@ def export(
     file_types: Sequence[str],
     out: Path,
     dataset: Artifact[DatasetFacts] | None = None,
-    model: ModelFacts | None = None,
 ) -> Written | None:
     """Write `<name>-<type>.gguf` for every file type into `out`; and `<name>-mmproj-….gguf` where pictures were trained on.
 
     Args:
         adapter: of method lora or qlora.
         file_types: `recipe.export.converted`, which all others are quantized from and which may be left out, and quantized ones.
-        model: what is told of the merge, with losses, where they were measured.
 
     Returns:
         None where not every tensor's way into the file is known: then the converter has to go it.
@@ -73,7 +72,7 @@ def export(
         check_adapter(folder)
     # Whoever wants 32 bits wants all of them.
     values = Values(adapter, recipe.merge.chosen, "float32" if kind == "F32" else "")
-    model = model or model_facts(values, adapter.facts, recipe.merge.chosen)
+    model = model_facts(values, adapter.facts, recipe.merge.chosen)
     settings = settings_of(values, adapter.folder, adapter.facts.chat_template_kwargs)
     told = metadata(recipe, adapter, model, dataset)
     licence = licenses(recipe, adapter.facts)
@@ -115,20 +114,26 @@ def export(
 def convert_straight(
     recipe: Recipe,
     adapter: Artifact[AdapterFacts],
-    model: Artifact[ModelFacts],
     out: Path,
     dataset: Artifact[DatasetFacts] | None = None,
 ) -> GGUFFacts:
-    """The run's stage: the converted file from base and adapter; of a whole model that was trained, by the converter.
+    """The run's stage: the converted file from base and adapter.
+
+    Of a whole model that was trained, and where not every tensor's way into the file is known, the converter makes it, from a
+    merged folder that is gone afterwards.
 
     Raises:
         as `export`.
     """
     if adapter.facts.method != "full":
-        made = export(recipe, adapter, [recipe.export.converted], out, dataset, model.facts)
+        made = export(recipe, adapter, [recipe.export.converted], out, dataset)
         if made is not None:
             return made.facts
-    return convert(recipe, adapter, model, out, dataset)
+    from toolkit.export.merge import merge
+
+    with tempfile.TemporaryDirectory(dir=out, prefix=".merged-") as scratch:
+        model = Artifact(Path(scratch), merge(recipe, adapter, Path(scratch)), "", {}, Cost())
+        return convert(recipe, adapter, model, out, dataset)
 
 
 def model_facts(values: Values, facts: AdapterFacts, onto: str) -> ModelFacts:

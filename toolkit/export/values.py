@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from toolkit.export.ggml import SIXTEEN, Floats
-from toolkit.export.nf4 import NF4Rows, ask
 from toolkit.export.plain import DTYPES as TORCH_NAMES
 from toolkit.export.plain import PlainRows, Rows, plain_factors
 from toolkit.models.bases import cached_sha256
+from toolkit.models.nf4 import NF4Rows, ask
 from toolkit.models.safetensors_file import Entry, commonest_dtype, model_entries, model_files
 from toolkit.models.structure import structure_of
 from toolkit.run.artifacts import Artifact

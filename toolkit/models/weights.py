@@ -17,6 +17,7 @@ from torch import nn
 
 from toolkit.errors import DataError
 from toolkit.models.checkpoint_names import CheckpointNames
+from toolkit.models.nf4 import round_matrix
 from toolkit.models.safetensors_file import Entry, model_entries, model_files
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts, Quantization
@@ -130,18 +131,18 @@ def loaded_bytes(weights: TrainedWeights, dtype: torch.dtype) -> int:
 def round_to_nf4(weight: torch.Tensor, quantization: Quantization) -> torch.Tensor:
     """Quantize to NF4 and back, as `bitsandbytes.nn.Linear4bit` does when transformers loads a model.
 
-    NF4: Dettmers et al., "QLoRA", arXiv:2305.14314; double quantization is its section 3. Done on the card where there is
-    one, as in training.
+    Done on the card where there is one, as in training.
 
     Returns:
         float32, the shape of `weight`, on the CPU: the NF4 values themselves, not rounded to 16 bits once more, because a
         float32 forward of bitsandbytes computes with these.
     """
+    if not torch.cuda.is_available():
+        return torch.from_numpy(round_matrix(weight.float().numpy(), quantization))
     import bitsandbytes.functional as bnb
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     packed, state = bnb.quantize_4bit(
-        weight.contiguous().to(device),
+        weight.contiguous().to("cuda"),
         blocksize=quantization.blocksize,
         compress_statistics=quantization.double_quantization,
         quant_type=quantization.quant_type,

@@ -281,6 +281,10 @@ def chain_of(subjects: list[Subject]) -> list[ChainLink]:
             before = found.get(link)
             if before is None or _WORSE[check.verdict] > _WORSE[before.verdict]:
                 found[link] = ChainLink(link=link, verdict=check.verdict, where=subject.name, message=check.message)
+            if check.name == "weights" and check.verdict == "pass":
+                # A file that was made straight from base and adapter answers for the merge itself.
+                whole = ChainLink(link="merge", verdict="pass", where=subject.name, message=check.message)
+                found.setdefault("merge", whole)
     links = LINKS if any(s.kind == "projector" for s in subjects) else [n for n in LINKS if n not in OF_PICTURES]
     return [found.get(link, ChainLink(link=link, verdict="not compared")) for link in links]
 

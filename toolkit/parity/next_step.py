@@ -15,8 +15,8 @@ from toolkit.run.places import own_command
 
 _NO_TEMPLATE = "TEMPLATE {{ .Prompt }}"
 """What `ollama show` writes of a model whose file brings its own chat template; created with this line, it would get none."""
-_STAGE_OF = {"training": "train", "projector": "convert", "conversion": "convert", "quantization": "quantize"}
-"""The stage that makes a link; of the others `merge`, which writes the folder that all is made from."""
+_STAGE_OF = {"training": "train", "quantization": "quantize"}
+"""The stage that makes a link; of the others `convert`, which writes the file that all is made from."""
 MORE_PROMPTS = 32
 
 
@@ -46,7 +46,7 @@ def after_run(recipe: Recipe, facts: CertificateFacts, folder: Path) -> str:
         return (
             f"No file type of the recipe passes. Serve what they are made from:\n  {command} run {resolved} {settings}"
         )
-    stage = _STAGE_OF.get(facts.link, "merge")
+    stage = _STAGE_OF.get(facts.link, "convert")
     if stage == "train" and recipe.adapter is not None:
         return f"The adapter itself is at fault. Train it again, then:\n  {command} run {resolved}"
     return f"Make it anew from there, then judge it again:\n  {command} {stage} {resolved} --force\n  {command} run {resolved}"

@@ -35,7 +35,7 @@ def verify(
     recipe: Recipe,
     adapter: Artifact[AdapterFacts],
     golden: Artifact[GoldenFacts],
-    model: Artifact[ModelFacts],
+    model: Artifact[ModelFacts] | None,
     gguf: Artifact[GGUFFacts],
     quantized: Artifact[GGUFFacts],
     out: Path,
@@ -44,6 +44,7 @@ def verify(
     """Compare the adapter, the merged folder and every GGUF with the tuned model, and write the certificate into `out`.
 
     Args:
+        model: the merged folder, where the recipe asks for one.
         imatrix: the importance matrix that files were quantized with.
 
     Where it passes, the file that goes to Ollama is copied there with the certificate's summary in its metadata. A failing
@@ -58,7 +59,7 @@ def verify(
     for artifact in (gguf, quantized):
         for file in artifact.facts.files:
             path = artifact.folder / file.name
-            made_from = "merged" if artifact is gguf else gguf.facts.files[0].file_type
+            made_from = ("merged" if model else "") if artifact is gguf else gguf.facts.files[0].file_type
             with_matrix = imatrix if artifact is quantized else None
             files.append(
                 GGUFUnderTest(
@@ -66,14 +67,21 @@ def verify(
                 )
             )
     mmproj = gguf.folder / gguf.facts.mmproj.name if gguf.facts.mmproj is not None else None
-    subjects = judge(tuned, model.folder, files, publishing=True, mmproj=mmproj)
+    merged = model.folder if model is not None else None
+    subjects = judge(tuned, merged, files, publishing=True, mmproj=mmproj)
     passing = smallest_that_passes(recipe, subjects, files)
     serve = served_type(recipe, subjects, files)
     subjects = served_as(serve, recipe, subjects)
     certificate = certificate_of(
         tuned,
         subjects,
-        hashes(adapter.folder, golden.folder, model.folder, *(f.path for f in files), *([mmproj] if mmproj else [])),
+        hashes(
+            adapter.folder,
+            golden.folder,
+            *([merged] if merged else []),
+            *(f.path for f in files),
+            *([mmproj] if mmproj else []),
+        ),
     )
     if certificate["verdict"] == "pass":
         certificate["certified"] = _certified(next(f.path for f in files if f.file_type == serve), out, certificate)

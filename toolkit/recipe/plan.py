@@ -246,7 +246,6 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: Rows, steps:
             10 if recipe.adapter else seconds,
         ),
         ("golden", host + golden, 0, 2 * answers * shape.vocab_size * 4, 15 + 2 * (answers / 25 + asked / 350) / speed),
-        ("merge", host + golden + 3 * largest, 0, merged, 10 + merged / 1e8),
         ("convert", host + 2 * largest, 0, converted + projector, 10 + (converted + projector) / 1e8),
         (
             "quantize",
@@ -274,8 +273,13 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: Rows, steps:
     ]
     if recipe.adapter is not None:
         table = table[1:]
+    trained_at = next(place for place, row in enumerate(table) if row[0] == "train")
+    if recipe.merge.folder:
+        table.insert(trained_at + 1, ("merge", host + 3 * largest, 0, merged, 5 + merged / 1e8))
     if recipe.merge.onto == AUTO:
-        table.insert(2, ("onto", host + golden, 0, 0, 15 + 2 * min(rows.held_out, 16) * read / (350 * speed)))
+        table.insert(
+            trained_at + 1, ("onto", host + golden, 0, 0, 15 + 2 * min(rows.held_out, 16) * read / (350 * speed))
+        )
     if export.measures_imatrix:
         place = next(place for place, row in enumerate(table) if row[0] == "quantize")
         tokens = min(IMATRIX_TOKENS, max(1, rows.train) * rows.tokens)

@@ -68,6 +68,8 @@ class Merge(Section):
     onto: Literal["as trained", "16-bit", "auto"] = "as trained"
     """as trained: for QLoRA, the dequantized NF4 weights; 16-bit: the original weights, which the adapter never saw; auto: the
     one on which the loss of held-out rows is lower."""
+    folder: bool = False
+    """Write the merged model as a folder too, for vLLM and other programs that read one, and certify it with the rest."""
 
     @property
     def chosen(self) -> Literal["as trained", "16-bit"]:

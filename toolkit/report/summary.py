@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.models.merging import merged_onto
 from toolkit.recipe.schema import Recipe
 from toolkit.recipe.training import Objective
 from toolkit.report.answers import Answer, read_answers, shown_answers
@@ -20,8 +21,8 @@ from toolkit.run.facts import (
     DatasetFacts,
     GGUFFile,
     GoldenFacts,
-    ModelFacts,
     OllamaFacts,
+    OntoFacts,
     SourceLoss,
 )
 
@@ -29,6 +30,11 @@ EVALUATION = "evaluation.json"
 """Of the evaluate stage; see `toolkit.evaluate.stage`."""
 SERVED = "served.json"
 """Of the create stage: what the server showed, as a subject of a certificate."""
+_ONTO = {
+    "nf4": "the dequantized NF4 weights that were trained on",
+    "16-bit": "the original 16-bit weights",
+    "as trained": "the weights that were trained on",
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def summarize(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> Summary
             *_steps_before(recipe, artifacts),
             *_ends(artifacts["golden"].facts),
         ],
-        losses=[*_rewards(artifacts["train"]), *_losses(adapter, artifacts["merge"].facts)],
+        losses=[*_rewards(artifacts["train"]), *_losses(recipe, artifacts)],
         answers=shown_answers(answers),
         pictured=[answer for answer in answers if answer.pictures],
         certificate=_certificate(artifacts["verify"].folder, artifacts["create"].folder),
@@ -210,21 +216,26 @@ def _ends(golden: GoldenFacts) -> list[tuple[str, str]]:
     return [("ends", golden.ends_told)] if golden.ends_told else []
 
 
-def _losses(adapter: AdapterFacts, model: ModelFacts) -> list[tuple[str, str]]:
+def _losses(recipe: Recipe, artifacts: Mapping[str, Artifact[Any]]) -> list[tuple[str, str]]:
     rows = []
+    adapter: AdapterFacts = artifacts["train"].facts
     before, after = adapter.validation_loss_before, adapter.validation_loss_after
     if before is not None and after is not None:
         over = _over(adapter.validation_rows_measured, adapter.validation_rows)
         rows.append(("validation loss", f"{before:.3f} → {after:.3f} nats a token{over}"))
         rows += [(f"loss of {name}", _of_source(loss)) for name, loss in adapter.validation_by_source.items()]
         rows.append(("perplexity", f"{math.exp(before):.2f} → {math.exp(after):.2f}"))
-    merged = f"onto {_onto(model)}"
-    if model.loss_as_trained is not None and model.loss_merged is not None:
-        merged += f": held-out loss {model.loss_as_trained:.4f} → {model.loss_merged:.4f}"
-        if model.loss_on_16_bit is not None:
-            merged += f" (onto the original weights it would be {model.loss_on_16_bit:.4f})"
-    rows.append(("merged", merged))
-    return rows
+    return [*rows, ("merged", _merged(recipe, adapter, artifacts))]
+
+
+def _merged(recipe: Recipe, adapter: AdapterFacts, artifacts: Mapping[str, Artifact[Any]]) -> str:
+    """What the adapter went onto; and what that costs, where a stage measured it."""
+    measured: OntoFacts | None = artifacts["onto"].facts if "onto" in artifacts else None
+    told = f"onto {_ONTO[merged_onto(adapter, measured.onto if measured else recipe.merge.chosen)]}"
+    if measured is not None and measured.loss_as_trained is not None and measured.loss_on_16_bit is not None:
+        found = f"{measured.loss_as_trained:.4f} as trained, {measured.loss_on_16_bit:.4f} on the original weights"
+        told += f" (held-out loss of the adapter: {found})"
+    return told
 
 
 def _over(measured: int, rows: int) -> str:
@@ -235,14 +246,6 @@ def _of_source(loss: SourceLoss | None) -> str:
     if loss is None:
         return "not known: none of its rows was held out"
     return f"{loss.before:.3f} → {loss.after:.3f} nats a token{_over(loss.measured, loss.rows)}"
-
-
-def _onto(model: ModelFacts) -> str:
-    return {
-        "nf4": "the dequantized NF4 weights that were trained on",
-        "16-bit": "the original 16-bit weights",
-        "as trained": "the weights that were trained on",
-    }[model.merged_onto]
 
 
 def _served(ollama: OllamaFacts) -> str:

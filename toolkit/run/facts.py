@@ -181,11 +181,6 @@ class ModelFacts(Facts):
     tensors: int
     merged_tensors: int
     parameters: int
-    loss_as_trained: float | None = None
-    loss_merged: float | None = None
-    """Held-out loss of the base as it was trained on + adapter, and of what was merged (nats per token)."""
-    loss_on_16_bit: float | None = None
-    """For QLoRA: held-out loss of the same adapter on the original weights, which it never saw."""
 
 
 class ImatrixFacts(Facts):

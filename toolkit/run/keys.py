@@ -52,7 +52,7 @@ def _outside_files(stage: Stage, recipe: Recipe, have: dict[str, Artifact[Any]])
             }
         case "golden":
             return {**_hashes(golden.prompts, golden.answers_from), "base": have["train"].facts.base.digest}
-        case "merge":  # an adapter that was adopted is the same files, whatever became of its base
+        case "merge" | "convert":  # an adapter that was adopted is the same files, whatever became of its base
             return {"base": have["train"].facts.base.digest}
         case "quantize" | "verify":
             return _hashes(recipe.export.imatrix if isinstance(recipe.export.imatrix, str) else None)

@@ -68,22 +68,22 @@ STAGES = (
         version=5,
     ),
     Stage("onto", OntoFacts, ("prepare", "train"), ("train.max_length",), _MODEL_LIBRARIES),
-    Stage("golden", GoldenFacts, ("prepare", "train"), ("golden", "system", "merge"), _MODEL_LIBRARIES, version=3),
     Stage(
         "merge",
         ModelFacts,
-        ("prepare", "train"),
-        ("merge", "license", "name", "export.converted"),
+        ("train",),
+        ("merge.onto", "export.converted"),
         _MODEL_LIBRARIES,
-        version=2,
+        version=3,
     ),
+    Stage("golden", GoldenFacts, ("prepare", "train"), ("golden", "system", "merge.onto"), _MODEL_LIBRARIES, version=3),
     Stage(
         "convert",
         GGUFFacts,
-        ("prepare", "train", "merge"),
-        ("export.converted", "name", "license", "data"),
+        ("prepare", "train"),
+        ("export.converted", "merge.onto", "name", "license", "data"),
         ("gguf", "llama-cpp-python"),
-        version=4,
+        version=5,
     ),
     Stage(
         "imatrix",
@@ -96,10 +96,10 @@ STAGES = (
     Stage(
         "verify",
         CertificateFacts,
-        ("train", "golden", "merge", "convert", "quantize"),
-        ("export", "system", "merge", "golden.max_new_tokens"),
+        ("train", "golden", "convert", "quantize"),
+        ("export", "system", "merge.onto", "golden.max_new_tokens"),
         ("llama-cpp-python", "transformers"),
-        version=11,
+        version=12,
     ),
     Stage(
         "create",
@@ -115,7 +115,7 @@ STAGES = (
         (
             "evaluate",
             "system",
-            "merge",
+            "merge.onto",
             "export",
             "ollama.model",
             "golden.max_new_tokens",
@@ -128,12 +128,16 @@ STAGES = (
     Stage(
         "report",
         ReportFacts,
-        ("prepare", "train", "golden", "merge", "convert", "quantize", "verify", "create", "evaluate"),
+        ("prepare", "train", "golden", "convert", "quantize", "verify", "create", "evaluate"),
         ("name", "profile"),
     ),
 )
 
-_READERS = {"onto": ("golden", "merge", "convert", "verify", "evaluate"), "imatrix": ("quantize", "verify")}
+_READERS = {
+    "onto": ("golden", "merge", "convert", "verify", "evaluate", "report"),
+    "merge": ("verify",),
+    "imatrix": ("quantize", "verify"),
+}
 """Stages that only some recipes ask for → who reads what they leave."""
 STAGE_NAMES = tuple(stage.name for stage in STAGES if stage.name not in _READERS)
 """Of every recipe."""
@@ -153,7 +157,7 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
 
 def _asked_for(recipe: Recipe) -> list[Stage]:
     """The table without the stages that nobody asks for."""
-    asked = {"onto": recipe.merge.onto == AUTO, "imatrix": recipe.export.measures_imatrix}
+    asked = {"onto": recipe.merge.onto == AUTO, "merge": recipe.merge.folder, "imatrix": recipe.export.measures_imatrix}
     return [
         replace(
             stage,
@@ -241,11 +245,11 @@ def call_stage(
         case "merge":
             from toolkit.export.merge import merge
 
-            return merge(recipe, have["train"], have.get("prepare"), out)
+            return merge(recipe, have["train"], out)
         case "convert":
             from toolkit.export.straight import convert_straight
 
-            return convert_straight(recipe, have["train"], have["merge"], out, have.get("prepare"))
+            return convert_straight(recipe, have["train"], out, have.get("prepare"))
         case "imatrix":
             from toolkit.export.imatrix import measure
 
@@ -257,7 +261,7 @@ def call_stage(
         case "verify":
             from toolkit.parity.verify import verify
 
-            model, gguf, quantized = (have[name] for name in ("merge", "convert", "quantize"))
+            model, gguf, quantized = have.get("merge"), have["convert"], have["quantize"]
             return verify(recipe, have["train"], have["golden"], model, gguf, quantized, out, imatrix_of(recipe, have))
         case "create":
             from toolkit.ollama.files import certified_files

@@ -201,7 +201,7 @@ def _refuse_too_large(weights: TrainedWeights) -> None:
 def as_merged(adapter: Artifact[AdapterFacts], onto: str) -> Artifact[AdapterFacts]:
     """The adapter on the base that it is merged onto, so that the choice of the base is not counted as an error of the export.
 
-    What merging onto the original weights of a QLoRA adapter costs is measured by the merge stage, in held-out loss.
+    What merging onto the original weights of a QLoRA adapter costs is told by `merge.onto: auto`, in held-out loss.
     """
     if onto == "as trained" or adapter.facts.quantization is None:
         return adapter
