@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from toolkit.export.tree_process import loaded_tree
 from toolkit.ollama.client import Client
 from toolkit.ollama.server import find_ollama, started
 from toolkit.run.places import cache_home
@@ -54,6 +55,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first: a long one that began last would leave the other workers idle at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tree_loaded_once() -> Iterator[None]:
+    """Most files ask the pinned converter something."""
+    with loaded_tree():
+        yield
 
 
 def free_port() -> int:

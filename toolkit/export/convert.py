@@ -5,14 +5,12 @@ from __future__ import annotations
 import io
 import json
 import re
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import yaml
 from rich.console import Console
@@ -22,6 +20,7 @@ from toolkit.errors import MAKE_ROOM, DataError, ResourceError
 from toolkit.export.described import description
 from toolkit.export.head import END, check_end, unknown_ends
 from toolkit.export.llama_cpp import converter_environment, converter_fault, tree
+from toolkit.export.tree_process import tree_worker
 from toolkit.models.bases import (
     CONFIG_FILES,
     EMBEDDED,
@@ -40,7 +39,6 @@ from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, file_sha256, write_json
 from toolkit.run.facts import AdapterFacts, BaseFacts, DatasetFacts, GGUFFacts, GGUFFile, ModelFacts
 from toolkit.run.hardware import free_disk_bytes
-from toolkit.run.processes import die_with_parent
 
 PROTECTION = (
     "{# This comment changes nothing in the text. It is here so that Ollama serves this very template: a template within an "
@@ -219,31 +217,20 @@ def run_converter(view: Path, target: Path, file_type: str, metadata_file: Path,
         ResourceError: the disk is full.
         ExternalToolError: it fails otherwise; with its last lines.
     """
-    source = tree()
-    command = [
-        sys.executable, "-m", "toolkit.export.converter_process", str(view), "--outfile", str(target),
-        "--outtype", file_type.lower(), "--metadata", str(metadata_file), *(["--mmproj"] if projector else []),
+    arguments = [
+        str(view), "--outfile", str(target), "--outtype", file_type.lower(), "--metadata", str(metadata_file),
+        *(["--mmproj"] if projector else []),
     ]  # fmt: skip
-    environment = {**converter_environment(source), "TQDM_DISABLE": ""}  # its bar is read, not shown
-    with subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509
-    ) as process:
-        try:
-            lines = _show_progress(process, f"{view.name}'s eyes" if projector else view.name, file_type)
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
+    environment = {**converter_environment(tree()), "TQDM_DISABLE": ""}  # its bar is read, not shown
+    with tree_worker("converter_process", *arguments, environment=environment) as process:
+        lines = _show_progress(process.stderr, f"{view.name}'s eyes" if projector else view.name, file_type)
+        code = process.wait()
+    if code:
         target.unlink(missing_ok=True)
         _raise_failure(target, lines)
 
 
-def _show_progress(process: subprocess.Popen[bytes], name: str, file_type: str) -> list[str]:
+def _show_progress(told: IO[bytes], name: str, file_type: str) -> list[str]:
     """Show the converter's own bar (percent) and keep its last lines."""
     columns = (
         TextColumn("{task.description}"),
@@ -252,7 +239,7 @@ def _show_progress(process: subprocess.Popen[bytes], name: str, file_type: str) 
         TimeRemainingColumn(),
     )
     lines: list[str] = []
-    stream = cast(io.BufferedReader, process.stderr)
+    stream = cast(io.BufferedReader, told)
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
         task = progress.add_task(f"converting {name} to {file_type}", total=100)
         pending = ""

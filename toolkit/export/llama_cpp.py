@@ -7,8 +7,6 @@ import ctypes
 import functools
 import os
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from toolkit.errors import MAKE_ROOM, DataError, ExternalToolError, ResourceError, UsageError
+from toolkit.export.tree_process import tree_worker
 from toolkit.models.bases import cached_sha256
 from toolkit.models.gguf_file import UNQUANTIZED, read_gguf
 from toolkit.recipe.schema import QUANTIZED_FILE_TYPES
@@ -98,21 +97,15 @@ def ask_converter(folder: Path, out: Path, only: Literal["", "architecture", "pr
 
 
 def run_in_tree(worker: str, *arguments: str) -> None:
-    """Run a module of this folder with the tree's own libraries, in a process of its own.
+    """Run a module of this folder with the tree's own libraries; see `toolkit.export.tree_process`.
 
     Raises:
         DataError, ExternalToolError: as `converter_fault` tells what it died of.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", f"toolkit.export.{worker}", *arguments],
-        env=converter_environment(tree()),
-        capture_output=True,
-        text=True,
-        errors="replace",
-        stdin=subprocess.DEVNULL,
-    )
-    if done.returncode:
-        raise converter_fault(done.stderr.splitlines())
+    with tree_worker(worker, *arguments, environment=converter_environment(tree())) as process:
+        told = process.stderr.read().decode("utf-8", "replace")
+        if process.wait():
+            raise converter_fault(told.splitlines())
 
 
 def converter_fault(lines: list[str]) -> DataError | ExternalToolError:

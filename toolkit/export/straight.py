@@ -21,6 +21,7 @@ from toolkit.export.convert import convert, licenses, metadata, protect_template
 from toolkit.export.fused import Planned, check_room, plan_converted, plan_quantized, write_files
 from toolkit.export.head import END, check_end, converted_entries, with_ends
 from toolkit.export.settings import Settings, settings_of
+from toolkit.export.tree_process import loaded_tree
 from toolkit.export.values import Values
 from toolkit.models.adapter_files import check_adapter
 from toolkit.models.layout import Layout, layout_of
@@ -76,23 +77,26 @@ def export(
     settings = settings_of(values, adapter.folder, adapter.facts.chat_template_kwargs)
     told = metadata(recipe, adapter, model, dataset)
     licence = licenses(recipe, adapter.facts)
-    layout = _layout(values, settings, projector=False)
-    sees = _layout(values, settings, projector=True) if adapter.facts.pictures is not None else None
-    if layout is None or (sees is None and adapter.facts.pictures is not None):
-        return None
-    check_end(settings.end, layout.metadata.get(END), f"{recipe.name}-{kind}.gguf", adapter.folder)
-    template = protect_template(settings.template)
-    entries = converted_entries(layout, settings, recipe.name, told, licence, template, kind)
-    entries, said = with_ends(entries, settings.ends, f"{recipe.name}-{kind}.gguf")
-    converted = plan_converted(layout, entries, kind)
-    plans = [converted] if kind in file_types else []
-    plans += plan_quantized(converted, entries, others)
-    files = {out / f"{recipe.name}-{planned.file_type}.gguf": planned for planned in plans}
-    projector: dict[Path, Planned] = {}
-    if sees is not None:
-        kind = "F32" if kind == "F32" else "F16"
-        planned = plan_converted(sees, converted_entries(sees, settings, recipe.name, told, licence, "", kind), kind)
-        projector = {out / f"{recipe.name}-mmproj-{kind}.gguf": planned}
+    with loaded_tree():  # a base that is new here is asked about twice or more
+        layout = _layout(values, settings, projector=False)
+        sees = _layout(values, settings, projector=True) if adapter.facts.pictures is not None else None
+        if layout is None or (sees is None and adapter.facts.pictures is not None):
+            return None
+        check_end(settings.end, layout.metadata.get(END), f"{recipe.name}-{kind}.gguf", adapter.folder)
+        template = protect_template(settings.template)
+        entries = converted_entries(layout, settings, recipe.name, told, licence, template, kind)
+        entries, said = with_ends(entries, settings.ends, f"{recipe.name}-{kind}.gguf")
+        converted = plan_converted(layout, entries, kind)
+        plans = [converted] if kind in file_types else []
+        plans += plan_quantized(converted, entries, others)
+        files = {out / f"{recipe.name}-{planned.file_type}.gguf": planned for planned in plans}
+        projector: dict[Path, Planned] = {}
+        if sees is not None:
+            kind = "F32" if kind == "F32" else "F16"
+            planned = plan_converted(
+                sees, converted_entries(sees, settings, recipe.name, told, licence, "", kind), kind
+            )
+            projector = {out / f"{recipe.name}-mmproj-{kind}.gguf": planned}
     check_room([*files.values(), *projector.values()], out)
     for sentence in (said, settings.told):
         if sentence:
