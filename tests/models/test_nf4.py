@@ -30,7 +30,8 @@ def random_weight(*shape: int, dtype: torch.dtype, seed: int = 3) -> torch.Tenso
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    ("shape", "blocksize"), [((96, 1600), 64), ((576, 1536), 128), ((7, 100), 64), ((33, 1), 64), ((3, 5, 40), 64)]
+    ("shape", "blocksize"),
+    [((96, 1600), 64), ((576, 1536), 128), ((7, 100), 64), ((33, 1), 64), ((3, 5, 40), 64), ((1, 4095), 4096)],
 )
 def test_a_matrix(shape: tuple[int, ...], blocksize: int, dtype: torch.dtype, double: bool) -> None:
     weight = random_weight(*shape, dtype=dtype)

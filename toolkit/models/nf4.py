@@ -29,6 +29,8 @@ from toolkit.run.places import cache_home
 
 Floats = npt.NDArray[np.float32]
 _SCALES_IN_A_BLOCK = 256
+_SMALLEST = np.float32(1e-38)
+"""Of what a block is divided by."""
 _KEPT = 4
 """Matrices whose scales are kept."""
 _PIECE = 1 << 16
@@ -109,12 +111,20 @@ def mean_of(largest: Floats) -> float:
 
 def round_matrix(values: Floats, quantization: Quantization) -> Floats:
     """Values as NF4 holds them: float32, in their shape. Blocks run from row to row, and the last may be a part of one."""
-    told, blocksize = values_of_nf4(), quantization.blocksize
-    whole = np.zeros(-(-values.size // blocksize) * blocksize, np.float32)
-    whole[: values.size] = values.reshape(-1)
-    largest = maxima(whole, blocksize)
+    told, flat = values_of_nf4(), values.reshape(-1)
+    whole = flat.size // quantization.blocksize * quantization.blocksize
+    rest = flat[whole:]  # bitsandbytes divides it, where it multiplies whole blocks
+    largest = maxima(flat[:whole], quantization.blocksize) if whole else np.empty(0, np.float32)
+    if rest.size:
+        largest = np.append(largest, np.maximum(np.abs(rest).max(), _SMALLEST))
     scales = scales_of(largest, mean_of(largest) if quantization.double_quantization else None, told.code)
-    return rounded_to_nf4(whole, largest, scales, told)[: values.size].reshape(values.shape)
+    blocks = whole // quantization.blocksize
+    out = np.empty_like(flat)
+    if whole:
+        out[:whole] = rounded_to_nf4(flat[:whole], largest[:blocks], scales[:blocks], told)
+    if rest.size:
+        out[whole:] = told.table[np.searchsorted(told.bounds, np.clip(rest / largest[-1], -1, 1))] * scales[-1]
+    return out.reshape(values.shape)
 
 
 class NF4Rows:
@@ -184,7 +194,7 @@ def rounded_to_nf4(values: Floats, largest: Floats, scales: Floats, told: Told) 
     step = max(1, _PIECE // blocks.shape[1])
     for start in range(0, len(blocks), step):
         part = slice(start, start + step)
-        inverse = np.float32(1) / np.maximum(largest[part], np.float32(1e-38))
+        inverse = np.float32(1) / np.maximum(largest[part], _SMALLEST)
         scaled = np.clip(blocks[part] * inverse[:, None], -1, 1)
         place = np.zeros(scaled.shape, np.uint8)
         for bound in told.bounds:

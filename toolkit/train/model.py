@@ -17,7 +17,7 @@ from rich.console import Console
 from toolkit.errors import DataError, UsageError
 from toolkit.models.pictures import sees_pictures
 from toolkit.models.tokenizer import load_tokenizer
-from toolkit.models.weights import attention_of, loaded_bytes, model_class, unpacked, weights_of
+from toolkit.models.weights import attention_of, loaded_bytes, model_class, quantized_names, round_to_nf4, weights_of
 from toolkit.recipe.schema import Recipe
 from toolkit.recipe.training import SHARDED
 from toolkit.run.artifacts import Artifact
@@ -280,29 +280,20 @@ def load_base(adapter: Artifact[AdapterFacts], dtype: torch.dtype, on_card: bool
     facts = adapter.facts
     # The weights as they were: quantized from `base_dtype`, or rounded to it; computing on them is in `dtype`.
     stored: torch.dtype = getattr(torch, facts.base_dtype)
-    model = _load_base(Path(facts.base.folder), stored, facts.quantization, dtype, on_card)
+    # Packed, they would be unpacked in every forward, for every token of an answer.
+    unpacked = dtype == torch.float32 and not on_card
+    model = _load_base(Path(facts.base.folder), stored, None if unpacked else facts.quantization, dtype, on_card)
     if facts.vocabulary is not None:
         resize(model, weights_of(adapter))
-    if facts.quantization is None:
+    if facts.quantization is None or unpacked:
         model = model.to(dtype)
     else:
         _compute_in(model, dtype)
-        if dtype == torch.float32 and not on_card:
-            _unpack(model)
+    if facts.quantization is not None and unpacked:
+        for name in quantized_names(model):
+            weight = model.get_parameter(name)
+            weight.data = round_to_nf4(weight.data, facts.quantization)
     return model.eval()
-
-
-def _unpack(model: Any) -> None:
-    """Put linear layers with the NF4 values into the places of those that unpack them in every forward, for every token of an
-    answer: the same numbers."""
-    import bitsandbytes
-
-    for name, module in [*model.named_modules()]:
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            plain = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-            weight = unpacked(module.weight.data, module.weight.quant_state)
-            plain.weight, plain.bias = torch.nn.Parameter(weight, requires_grad=False), module.bias
-            model.set_submodule(name, plain)
 
 
 def _compute_in(model: Any, dtype: torch.dtype) -> None:
