@@ -63,6 +63,7 @@ def test_what_only_a_card_needs_is_pinned_apart(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(bootstrap, "run", lambda step, command, *_: steps.update({step: [str(c) for c in command]}))
     monkeypatch.setattr(bootstrap, "make_venv", lambda: ["install"])
     monkeypatch.setattr(bootstrap, "_llama_cpp", lambda _: tmp_path / "x.whl")
+    monkeypatch.setattr(bootstrap, "compile_modules", lambda _: None)
     for card in (False, True):
         steps.clear()
         monkeypatch.setattr(bootstrap, "_wants_gpu", lambda card=card: card)

