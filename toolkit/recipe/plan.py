@@ -197,8 +197,8 @@ def _short(who: str, what: str, needed: float, have: float) -> str:
 
 
 def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: Rows, steps: int) -> list[StagePlan]:
-    """Rates beside training, measured with the embedded base on 2 cores: 25 generated tokens/s in fp32, 100 MB/s through
-    merge and convert, 10 million weights/s for each quantization, 150 tokens/s for verifying each file."""
+    """Rates beside training, measured with the embedded base on 2 cores: 250 tokens/s read in fp32 and 200 answered, 100 MB/s
+    through merge and convert, 30 million weights/s for each quantization, 350 tokens/s for verifying each file."""
     total, on_gpu = shape.parameters(), hardware.gpu_memory_bytes > 0
     seeing = shape.vision.parameters() if shape.vision else 0
     read = rows.read(shape)
@@ -214,7 +214,8 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: Rows, steps:
     answers = prompts * recipe.golden.max_new_tokens
     largest = shape.embedding_parameters() * 4
     peak = training_memory(recipe, shape, rows.longest, on_gpu, rows.largest, rows.largest * rows.patches)
-    asked = prompts * read if rows.shown else 0  # short texts are read beside their answers
+    told = prompts * read
+    looked = told if rows.shown else 0  # pictures are read by every process anew
     whole, streamed = (total + seeing) * 4, 2 * (largest + 4 * shape.linear_parameters() / shape.num_hidden_layers)
     golden = whole if whole < 0.6 * hardware.available_memory_bytes else streamed
     scores = (rows.longest + recipe.golden.max_new_tokens) * shape.vocab_size * 8
@@ -245,28 +246,28 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: Rows, steps:
             + trained * (4 if recipe.adapter else 4 + 24),  # the adapter, and two checkpoints with Adam's states
             10 if recipe.adapter else seconds,
         ),
-        ("golden", host + golden, 0, 2 * answers * shape.vocab_size * 4, 15 + 2 * (answers / 25 + asked / 350) / speed),
+        ("golden", host + golden, 0, 2 * answers * shape.vocab_size * 4, 10 + 2 * (answers / 200 + told / 250) / speed),
         ("convert", host + 2 * largest, 0, converted + projector, 10 + (converted + projector) / 1e8),
         (
             "quantize",
             0.3 * GIB + 3 * largest,  # the converted file is mapped, and may be paged out
             0,
             sum(size[name] for name in export.quantized),
-            3 + len(export.quantized) * total / (1e7 * hardware.cores / 2),
+            3 + len(export.quantized) * total / (3e7 * hardware.cores / 2),
         ),
         (
             "verify",
             host + converted + scores,
             0,
             served,  # once more, with the summary in its metadata
-            15 + len(size) * (answers + prompts * read) / (150 * speed),
+            15 + len(size) * (answers + told + looked) / (350 * speed),
         ),
         (
             "create",
             0.3 * GIB + served + projector,
             0,
             served + projector,
-            15 + (answers / 40 + 3 * asked / 350) / speed,
+            12 + (answers / 150 + 2 * told / 350 + 6 * looked / 350) / speed,
         ),
         ("evaluate", host + golden, 0, 0, _evaluate_seconds(recipe, rows, read, len(size), speed)),
         ("report", 0.3 * GIB, 0, 0, 3),
@@ -294,21 +295,21 @@ def _evaluate_seconds(recipe: Recipe, rows: Rows, row: float, files: int, speed:
     questions = min(held_out, settings.rows)
     answers = questions * (settings.max_new_tokens or recipe.golden.max_new_tokens) / 2
     asked = questions * row if rows.shown else 0
-    read = held_out * row + asked + (GENERAL_TOKENS if settings.forgetting else 0)
-    return 20 + ((2 + files) * (read / 350 + answers / 150) + asked / 350 + answers / 50) / speed
+    read = (2 + files) * (held_out * row + 2 * asked) + (3 * GENERAL_TOKENS if settings.forgetting else 0)
+    return 15 + (read / 350 + (2 + files) * answers / 150 + asked / 350 + answers / 50) / speed
 
 
 def check_seconds(recipe: Recipe, hardware: Hardware) -> tuple[float, float]:
     """About how long it takes to record the goldens, and then to judge one GGUF file; by the rates of `_stages`.
 
-    Measured with the embedded base on 2 cores: 77 s for 20 goldens; 11 s and 4 s more for the weights of each file.
+    Measured with the embedded base on 2 cores: 33 s for 20 goldens, 8 s for each file.
     """
     shape, _ = shape_of_base(recipe.base)
     speed = EMBEDDED.parameters() / shape.parameters() * hardware.cores / 2
     listed = recipe.golden.prompts
     prompts = recipe.golden.from_test + (len(listed) if isinstance(listed, list) else _lines(listed) if listed else 0)
     answers = prompts * recipe.golden.max_new_tokens
-    return 15 + 2 * answers / (60 * speed), 3 + answers / (150 * speed) + shape.parameters() / 3e7
+    return 15 + 2 * answers / (150 * speed), 3 + answers / (350 * speed) + shape.parameters() / 3e7
 
 
 def _lines(path: str) -> int:
