@@ -1,9 +1,12 @@
-"""Training on a CPU beside a plain script of TRL: `python -m tests.bench.training [--times 2] [--steps 12]`.
+"""Training on a CPU beside a plain script of TRL: `python -m tests.bench.training [--times 2] [--steps 12] [--where]`.
 
 The plain script is what people write: the base in float32, PEFT's LoRA of rank 16 on all linear layers, TRL's SFTTrainer with
 its loss over a padded batch. Ours is the train stage of the medical recipe, in float32 and in bfloat16, in the recipe's own
 order of the rows and in the script's. All train on the same rows and take turns; printed are real tokens (without padding) a
 second, the first step left out, and the losses, which have to be about the same.
+
+--where: instead, the share of a step's time that each kind of operation takes in ours, and what this processor's matrix products
+alone come to.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
+from time import monotonic as clock
 from typing import Any
 
 from rich.console import Console
@@ -68,6 +72,30 @@ Path(out).mkdir()
 training.train(recipe, finished(Path(prepared), DatasetFacts.model_validate_json(facts)), Path(out))
 print(json.dumps(told))
 """
+PROFILED = """
+import torch, transformers
+usual, steps, profiler = transformers.Trainer.training_step, [], torch.profiler.profile()
+def training_step(self, *arguments, **named):
+    steps.append(0)
+    if len(steps) == 5:
+        profiler.__enter__()
+    try:
+        return usual(self, *arguments, **named)
+    finally:
+        if len(steps) == 9:
+            profiler.__exit__(None, None, None)
+transformers.Trainer.training_step = training_step
+""" + OURS.replace(
+    "print(json.dumps(told))",
+    """
+print(json.dumps([[event.key, event.self_cpu_time_total] for event in profiler.key_averages()]))""",
+)
+KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::linear", "aten::matmul"),
+    "attention": ("aten::_scaled_dot_product",),
+    "copies and other types": ("aten::copy_", "aten::_to_copy", "aten::cat", "aten::empty_strided", "aten::fill_"),
+}
+"""Operations of torch by the beginnings of their names."""
 WAYS = {
     "plain script": None,
     "ours, float32": ["train.bf16=false", "train.train_sampling_strategy=random"],
@@ -77,16 +105,38 @@ WAYS = {
 }
 
 
-def ran(program: str, *arguments: str) -> list[list[float]]:
-    """(time, tokens so far, loss) of each step."""
+def ran(program: str, *arguments: str) -> list[Any]:
+    """What the program printed: of a training (time, tokens so far, loss) of each step."""
     environment = child_environment(TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error")
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
-    found: list[list[float]] = json.loads(done.stdout.splitlines()[-1])
+    found: list[Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def where(prepared: str, facts: str, out: str) -> None:
+    """Print what a step of ours in bfloat16 is spent on, and the rate of bare products."""
+    spent: dict[str, float] = dict.fromkeys([*KINDS, "everything else"], 0.0)
+    for name, time in ran(PROFILED, prepared, facts, out, "train.max_steps=9"):
+        kind = next((kind for kind, names in KINDS.items() if str(name).startswith(names)), "everything else")
+        spent[kind] += time
+    table = Table("of a step", "share")
+    for kind, time in spent.items():
+        table.add_row(kind, f"{time / sum(spent.values()):.0%}")
+    Console().print(table)
+    import torch
+
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = torch.randn(600, 576).to(dtype), torch.randn(1536, 576).to(dtype)
+        taken = []
+        for _ in range(40):
+            start = clock()
+            x @ weight.t()
+            taken.append(clock() - start)
+        print(f"600 x 576 by 576 x 1536 in {dtype}: {2 * 600 * 576 * 1536 / median(taken) / 1e9:.0f} GFLOP/s")
 
 
 def speed(told: list[list[float]]) -> float:
@@ -106,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=2)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--where", action="store_true")
     asked = parser.parse_args()
     recipe = load_recipe(ROOT / "recipes/medical.yaml", "cpu", [])
     base = resolve_base(recipe.base).folder
@@ -114,6 +165,9 @@ def main() -> None:
         prepared = Path(scratch) / "prepare"
         prepared.mkdir()
         facts = prepare_dataset(recipe, prepared).model_dump_json()
+        if asked.where:
+            where(str(prepared), facts, f"{scratch}/where")
+            return
         tokenizer = load_tokenizer(base)
         rows = [tokenize(tokenizer, row)[0].example() for row in read_jsonl(prepared / "train.jsonl")]
         (Path(scratch) / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
