@@ -9,21 +9,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from tests.export.test_convert import recipe
 from tests.export.test_quantize import gguf_of
 from tests.parity_chain import chain, finished, rows
 from tests.small_models import tiny_llama
-from tests.train.test_adopted_kinds import qwen3_moe
+from tests.train.test_adopted_kinds import SHAPE, Kind, adopted, experts, made, qwen3_moe
 from toolkit.errors import DataError
 from toolkit.export.ggml import stored
 from toolkit.export.imatrix import CHUNK, collect, measure
 from toolkit.export.imatrix_file import IMATRIX_FILE, Importance, read_imatrix, write_imatrix
 from toolkit.export.quantize import quantize
+from toolkit.export.straight import convert_straight
 from toolkit.models.gguf_file import read_gguf
+from toolkit.parity.comparison import compare_weights
 from toolkit.parity.exported import GGUFWeights
+from toolkit.parity.limits import largest_rest
+from toolkit.parity.tuning import Tuning
 from toolkit.parity.verify import verify
+from toolkit.recipe.adopted import recipe_for_adapter
 from toolkit.recipe.schema import NEED_IMATRIX, Export
 from toolkit.run.artifacts import Artifact, Cost, write_jsonl
 from toolkit.run.facts import DatasetFacts, GGUFFacts
@@ -221,3 +227,35 @@ def test_a_file_that_was_rounded_without_it_is_told(measured: Path, tmp_path: Pa
     told = certificate(measured / IMATRIX_FILE, None, tmp_path)
     source = checks_of(told, "Q4_K_M")["source"]
     assert "value for value" not in source["message"], source["message"]
+
+
+def test_each_expert_is_judged_by_what_was_sent_to_it(tmp_path: Path) -> None:
+    """An adapter on experts, quantized with a matrix: rounded anew with each one's own means, it is the file's."""
+    wide = {**SHAPE, "hidden_size": 256, "head_dim": 64}
+    config = Qwen3MoeConfig(**wide, num_experts=4, moe_intermediate_size=256, intermediate_size=256)
+    base = experts(tmp_path / "base", config)
+    lora = LoraConfig(r=2, target_modules=["v_proj"], target_parameters=["mlp.experts.down_proj"])
+    made(Kind(lora), base, tmp_path / "adapter")
+    adapter = adopted(tmp_path / "adapter", base, tmp_path / "train")
+    chosen = recipe_for_adapter(tmp_path / "adapter", "tiny", str(base))
+    chosen = chosen.model_copy(update={"export": Export(file_types=["F16", "Q4_K_M"], serve="F16", imatrix=True)})
+    (tmp_path / "convert").mkdir()
+    converted = finished(tmp_path / "convert", convert_straight(chosen, adapter, tmp_path / "convert"))
+    imatrix = matrix_of(converted, tmp_path)
+    (quantized,) = quantize(chosen, converted, tmp_path, imatrix).files
+    tuning = Tuning(adapter, "as trained")
+    whose = {"its own": imatrix, "unknown": None, "another's": tmp_path / "turned.gguf"}
+    turned = {
+        name: Importance(np.roll(one.sums, 1, 0), np.roll(one.counts, 1))
+        for name, one in collect(file_of(converted), SEQUENCES).items()
+    }
+    write_imatrix(turned, tmp_path / "turned.gguf", "rows", len(SEQUENCES), CHUNK)
+    files = {name: GGUFWeights(tmp_path / quantized.name, tuning.layout, matrix) for name, matrix in whose.items()}
+    rests = {}
+    for name, compared in compare_weights(tuning, dict(files), largest_rest).items():
+        found = {t.name: t for t in compared.tensors if "experts" in t.name and t.type == "Q4_K"}
+        assert len(found) >= 3, found.keys()
+        touched = [t for t in found.values() if t.touched]
+        assert touched and all(0.9 < (t.sums.strength or 0) < 1.1 for t in touched)
+        rests[name] = max(t.sums.rest for t in found.values())
+    assert rests["its own"] == 0 < min(rests["unknown"], rests["another's"]), rests
