@@ -314,4 +314,4 @@ def test_a_wrong_export_is_refused_with_exit_code_6(clean: Project, base: Path, 
     }
     wanted = "prompts" if fault == "template swapped" else "weights"
     assert {f"F16: {wanted}", f"Q8_0: {wanted}"} <= failed
-    assert _certificate(project)["blame"]["link"] == ("template" if fault == "template swapped" else "conversion")
+    assert _certificate(project)["blame"]["link"] == ("template" if fault == "template swapped" else "merge")
