@@ -49,6 +49,6 @@ def test_a_right_chain_passes_in_every_file_type(tmp_path: Path) -> None:
 
 def test_both_files_come_straight_from_base_and_adapter(tmp_path: Path) -> None:
     clean = seeing_chain()
-    made = straight.export(clean.recipe, clean.adapter, FILE_TYPES, tmp_path, model=clean.export.model.facts)
+    made = straight.export(clean.recipe, clean.adapter, FILE_TYPES, tmp_path)
     assert made is not None and made.facts.mmproj == clean.export.gguf.facts.mmproj
     assert made.facts.files == [*clean.export.gguf.facts.files, *clean.export.quantized.facts.files]
