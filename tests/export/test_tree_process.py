@@ -15,6 +15,7 @@ from tests.small_models import tiny_llama
 from toolkit.errors import DataError, ExternalToolError
 from toolkit.export.llama_cpp import ask_converter, converter_environment, run_in_tree, tree
 from toolkit.export.tree_process import _asked, loaded_tree, tree_worker
+from toolkit.models.gguf_file import read_gguf
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,19 @@ def test_one_is_loaded_for_all_that_is_asked_and_ends_with_it(model: Path, tmp_p
             assert architecture(model, tmp_path / "second") == "llama"
         assert set(loaded_processes()) - before == {first}
     assert set(loaded_processes()) == before
+
+
+@pytest.mark.usefixtures("nothing_loaded")
+def test_nothing_is_loaded_for_what_needs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "tale").mkdir()
+    (tmp_path / "told.json").write_text(json.dumps({"general.name": "Tale"}), encoding="utf-8")
+    before = set(loaded_processes())
+    with loaded_tree():
+        run_in_tree(
+            "naming_worker", *map(str, (tmp_path / "tale", tmp_path / "names.gguf", tmp_path / "told.json")), "9,9,0,0"
+        )
+        assert set(loaded_processes()) == before
+    assert read_gguf(tmp_path / "names.gguf").metadata["general.name"] == "Tale"
 
 
 def test_what_it_dies_of_is_told(model: Path, tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from typing import IO, Any, cast
 from toolkit.errors import ExternalToolError
 from toolkit.run.processes import die_with_parent
 
+_LIGHT = ("naming_worker",)
+"""Modules that need nothing of what takes long to load."""
 _LONGEST_ORDER = 1 << 20
 """Bytes: arguments and environment."""
 
@@ -131,8 +133,11 @@ class _Asked:
     """How many of `loaded_tree` are open."""
     loaded: _Loaded | None = None
 
+    def answers(self, environment: Mapping[str, str]) -> bool:
+        return self.loaded is not None and self.loaded.answers(environment["PYTHONPATH"])
+
     def process(self, environment: Mapping[str, str]) -> _Loaded:
-        if self.loaded is None or not self.loaded.answers(environment["PYTHONPATH"]):
+        if self.loaded is None or not self.answers(environment):
             self.end()
             self.loaded = _Loaded(environment)
         return self.loaded
@@ -176,7 +181,7 @@ def tree_worker(module: str, *arguments: str, environment: Mapping[str, str]) ->
 
 @contextlib.contextmanager
 def _started(module: str, arguments: tuple[str, ...], environment: Mapping[str, str]) -> Iterator[Worker]:
-    if _asked.times and hasattr(os, "fork"):
+    if _asked.times and hasattr(os, "fork") and (module not in _LIGHT or _asked.answers(environment)):
         with _asked.process(environment).worker(module, arguments, environment) as forked:
             yield forked
         return
