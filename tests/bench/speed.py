@@ -185,8 +185,8 @@ def alone(case: Case, small: Case, file_type: str) -> Table:
         "CPU s",
         "peak GB",
         "disk GB",
-        "reading and writing alone s",
-        "the quantizer's rate alone s",
+        "reading, writing s",
+        "quantizer alone s",
     )
     table.add_row(
         case.name, file_type, f"{found.wall:.0f}", f"{found.cpu:.0f}", f"{found.peak / 1e9:.2f}", f"{found.disk / 1e9:.2f}",

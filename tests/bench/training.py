@@ -74,12 +74,12 @@ print(json.dumps(told))
 """
 PROFILED = """
 import torch, transformers
-usual, steps, profiler = transformers.Trainer.training_step, [], torch.profiler.profile()
+train_step, steps, profiler = transformers.Trainer.training_step, [], torch.profiler.profile()
 def training_step(self, *arguments, **named):
     steps.append(0)
     if len(steps) == 5:
         profiler.__enter__()
-    loss = usual(self, *arguments, **named)
+    loss = train_step(self, *arguments, **named)
     if len(steps) == 9:
         profiler.__exit__(None, None, None)
     return loss
