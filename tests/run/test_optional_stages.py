@@ -88,10 +88,12 @@ def test_a_run_with_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     asked = [
         f"base={base}", *SHORT, "data.max_rows=40", "export.file_types=[F16, Q8_0, Q4_K_M]", "export.serve=auto",
         "export.imatrix=true", "export.max_kl=0.05", "export.min_kept=0.5", "merge.onto=auto",
+        "merge.folder=true",
     ]  # fmt: skip
     recipe = load_recipe(RECIPES / "alpaca.yaml", "cpu", asked)
     have = run_here(recipe, tmp_path / "run", "verify")
     assert have["onto"].facts.onto in ("as trained", "16-bit")
+    assert have["merge"].facts.merged_onto == {"as trained": "nf4", "16-bit": "16-bit"}[have["onto"].facts.onto]
     matrix = read_imatrix(have["imatrix"].folder / "imatrix.gguf")
     assert matrix.dataset == "alpaca, rows of the training split"
     quantized = have["quantize"].folder / have["quantize"].facts.files[-1].name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -16,9 +15,6 @@ from toolkit.commands.options import (
     recipe_options,
     rewards_option,
 )
-
-if TYPE_CHECKING:  # reading what a recipe may say takes time, which --help does not have
-    from toolkit.recipe.schema import Recipe
 
 
 @click.command()
@@ -61,11 +57,6 @@ def run(
     print_last_screen(resolved, artifacts)
 
 
-def with_folder(recipe: Recipe) -> Recipe:
-    """The recipe with the merged folder asked for, as who names that stage does."""
-    return recipe.model_copy(update={"merge": recipe.merge.model_copy(update={"folder": True})})
-
-
 def _stage_command(stage: str, text: str, following: str) -> click.Command:
     """The command of one stage; it brings the stages before it up to date first."""
 
@@ -85,8 +76,6 @@ def _stage_command(stage: str, text: str, following: str) -> click.Command:
         from toolkit.run import pipeline
 
         resolved = load(recipe, profile, settings)
-        if stage == "merge":
-            resolved = with_folder(resolved)
         artifacts = pipeline.run(resolved, upto=stage, force=stage if force else "", rewards=rewards)
         artifact = artifacts[stage]
         if as_json:

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from toolkit.commands.chain import with_folder
 from toolkit.commands.options import (
     PATH,
     as_json_option,
@@ -123,8 +122,6 @@ def export(adapter: Path, name: str, base: str, latest: bool, upto: str, as_json
     from toolkit.recipe.adopted import recipe_for_adapter
 
     recipe = recipe_for_adapter(adapter, name, base, **options)
-    if upto == "merge":
-        recipe = with_folder(recipe)
     from toolkit.run import pipeline
 
     artifacts = pipeline.run(recipe, upto=upto)

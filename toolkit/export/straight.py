@@ -141,7 +141,7 @@ def convert_straight(
 
 
 def model_facts(values: Values, facts: AdapterFacts, onto: str) -> ModelFacts:
-    """Of the merged model, as the merge would tell it; without losses."""
+    """Of the merged model, as the merge would tell it."""
     entries = values.entries()
     return ModelFacts(
         merged_onto=merged_onto(facts, onto),

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol, cast
 
 from toolkit.errors import ExternalToolError
 from toolkit.run.processes import die_with_parent
@@ -29,43 +29,23 @@ _LONGEST_ORDER = 1 << 20
 """Bytes: arguments and environment."""
 
 
-class Worker:
-    """A module of this folder that runs; its errors come on `stderr`."""
+class Worker(Protocol):
+    """A module of this folder that runs; its errors come on `stderr`. As `subprocess.Popen` has it."""
 
-    def __init__(self, stderr: IO[bytes]) -> None:
-        self.stderr = stderr
+    stderr: IO[bytes]
 
     def wait(self) -> int:
         """The exit code, below zero the signal that ended it."""
-        raise NotImplementedError
+        ...
 
     def kill(self) -> None:
         """End it now."""
-        raise NotImplementedError
+        ...
 
 
-class _Fresh(Worker):
-    def __init__(self, module: str, arguments: tuple[str, ...], environment: Mapping[str, str]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", f"toolkit.export.{module}", *arguments],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509
-        )
-        super().__init__(cast("IO[bytes]", self._process.stderr))
-
-    def wait(self) -> int:
-        return self._process.wait()
-
-    def kill(self) -> None:
-        self._process.kill()
-
-
-class _Forked(Worker):
+class _Forked:
     def __init__(self, orders: socket.socket, process: int, stderr: IO[bytes]) -> None:
-        super().__init__(stderr)
+        self.stderr = stderr
         self._orders, self._process = orders, process
         self._code: int | None = None
 
@@ -185,9 +165,15 @@ def _started(module: str, arguments: tuple[str, ...], environment: Mapping[str, 
         with _asked.process(environment).worker(module, arguments, environment) as forked:
             yield forked
         return
-    fresh = _Fresh(module, arguments, environment)
-    with fresh.stderr:
-        yield fresh
+    with subprocess.Popen(
+        [sys.executable, "-m", f"toolkit.export.{module}", *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509
+    ) as fresh:
+        yield cast(Worker, fresh)
 
 
 def _serve(orders: socket.socket) -> None:

@@ -45,7 +45,7 @@ def run(recipe: Recipe, upto: str = "report", force: str = "", rewards: Path | N
     """Bring every stage up to `upto` up to date.
 
     Args:
-        upto: the last stage to run.
+        upto: the last stage to run; `merge` is one where it is named.
         force: a stage to redo even when it is current.
         rewards: a Python file of the user's with rewards for grpo and rloo; it is run.
 
@@ -58,6 +58,8 @@ def run(recipe: Recipe, upto: str = "report", force: str = "", rewards: Path | N
         ParityError, InconclusiveError: `verify` did not pass; nothing after it runs.
         StageFailed: another stage failed; its process has printed why.
     """
+    if upto == "merge":
+        recipe = recipe.model_copy(update={"merge": recipe.merge.model_copy(update={"folder": True})})
     if upto not in {stage.name for stage in stages_of(recipe)}:
         raise UsageError(f"{recipe.name} has no stage {upto}: its adapter is trained already", "Name a later stage.")
     folder = run_folder(recipe)

@@ -283,9 +283,9 @@ def compile_modules(cache: Path) -> None:
     """
     (packages,) = VENV.glob("lib/python*/site-packages")
     folder = bytecode.kept(cache, CONSTRAINTS)
-    if bytecode.put_back(folder, packages):
-        return
     try:
+        if bytecode.put_back(folder, packages):
+            return
         variables = {"PYTHONDONTWRITEBYTECODE": "", "HF_HUB_OFFLINE": "1"}
         run("compile modules", [VENV / "bin" / "python", "-m", "toolkit.setup.bytecode"], variables)
         bytecode.keep(packages, folder)

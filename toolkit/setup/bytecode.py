@@ -34,7 +34,7 @@ _HEADER = struct.Struct("<4sIII")
 
 
 def kept(cache: Path, pins: Path) -> Path:
-    """Where the compiled modules of an environment are kept: by Python, the place in the cache, and what is installed."""
+    """Where the compiled modules of an environment are kept: by Python, and by what is installed."""
     told = f"{sys.implementation.cache_tag} {sys.version} {hashlib.sha256(pins.read_bytes()).hexdigest()}"
     return cache / "bytecode" / hashlib.sha256(told.encode()).hexdigest()[:40]
 

@@ -281,18 +281,20 @@ def load_base(adapter: Artifact[AdapterFacts], dtype: torch.dtype, on_card: bool
     # The weights as they were: quantized from `base_dtype`, or rounded to it; computing on them is in `dtype`.
     stored: torch.dtype = getattr(torch, facts.base_dtype)
     # Packed, they would be unpacked in every forward, for every token of an answer.
-    unpacked = dtype == torch.float32 and not on_card
-    model = _load_base(Path(facts.base.folder), stored, None if unpacked else facts.quantization, dtype, on_card)
+    packed, rounded = facts.quantization, None
+    if dtype == torch.float32 and not on_card:
+        packed, rounded = rounded, packed
+    model = _load_base(Path(facts.base.folder), stored, packed, dtype, on_card)
     if facts.vocabulary is not None:
         resize(model, weights_of(adapter))
-    if facts.quantization is None or unpacked:
+    if packed is None:
         model = model.to(dtype)
     else:
         _compute_in(model, dtype)
-    if facts.quantization is not None and unpacked:
+    if rounded is not None:
         for name in quantized_names(model):
             weight = model.get_parameter(name)
-            weight.data = round_to_nf4(weight.data, facts.quantization)
+            weight.data = round_to_nf4(weight.data, rounded)
     return model.eval()
 
 
