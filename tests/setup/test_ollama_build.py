@@ -11,7 +11,7 @@ import pytest
 
 from toolkit.run.places import cache_home
 from toolkit.setup.bootstrap import LLAMA_CPP_PYTHON, SetupError
-from toolkit.setup.ollama_build import TOOLS, VERSION, build, check, main, missing
+from toolkit.setup.ollama_build import LIBRARIES, TOOLS, VERSION, build, check, main, missing
 
 
 def test_a_version_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +56,8 @@ def test_a_build_is_whole_or_not_there(tmp_path: Path, own_home: Path, monkeypat
     other.mkdir(parents=True)
     for tool in TOOLS:
         shutil.copy2(built / tool, other / tool)
+    if (built.parent / LIBRARIES).is_dir():
+        shutil.copytree(built.parent / LIBRARIES, other.parent / LIBRARIES)
     (other / "llama.cpp-python.version").write_text(LLAMA_CPP_PYTHON + "\n")
     (cache / "llama.cpp").mkdir()
     (cache / "llama.cpp" / LLAMA_CPP_PYTHON).symlink_to(cache_home() / "llama.cpp" / LLAMA_CPP_PYTHON)

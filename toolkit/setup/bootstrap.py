@@ -219,11 +219,16 @@ def unpack_tree(source: Path, cache: Path) -> Path:
     return tree
 
 
+def compiled_wheel(cache: Path) -> Path | None:
+    """llama-cpp-python in the cache, compiled; None: not yet."""
+    return next(iter(sorted((cache / "wheels").glob(f"llama_cpp_python-{LLAMA_CPP_PYTHON}-*.whl"))), None)
+
+
 def compile_wheel(source: Path, cache: Path) -> Path:
     """Compile llama-cpp-python for any machine of this architecture, into the cache."""
     wheels = cache / "wheels"
-    if found := sorted(wheels.glob(f"llama_cpp_python-{LLAMA_CPP_PYTHON}-*.whl")):
-        return found[0]
+    if found := compiled_wheel(cache):
+        return found
     with _scratch(wheels) as folder:
         run(
             "compile llama.cpp",

@@ -1,11 +1,13 @@
 """Build a real Ollama from source: `python3 -m toolkit.setup.ollama_build [VERSION]` (standard library only).
 
 For people and tests that have Go and a C++ compiler but no Ollama. Ollama comes as a Go module; the two programs of llama.cpp
-that it calls, `llama-server` and `llama-quantize`, are compiled from the tree that set-up unpacked, or for an Ollama that calls
-them in a way of its time, from the llama.cpp of that time. In the cache folder:
+that it calls, `llama-server` and `llama-quantize`, are compiled from the tree that set-up unpacked, and linked with the libraries
+that set-up compiled of it; or for an Ollama that calls them in a way of its time, whole from the llama.cpp of that time. In the
+cache folder:
 
     ollama/<version>/bin/ollama
     ollama/<version>/lib/ollama/{llama-server,llama-quantize}
+    ollama/<version>/lib/llama.cpp/                            the libraries, where they are not inside the programs
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from toolkit.run.places import cache_home
-from toolkit.setup.bootstrap import LLAMA_CPP_PYTHON, PORTABLE, SetupError, run, say
+from toolkit.setup.bootstrap import LLAMA_CPP_PYTHON, PORTABLE, SetupError, compiled_wheel, run, say
 
 VERSION = "0.34.1"
 """The version that this project is measured with."""
@@ -32,6 +36,8 @@ TOOLS = ("llama-server", "llama-quantize")
 OFF = ("BUILD_SHARED_LIBS", "LLAMA_BUILD_UI", "LLAMA_USE_PREBUILT_UI", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS",
        "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_APP")  # fmt: skip
 """Parts of llama.cpp that Ollama does not call; without them it builds offline."""
+LIBRARIES = "llama.cpp"
+"""Folder of the libraries beside that of the programs, which look for them there (llama_tools/CMakeLists.txt)."""
 _DISK_BYTES = 3 * 2**30
 _MADE_FROM = "llama.cpp-python.version"
 
@@ -112,8 +118,10 @@ def build(version: str = VERSION) -> Path:
         if not binary.is_file():
             with tempfile.TemporaryDirectory(dir=home, prefix=".partial-") as scratch:
                 made = Path(scratch) / version
-                _build_ollama(version, made)
-                _build_tools(made / "lib" / "ollama", Path(scratch), older_tree(version))
+                with ThreadPoolExecutor(1) as pool:  # the one downloads while the other compiles
+                    ollama = pool.submit(_build_ollama, version, made)
+                    _build_tools(made / "lib" / "ollama", Path(scratch), older_tree(version))
+                    ollama.result()
                 check(made / "bin" / "ollama", version)
                 made.rename(home / version)
     return binary
@@ -129,23 +137,40 @@ def _build_tools(folder: Path, scratch: Path, older: Pin | None) -> None:
     folder.mkdir(parents=True)
     made_from = older.version if older else LLAMA_CPP_PYTHON
     (folder / _MADE_FROM).write_text(made_from + "\n", encoding="utf-8")
+    libraries = folder.parent / LIBRARIES
     for known in sorted((cache_home() / "ollama").glob(f"*/lib/ollama/{_MADE_FROM}")):
         if known.read_text(encoding="utf-8").strip() == made_from:
             say(f"llama-server was compiled before: taking {known.parent}")
             for tool in TOOLS:
                 shutil.copy2(known.parent / tool, folder / tool)
+            if (known.parents[1] / LIBRARIES).is_dir():
+                shutil.copytree(known.parents[1] / LIBRARIES, libraries)
             return
-    tree = _unpacked(older, scratch) if older else _tree(cache_home())
+    wheel = None if older else compiled_wheel(cache_home())
+    if wheel is not None:
+        _take_libraries(wheel, libraries)
+        tree = _tree(cache_home())
+        source, flags = Path(__file__).parent / "llama_tools", [f"-DTREE={tree}", f"-DLIBRARIES={libraries}"]
+    else:
+        source, flags = _unpacked(older, scratch) if older else _tree(cache_home()), [PORTABLE]
     made = scratch / "llama.cpp"
     cmake = str(_tool("cmake"))
     ninja = _tool("ninja")
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
-    flags = ["-DCMAKE_BUILD_TYPE=Release", PORTABLE, *(f"-D{name}=OFF" for name in OFF)]
-    run("configure llama-server", [cmake, "-S", tree, "-B", made, *generator, *flags])
+    flags += ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{name}=OFF" for name in OFF)]
+    run("configure llama-server", [cmake, "-S", source, "-B", made, *generator, *flags])
     jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 1)
     run("compile llama-server", [cmake, "--build", made, "--target", *TOOLS, "--parallel", jobs])
     for tool in TOOLS:
         shutil.copy2(made / "bin" / tool, folder / tool)
+
+
+def _take_libraries(wheel: Path, folder: Path) -> None:
+    folder.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.infolist():
+            if member.filename.startswith("llama_cpp/lib/") and not member.is_dir():
+                (folder / Path(member.filename).name).write_bytes(archive.read(member))
 
 
 def _unpacked(pin: Pin, scratch: Path) -> Path:
