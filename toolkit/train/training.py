@@ -28,6 +28,7 @@ from toolkit.run.facts import AdapterFacts, BaseFacts, DatasetFacts, SourceLoss
 from toolkit.run.hardware import has_bfloat16_products
 from toolkit.train.adapter import resized_rows, save_adapter
 from toolkit.train.answer_loss import use_in_trl
+from toolkit.train.beginnings import compute_once
 from toolkit.train.fits import learns_from_pictures
 from toolkit.train.memory import memory_advice
 from toolkit.train.methods import examples_of, trainer_of
@@ -90,6 +91,8 @@ def _use_the_processor(recipe: Recipe, loaded: Loaded) -> None:
     bfloat16 = recipe.train.bf16 and has_bfloat16_products()
     if hasattr(loaded.model, "peft_config"):
         speed_up(loaded.model, bfloat16)
+    if recipe.train.objective != "reward":
+        compute_once(loaded.model, bfloat16 or loaded.base_dtype != "float32")
     use_in_trl(bfloat16)
 
 
