@@ -42,6 +42,15 @@ def speed_up(model: Any, bfloat16: bool) -> None:
             layer.forward = functools.partial(_forward, layer, layer.forward, _weight(layer, dtype))
     for norm in _norms(model):
         norm.forward = functools.partial(_norm, norm)
+
+
+def attend_without_mask(model: Any) -> None:
+    """Leave out the mask of a batch whose padding is behind its rows: nothing before it sees it, and without a mask attention
+    takes its faster, causal path.
+
+    Args:
+        model: a causal model or a PeftModel, loaded.
+    """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     causal.register_forward_pre_hook(_without_padding_mask, with_kwargs=True)
 
@@ -75,7 +84,8 @@ class TunedLinear(torch.autograd.Function):
         behind = exact.to(dtype)
         of_low = (exact @ b) * context.scaling
         of_a = (of_low.to(dtype).t() @ given).to(a.dtype)
-        of_b = (behind.t() @ low.to(dtype)).to(b.dtype) * context.scaling
+        # As it stands, low.t() being the narrow one, half as long as behind.t() @ low.
+        of_b = (low.to(dtype).t() @ behind).t().to(b.dtype) * context.scaling
         of_x = None
         if context.needs_input_grad[0]:
             of_x = (behind @ weight).to(a.dtype).addmm_(of_low, a).to(gradients[0].dtype)
@@ -156,7 +166,6 @@ def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _without_padding_mask(_model: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """Padding behind a sequence is seen by nothing before it: without a mask, attention takes its faster, causal path."""
     mask = named.get("attention_mask")
     learns = named.get("labels") is not None and named.get("position_ids") is None and named.get("pixel_values") is None
     if not learns or not isinstance(mask, torch.Tensor) or mask.dim() != 2:

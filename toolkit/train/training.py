@@ -28,14 +28,14 @@ from toolkit.run.facts import AdapterFacts, BaseFacts, DatasetFacts, SourceLoss
 from toolkit.run.hardware import has_bfloat16_products
 from toolkit.train.adapter import resized_rows, save_adapter
 from toolkit.train.answer_loss import use_in_trl
-from toolkit.train.beginnings import compute_once
 from toolkit.train.fits import learns_from_pictures
 from toolkit.train.memory import memory_advice
 from toolkit.train.methods import examples_of, trainer_of
 from toolkit.train.methods.common import Order
 from toolkit.train.model import Loaded, load_for_training
 from toolkit.train.own_rewards import Reward
-from toolkit.train.processor import speed_up
+from toolkit.train.packing import pack_rows
+from toolkit.train.processor import attend_without_mask, speed_up
 from toolkit.train.rows import ALL_SOURCES, LOSS_ROWS, TokenizedRow, losses, source_of
 from toolkit.train.told import look_at, told
 from toolkit.train.world import check_engine, check_world, is_first, wait_for_all, whole_weights
@@ -91,8 +91,8 @@ def _use_the_processor(recipe: Recipe, loaded: Loaded) -> None:
     bfloat16 = recipe.train.bf16 and has_bfloat16_products()
     if hasattr(loaded.model, "peft_config"):
         speed_up(loaded.model, bfloat16)
-    if recipe.train.objective != "reward":
-        compute_once(loaded.model, bfloat16 or loaded.base_dtype != "float32")
+    if recipe.train.objective != "reward" and not pack_rows(loaded.model, bfloat16 or loaded.base_dtype != "float32"):
+        attend_without_mask(loaded.model)
     use_in_trl(bfloat16)
 
 

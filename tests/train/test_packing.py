@@ -1,4 +1,4 @@
-"""What rows begin with alike, computed once, gives what whole rows give: logits, gradients, and a training's losses."""
+"""Rows that are packed give what whole rows give: logits, gradients, and a training's losses."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.small_models import tiny_llama
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import write_jsonl
 from toolkit.run.facts import DatasetFacts
-from toolkit.train import beginnings, training
-from toolkit.train.beginnings import SAVED, alike, compute_once
-from toolkit.train.processor import speed_up
+from toolkit.train import packing, training
+from toolkit.train.packing import SAVED, pack, pack_rows
+from toolkit.train.processor import attend_without_mask, speed_up
 
-RECURRENT = {"qwen35", "lfm2", "granite4-h"}
-"""Families with layers that keep a state instead of keys and values."""
+LEFT_ALONE = {"qwen35", "lfm2", "granite4-h", "gemma2", "gpt-oss"}
+"""Families with layers that keep a state instead of keys and values, and with an attention of their own."""
 ALIKE, LENGTH = 40, 64
 
 
@@ -45,6 +45,7 @@ def small(**config: Any) -> Any:
         LlamaConfig(vocab_size=500, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
                     num_key_value_heads=2, **config)
     )  # fmt: skip
+    model.config.use_cache = False
     return tuned(model)
 
 
@@ -87,14 +88,24 @@ def assert_same(
         assert (gradient - found[1][name]).norm() < 1e-3 * gradient.norm() + 1e-6 * largest, name
 
 
-def test_how_far_rows_are_alike() -> None:
+def test_what_rows_begin_with_alike_is_taken_once_and_padding_never() -> None:
     ids = torch.tensor([[1, 2, 3, 4], [1, 2, 5, 4]])
-    assert alike(ids) == 2
-    assert alike(torch.tensor([[1, 2, 3], [1, 2, 3]])) == 2, "something of every row is left over"
-    assert alike(ids, torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])) == 0, "padding before a row"
-    assert alike(ids, torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])) == 2
-    assert alike(ids, None, torch.tensor([[0, 1, 2, 3], [0, 2, 3, 4]])) == 1
-    assert alike(torch.tensor([[3, 2], [1, 2]])) == 0
+    packed = pack(ids, None, None)
+    assert packed is not None
+    assert ids.flatten()[packed.taken].tolist() == [1, 2, 3, 4, 5, 4]
+    assert packed.places.tolist() == [0, 1, 2, 3, 0, 1, 4, 5]
+    packed = pack(ids, torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]), None)
+    assert packed is not None
+    assert packed.taken.tolist() == [0, 1, 2, 6, 7]
+    assert packed.places.tolist()[:3] == [0, 1, 2]
+    assert packed.places.tolist()[4:] == [0, 1, 3, 4]
+    packed = pack(ids, None, torch.tensor([[0, 1, 2, 3], [0, 2, 3, 4]]))
+    assert packed is not None
+    assert len(packed.taken) == 7, "the same token at another position is another"
+    packed = pack(torch.tensor([[7, 8], [7, 8], [7, 8]]), None, None)
+    assert packed is not None
+    assert packed.taken.tolist() == [0, 1]
+    assert pack(ids, torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]]), None) is None, "padding before a row"
 
 
 @pytest.mark.parametrize("given", ["mask", "no mask", "positions"])
@@ -106,10 +117,11 @@ def test_values_and_gradients_are_those_of_whole_rows(given: str) -> None:
         asked["position_ids"] = torch.arange(3, 3 + LENGTH).expand(3, -1)
     wanted = learnt(model, asked)
     counted = Counted(model.get_base_model().get_decoder())
-    assert compute_once(model, bfloat16=False)
+    assert pack_rows(model, bfloat16=False)
     counted.shapes.clear()
     assert_same(wanted, learnt(model, asked))
-    assert counted.shapes == [(1, ALIKE), (3, LENGTH - ALIKE)]
+    padding = 0 if given == "no mask" else LENGTH - 55
+    assert counted.shapes == [(1, ALIKE + 3 * (LENGTH - ALIKE) - padding)]
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -118,9 +130,10 @@ def test_every_family_gives_the_same_or_is_left_alone(family: Family) -> None:
     config = family.config(4096)
     config.get_text_config().pad_token_id = 0  # the published one lies behind so few tokens
     model = tuned(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+    model.config.use_cache = False
     asked = batch(4000)
     wanted = learnt(model, asked)
-    assert compute_once(model, bfloat16=False) == (family.name not in RECURRENT), family.name
+    assert pack_rows(model, bfloat16=False) == (family.name not in LEFT_ALONE), family.name
     assert_same(wanted, learnt(model, asked))
 
 
@@ -132,10 +145,10 @@ def test_behind_a_window_rows_are_computed_whole() -> None:
         "vocab_size": 500, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2,
     }  # fmt: skip
-    model = tuned(MistralForCausalLM(MistralConfig(**shape, sliding_window=50)))
+    model = tuned(MistralForCausalLM(MistralConfig(**shape, sliding_window=50, use_cache=False)))
     wanted = learnt(model, batch())
     counted = Counted(model.get_base_model().get_decoder())
-    assert compute_once(model, bfloat16=False)
+    assert pack_rows(model, bfloat16=False)
     counted.shapes.clear()
     assert_same(wanted, learnt(model, batch()))
     assert (3, LENGTH) in counted.shapes
@@ -144,30 +157,31 @@ def test_behind_a_window_rows_are_computed_whole() -> None:
 def test_what_it_cannot_do_is_left_to_the_decoder() -> None:
     model = small()
     counted = Counted(model.get_base_model().get_decoder())
-    assert compute_once(model, bfloat16=False)
+    assert pack_rows(model, bfloat16=False)
     counted.shapes.clear()
-    short = batch(count=2)
-    short["input_ids"][1, SAVED - 1] = 7
-    short["input_ids"][0, SAVED - 1] = 8
-    short["input_ids"][:, : SAVED - 1] = short["input_ids"][0, : SAVED - 1]
+    others = batch()
+    others["input_ids"][:, 0] = torch.arange(3)
+    others["attention_mask"][1, : LENGTH - 1] = 1
+    before = {**batch(), "attention_mask": batch()["attention_mask"].flip(1)}
+    embedding = model.get_base_model().get_input_embeddings()
     with torch.no_grad():
-        model(**short)  # too little would be saved
+        model(**others)  # too little would be saved
+        model(**before)
         model(**batch(), output_hidden_states=True)
         model(**batch(), use_cache=True)
-        model.get_base_model().get_input_embeddings().neftune_noise_alpha = 5.0
+        embedding.neftune_noise_alpha = 5.0
         model(**batch())
-        del model.get_base_model().get_input_embeddings().neftune_noise_alpha
-        before = batch()
-        before["attention_mask"] = before["attention_mask"].flip(1)
-        model(**before)
+        del embedding.neftune_noise_alpha
         model.get_base_model().gradient_checkpointing_enable()
         model(**batch())
         model.get_base_model().gradient_checkpointing_disable()
-        assert counted.shapes == [(2, LENGTH), *[(3, LENGTH)] * 5]
+        assert counted.shapes == [(3, LENGTH)] * 6
         counted.shapes.clear()
+        model(**{name: value[:1] for name, value in batch().items()})
+        assert counted.shapes == [(1, LENGTH)]
         model.eval()
         model(**batch())
-        assert counted.shapes == [(1, ALIKE), (3, LENGTH - ALIKE)]
+        assert counted.shapes[-1][0] == 1
 
 
 def test_answers_are_generated_as_before() -> None:
@@ -175,34 +189,24 @@ def test_answers_are_generated_as_before() -> None:
     asked = {name: value for name, value in batch().items() if name != "labels"}
     asked["attention_mask"][:] = 1
     wanted = model.generate(**asked, max_new_tokens=8, do_sample=False, use_cache=True)
-    assert compute_once(model, bfloat16=False)
+    assert pack_rows(model, bfloat16=False)
     assert torch.equal(model.generate(**asked, max_new_tokens=8, do_sample=False, use_cache=True), wanted)
 
 
 def test_chance_is_each_row_s_own() -> None:
     torch.manual_seed(0)
     plain = small().get_base_model()
-    assert not compute_once(tuned(plain, lora_dropout=0.5), bfloat16=False)
-    assert not compute_once(small(attention_dropout=0.1), bfloat16=False)
+    assert not pack_rows(tuned(plain, lora_dropout=0.5), bfloat16=False)
+    assert not pack_rows(small(attention_dropout=0.1), bfloat16=False)
 
 
-class Forgetful:
-    """A decoder that computes as if nothing had been cached."""
-
-    def __init__(self, decoder: Any) -> None:
-        self._usual, decoder.forward = decoder.forward, self
-
-    def __call__(self, **named: Any) -> Any:
-        if named.get("past_key_values") is not None:
-            named |= {"past_key_values": None, "attention_mask": None}
-        return self._usual(**named)
-
-
-def test_a_model_that_does_not_go_on_from_its_cache_is_found_out() -> None:
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_model_with_more_than_attention_across_tokens_is_found_out(bfloat16: bool) -> None:
     model = small()
-    Forgetful(model.get_base_model().get_decoder())
-    assert not compute_once(model, bfloat16=False)
-    assert not compute_once(model, bfloat16=True)
+    layer = model.get_base_model().get_decoder().layers[1].mlp
+    usual = layer.forward
+    layer.forward = lambda x: usual(x + 0.5 * x.roll(1, dims=1))
+    assert not pack_rows(model, bfloat16)
 
 
 def test_a_training_loses_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,8 +222,8 @@ def test_a_training_loses_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
          "train": {"method": "lora", "max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "bf16": False}}
     )  # fmt: skip
     told = []
-    for least in (10**9, SAVED):
-        monkeypatch.setattr(beginnings, "SAVED", least)
+    for least in (1.0, SAVED):
+        monkeypatch.setattr(packing, "SAVED", least)
         out = tmp_path / str(least)
         out.mkdir()
         left = training.train(recipe, finished(data, facts), out)
@@ -233,5 +237,16 @@ def test_it_goes_together_with_the_fast_layers() -> None:
     model = small()
     wanted = learnt(model, batch())
     speed_up(model, bfloat16=False)
-    assert compute_once(model, bfloat16=False)
+    assert pack_rows(model, bfloat16=False)
     assert_same(wanted, learnt(model, batch()))
+
+
+def test_elsewhere_padding_behind_a_row_needs_no_mask() -> None:
+    model = small()
+    wanted = learnt(model, batch())
+    masks = []
+    decoder = model.get_base_model().get_decoder()
+    decoder.register_forward_pre_hook(lambda _, __, named: masks.append(named["attention_mask"]), with_kwargs=True)
+    attend_without_mask(model)
+    assert_same(wanted, learnt(model, batch()))
+    assert masks == [None]
