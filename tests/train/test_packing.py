@@ -15,6 +15,7 @@ from tests.families.table import FAMILIES
 from tests.families.zoo import Family
 from tests.parity_chain import AFTER, finished, rows
 from tests.small_models import tiny_llama
+from toolkit.models.weights import attention_of
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import write_jsonl
 from toolkit.run.facts import DatasetFacts
@@ -129,7 +130,8 @@ def test_every_family_gives_the_same_or_is_left_alone(family: Family) -> None:
     torch.manual_seed(0)
     config = family.config(4096)
     config.get_text_config().pad_token_id = 0  # the published one lies behind so few tokens
-    model = tuned(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
+    causal = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention_of(config))
+    model = tuned(causal)
     model.config.use_cache = False
     asked = batch(4000)
     wanted = learnt(model, asked)
