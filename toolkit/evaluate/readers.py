@@ -15,7 +15,17 @@ from rich.progress import track
 from toolkit.errors import DataError
 from toolkit.evaluate.names import BASE, TUNED
 from toolkit.models.ends import ends_of
-from toolkit.models.reference import Reference, TeacherForced, base_of, model_logits, reference_of, stderr
+from toolkit.models.packing import pack_rows
+from toolkit.models.processor import sped_up
+from toolkit.models.reference import (
+    Reference,
+    TeacherForced,
+    base_of,
+    logits_behind,
+    model_logits,
+    reference_of,
+    stderr,
+)
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.models.weights import TrainedWeights, weights_of
 from toolkit.parity.candidate import Candidate
@@ -75,28 +85,38 @@ class ModelReader:
 
     def __init__(self, model: Any, ends: list[int], title: str) -> None:
         self._model, self._ends, self._title = model, ends, title
+        if next(model.parameters()).device.type == "cpu":
+            pack_rows(model, bfloat16=next(model.parameters()).dtype != torch.float32)
 
     @torch.no_grad()
     def read(self, sequences: Sequence[TeacherForced]) -> list[Read]:
         """See `Reader`; batches are padded at their ends, where no token of a sequence can see it. Who is shown pictures reads
         alone."""
+        with sped_up(self._model):
+            return self._read(sequences)
+
+    def _read(self, sequences: Sequence[TeacherForced]) -> list[Read]:
         if any(one.pictures for one in sequences):
             shown = track(sequences, f"{self._title} reads", console=stderr, transient=True)
             return [_of_tokens(next(model_logits(self._model, [one])), one) for one in shown]
         device = next(self._model.parameters()).device
-        vocabulary = int(self._model.get_output_embeddings().weight.shape[0])
+        causal = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
         found: dict[int, Read] = {}
-        batches = _batches(sequences, _LOGITS_AT_ONCE // vocabulary)
+        batches = _batches(sequences, _LOGITS_AT_ONCE // int(causal.get_output_embeddings().weight.shape[0]))
         for batch in track(batches, f"{self._title} reads", console=stderr, transient=True):
             some = [sequences[place] for place in batch]
             ids = torch.zeros(len(some), max(len(one.ids) for one in some) - 1, dtype=torch.long)
+            mask, wanted = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
             for row, one in enumerate(some):
                 ids[row, : len(one.ids) - 1] = torch.tensor(one.ids[:-1])
-            wanted = torch.arange(min(one.first for one in some) - 1, ids.shape[1], device=device)
-            logits = self._model(ids.to(device), use_cache=False, logits_to_keep=wanted).logits
-            for row, (place, one) in enumerate(zip(batch, some)):
-                begins = one.first - 1 - int(wanted[0])
-                own = logits[row, begins : begins + one.positions].float().cpu()
+                mask[row, : len(one.ids) - 1] = 1
+                wanted[row, one.first - 1 : len(one.ids) - 1] = True
+            ids, wanted = ids.to(device), wanted.to(device)
+            decoded = causal.get_decoder()(input_ids=ids, attention_mask=mask.to(device), use_cache=False)
+            # The head is a fifth of a small model, and most of what is read is not asked for.
+            behind = type(decoded)(last_hidden_state=decoded.last_hidden_state[wanted][None])
+            logits = logits_behind(causal, behind, ids[wanted][None])[0].cpu()
+            for place, one, own in zip(batch, some, torch.split(logits, [one.positions for one in some])):
                 found[place] = _of_tokens(own, one)
         return [found[place] for place in range(len(sequences))]
 
@@ -221,13 +241,17 @@ def base_reader(folder: Path) -> Reader:
 
 
 def _batches(sequences: Sequence[TeacherForced], tokens: int) -> list[list[int]]:
-    """Places of sequences of about one length, together at most so many padded tokens."""
+    """Places of sequences, those that begin alike beside each other, together at most so many padded tokens."""
     batches: list[list[int]] = []
-    for place in sorted(range(len(sequences)), key=lambda place: len(sequences[place].ids)):
-        if batches and len(sequences[place].ids) * (len(batches[-1]) + 1) <= tokens:
+    longest = 0
+    for place in sorted(range(len(sequences)), key=lambda place: sequences[place].ids):
+        longer = max(longest, len(sequences[place].ids))
+        if batches and longer * (len(batches[-1]) + 1) <= tokens:
             batches[-1].append(place)
+            longest = longer
         else:
             batches.append([place])
+            longest = len(sequences[place].ids)
     return batches
 
 

@@ -82,6 +82,28 @@ def model_logits(model: Any, sequences: Sequence[TeacherForced]) -> Iterator[tor
         yield model(input_ids=ids, use_cache=False, logits_to_keep=wanted, **seen).logits[0].float().cpu()
 
 
+def logits_behind(causal: Any, decoded: Any, ids: torch.Tensor) -> torch.Tensor:
+    """What a causal model makes of its decoder's result: its own forward with that put in, so that whatever it does there
+    (scaling, soft caps) is done.
+
+    Args:
+        decoded: what the decoder gave, of `last_hidden_state` [rows, length, width].
+        ids: any tokens, [rows, length].
+
+    Returns:
+        float32 [rows, length, vocabulary]
+    """
+    decoder = causal.get_decoder()
+    own = vars(decoder).get("forward")
+    decoder.forward = lambda *_, **__: decoded
+    try:
+        return cast(torch.Tensor, causal(ids, use_cache=False).logits.float())
+    finally:
+        del decoder.forward
+        if own is not None:
+            decoder.forward = own
+
+
 class Reference:
     """A base as it acted during training, in float32, with its adapter on or off.
 
@@ -195,18 +217,9 @@ class Reference:
                 ids[row, : len(sequence.ids) - 1] = torch.tensor(sequence.ids[:-1])
             output = self._decoder(input_ids=ids, use_cache=False)
             for row, sequence in enumerate(batch):
-                found = type(output)(last_hidden_state=output.last_hidden_state[row : row + 1])
-                yield self._head(ids[row : row + 1], found, sequence)
-
-    def _head(self, ids: torch.Tensor, decoded: Any, sequence: TeacherForced) -> torch.Tensor:
-        # The model's own forward, with the decoder's result put in: whatever it does after the decoder (scaling, soft
-        # caps) is done here too.
-        self._decoder.forward = lambda *_, **__: decoded
-        try:
-            wanted = torch.arange(sequence.first - 1, len(sequence.ids) - 1)
-            return cast(torch.Tensor, self._causal(ids, use_cache=False, logits_to_keep=wanted).logits[0].float())
-        finally:
-            del self._decoder.forward
+                wanted = slice(sequence.first - 1, len(sequence.ids) - 1)
+                decoded = type(output)(last_hidden_state=output.last_hidden_state[row : row + 1, wanted])
+                yield logits_behind(self._causal, decoded, ids[row : row + 1, wanted])[0]
 
 
 def reference_of(adapter: Artifact[AdapterFacts], whole: bool | None = None) -> Reference:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from toolkit.train.processor import chunks
+from toolkit.models.processor import chunks
 from toolkit.train.rows import NOT_LEARNED
 
 VALUES_AT_ONCE = 1 << 23

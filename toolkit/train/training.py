@@ -18,7 +18,9 @@ from toolkit.errors import DataError
 from toolkit.models.bases import resolve_base
 from toolkit.models.chat_template import template_file
 from toolkit.models.ends import ends_of
+from toolkit.models.packing import pack_rows
 from toolkit.models.pictures import rules_of
+from toolkit.models.processor import attend_without_mask, speed_up
 from toolkit.models.safetensors_file import writing
 from toolkit.models.seen import seen_rows
 from toolkit.recipe.schema import Recipe
@@ -34,8 +36,6 @@ from toolkit.train.methods import examples_of, trainer_of
 from toolkit.train.methods.common import Order
 from toolkit.train.model import Loaded, load_for_training
 from toolkit.train.own_rewards import Reward
-from toolkit.train.packing import pack_rows
-from toolkit.train.processor import attend_without_mask, speed_up
 from toolkit.train.rows import ALL_SOURCES, LOSS_ROWS, TokenizedRow, losses, source_of
 from toolkit.train.told import look_at, told
 from toolkit.train.world import check_engine, check_world, is_first, wait_for_all, whole_weights

@@ -33,6 +33,7 @@ from toolkit.data.near import normalize
 from toolkit.errors import DataError, ResourceError, UsageError
 from toolkit.models.ends import end_tokens, turn_marks
 from toolkit.models.pictures import PictureRules, as_served, open_picture
+from toolkit.models.processor import sped_up
 from toolkit.models.reference import (
     TeacherForced,
     base_of,
@@ -310,7 +311,8 @@ def greedy(model: Any, prompts: list[Prompt], ends: list[int], new_tokens: int, 
             mask[row, longest - len(prompt.ids) :] = 1
         ids = ids.to(device)
         seen = given(ids, [picture for prompt in batch for picture in prompt.pictures])
-        found = model.generate(input_ids=ids, attention_mask=mask.to(device), generation_config=settings, **seen)
+        with sped_up(model):
+            found = model.generate(input_ids=ids, attention_mask=mask.to(device), generation_config=settings, **seen)
         answers += [_until_end(row, ends) for row in found[:, longest:].tolist()]
     return answers
 

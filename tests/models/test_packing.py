@@ -15,13 +15,14 @@ from tests.families.table import FAMILIES
 from tests.families.zoo import Family
 from tests.parity_chain import AFTER, finished, rows
 from tests.small_models import tiny_llama
+from toolkit.models import packing
+from toolkit.models.packing import SAVED, pack, pack_rows
+from toolkit.models.processor import attend_without_mask, speed_up
 from toolkit.models.weights import attention_of
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import write_jsonl
 from toolkit.run.facts import DatasetFacts
-from toolkit.train import packing, training
-from toolkit.train.packing import SAVED, pack, pack_rows
-from toolkit.train.processor import attend_without_mask, speed_up
+from toolkit.train import training
 
 LEFT_ALONE = {"qwen35", "lfm2", "granite4-h", "gemma2", "gpt-oss"}
 """Families with layers that keep a state instead of keys and values, and with an attention of their own."""
@@ -106,7 +107,24 @@ def test_what_rows_begin_with_alike_is_taken_once_and_padding_never() -> None:
     packed = pack(torch.tensor([[7, 8], [7, 8], [7, 8]]), None, None)
     assert packed is not None
     assert packed.taken.tolist() == [0, 1]
+    packed = pack(torch.tensor([[1, 2, 3], [4, 5, 6], [1, 2, 7], [4, 5, 6], [4, 8, 9]]), None, None)
+    assert packed is not None, "each row is compared with all before it"
+    assert packed.taken.tolist() == [0, 1, 2, 3, 4, 5, 8, 13, 14]
+    assert packed.places.view(5, 3).tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 6], [3, 4, 5], [3, 7, 8]]
     assert pack(ids, torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]]), None) is None, "padding before a row"
+
+
+def test_pairs_share_their_prompts() -> None:
+    model, asked = small(), batch(count=4)
+    asked["input_ids"][2:, 3:ALIKE] = torch.randint(5, 500, (ALIKE - 3,), generator=torch.Generator().manual_seed(2))
+    asked["labels"] = torch.where(asked["attention_mask"] == 1, asked["input_ids"], -100)
+    wanted = learnt(model, asked)
+    counted = Counted(model.get_base_model().get_decoder())
+    assert pack_rows(model, bfloat16=False)
+    counted.shapes.clear()
+    assert_same(wanted, learnt(model, asked))
+    # The last two differ at their ends, behind one token that both have there.
+    assert counted.shapes[0][1] < 3 + 2 * (ALIKE - 3) + 4 * (LENGTH - ALIKE)
 
 
 @pytest.mark.parametrize("given", ["mask", "no mask", "positions"])
@@ -122,7 +140,8 @@ def test_values_and_gradients_are_those_of_whole_rows(given: str) -> None:
     counted.shapes.clear()
     assert_same(wanted, learnt(model, asked))
     padding = 0 if given == "no mask" else LENGTH - 55
-    assert counted.shapes == [(1, ALIKE + 3 * (LENGTH - ALIKE) - padding)]
+    # Behind the beginning the last two have one more token alike.
+    assert counted.shapes == [(1, ALIKE + 3 * (LENGTH - ALIKE) - 1 - padding)]
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -199,7 +218,13 @@ def test_chance_is_each_row_s_own() -> None:
     torch.manual_seed(0)
     plain = small().get_base_model()
     assert not pack_rows(tuned(plain, lora_dropout=0.5), bfloat16=False)
-    assert not pack_rows(small(attention_dropout=0.1), bfloat16=False)
+    model = small(attention_dropout=0.1)
+    counted = Counted(model.get_base_model().get_decoder())
+    assert not pack_rows(model, bfloat16=False)
+    counted.shapes.clear()
+    model(**batch())
+    model.eval()(**batch())
+    assert [rows for rows, _ in counted.shapes] == [3, 1], "where nothing is dropped, rows are packed"
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])

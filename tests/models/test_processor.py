@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM
 from trl.trainer import sft_trainer
 
 from tests.small_models import base_facts, tiny_llama
+from toolkit.models.processor import TunedLinear, sped_up, speed_up
 from toolkit.recipe.schema import Recipe
 from toolkit.run.hardware import has_bfloat16_products
 from toolkit.train.answer_loss import AnswerLoss, use_in_trl
 from toolkit.train.forward import computed_in
 from toolkit.train.model import load_for_training
-from toolkit.train.processor import TunedLinear, speed_up
 
 BFLOAT16_GRADIENTS = 0.05
 """The largest relative error of a matrix's gradient in bfloat16, which keeps 8 bits of each value."""
@@ -196,3 +196,19 @@ def test_no_answer_is_no_loss() -> None:
     loss, _, _ = AnswerLoss.apply(hidden, torch.randn(20, 8), torch.zeros(0, dtype=torch.long))
     loss.backward()
     assert loss == 0
+
+
+def test_afterwards_a_model_computes_as_before(base: Path) -> None:
+    model = loaded(base)
+    usual = [vars(module).get("forward") for module in model.modules()]
+    wanted, _ = learnt(model, batch())
+    with sped_up(model):
+        assert any(hasattr(layer, "compute_dtype") for layer in model.modules())
+        found, _ = learnt(model, batch())
+    assert (wanted - found).abs().max() < 1e-4
+    assert [vars(module).get("forward") for module in model.modules()] == usual
+    assert torch.equal(learnt(model, batch())[0], wanted)
+    with sped_up(model.to(torch.bfloat16)):
+        assert [vars(module).get("forward") for module in model.modules()] == usual, (
+            "what is not float32 stays as it is"
+        )

@@ -1,8 +1,9 @@
-"""The rows of a batch go through the layers as one row, packed: what they begin with alike once, and padding not at all.
+"""The rows of a batch go through the layers as one row, packed: what one begins with as an earlier one does is computed once, and
+padding not at all.
 
 A system text, functions, one question with several answers: behind causal attention nothing of a beginning depends on what
 follows it, and all else in a layer is done token by token. So only attention sees whole rows, put together for it; values and
-gradients are those of whole rows, and what all rows share is summed on the way back.
+gradients are those of whole rows, and what rows share is summed on the way back.
 """
 
 from __future__ import annotations
@@ -50,18 +51,18 @@ def pack(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor |
     real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     if bool((real[:, 1:] > real[:, :-1]).any()):
         return None
-    alike = (ids == ids[:1]).all(0) & real.all(0)
+    alike = (ids[:, None] == ids) & real[:, None] & real
     if positions is not None:
-        alike &= (positions == positions[:1]).all(0)
-    length = int(alike.long().cumprod(0).sum())
-    own = real.clone()
-    own[1:, :length] = False
+        alike &= positions.expand(ids.shape)[:, None] == positions
+    # [row, earlier row]: how many tokens they begin with alike.
+    lengths, earlier = alike.long().cumprod(2).sum(2).tril(-1).max(1)
+    own = real & (torch.arange(ids.shape[1], device=ids.device) >= lengths[:, None])
     taken = own.flatten().nonzero().flatten()
-    places = torch.zeros(ids.numel(), dtype=torch.long, device=ids.device)
-    places[taken] = torch.arange(len(taken), device=ids.device)
-    rows = places.view(ids.shape)
-    rows[1:, :length] = rows[0, :length]
-    return Packed((ids.shape[0], ids.shape[1]), taken, places)
+    places = torch.zeros_like(ids)
+    places.view(-1)[taken] = torch.arange(len(taken), device=ids.device)
+    for row, (length, like) in enumerate(zip(lengths.tolist(), earlier.tolist())):
+        places[row, :length] = places[like, :length]
+    return Packed((ids.shape[0], ids.shape[1]), taken, places.flatten())
 
 
 def pack_rows(model: Any, bfloat16: bool) -> bool:
@@ -73,36 +74,42 @@ def pack_rows(model: Any, bfloat16: bool) -> bool:
         bfloat16: some of its products are of that type.
 
     Returns:
-        Whether it does.
+        Whether it does so in training; not with dropout, which would be one chance for rows that share a beginning.
     """
     from transformers import AttentionInterface
 
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder = causal.get_decoder()
-    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
-        return False  # one chance for all rows instead of one for each
+    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    drops = drops or bool(getattr(decoder.config, "attention_dropout", 0))
+    if getattr(vars(decoder).get("forward"), "func", None) is _forward:
+        return not drops
     AttentionInterface.register(NAME, _attention)
     usual = decoder.forward
     tokens = causal.config.get_text_config().vocab_size
     ids = torch.randint(0, tokens, (3, 24), generator=torch.Generator().manual_seed(0))
     ids[:, :15] = ids[0, :15]
-    if not _is_plain(decoder, {"input_ids": ids, "use_cache": False}):
-        return False
+    training = decoder.training
+    decoder.eval()
     try:
+        if not _is_plain(decoder, {"input_ids": ids, "use_cache": False}):
+            return False
         with torch.no_grad():
             whole = usual(input_ids=ids, use_cache=False).last_hidden_state
-            found = _forward(decoder, usual, input_ids=ids, use_cache=False).last_hidden_state
+            found = _forward(decoder, usual, drops, input_ids=ids, use_cache=False).last_hidden_state
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
         return False  # it wants more than tokens
+    finally:
+        decoder.train(training)
     if not (found - whole).abs().max() <= AGREES[bfloat16] * whole.abs().max():
         return False
-    decoder.forward = functools.partial(_forward, decoder, usual)
-    return True
+    decoder.forward = functools.partial(_forward, decoder, usual, drops)
+    return not drops
 
 
-def _forward(decoder: Any, usual: Any, *arguments: Any, **named: Any) -> Any:
+def _forward(decoder: Any, usual: Any, drops: bool, *arguments: Any, **named: Any) -> Any:
     """A decoder's forward; `usual` is its own, for all that this does not do."""
-    if arguments or not _is_plain(decoder, named):
+    if arguments or (drops and decoder.training) or not _is_plain(decoder, named):
         return usual(*arguments, **named)
     ids, mask, positions = named["input_ids"], named.get("attention_mask"), named.get("position_ids")
     packed = pack(ids, mask, positions)
