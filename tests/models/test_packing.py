@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 from tests.families.table import FAMILIES
 from tests.families.zoo import Family
 from tests.parity_chain import AFTER, finished, rows
+from tests.seeing_models import seeing_model
 from tests.small_models import tiny_llama
 from toolkit.models import packing
 from toolkit.models.packing import SAVED, pack, pack_rows
@@ -203,6 +204,13 @@ def test_what_it_cannot_do_is_left_to_the_decoder() -> None:
         model.eval()
         model(**batch())
         assert counted.shapes[-1][0] == 1
+
+
+def test_a_model_that_sees_is_left_alone(tmp_path: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(seeing_model(tmp_path / "base", "qwen2_5_vl"))
+    decoder = model.get_decoder()
+    assert not pack_rows(model, bfloat16=False)
+    assert "forward" not in vars(decoder)
 
 
 def test_answers_are_generated_as_before() -> None:

@@ -54,8 +54,8 @@ def pack(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor |
     alike = (ids[:, None] == ids) & real[:, None] & real
     if positions is not None:
         alike &= positions.expand(ids.shape)[:, None] == positions
-    # [row, earlier row]: how many tokens they begin with alike.
-    lengths, earlier = alike.long().cumprod(2).sum(2).tril(-1).max(1)
+    # [row, earlier row]: how many tokens they begin with alike. In bytes: it is rows times rows times length.
+    lengths, earlier = alike.cumprod(2, dtype=torch.uint8).sum(2).tril(-1).max(1)
     own = real & (torch.arange(ids.shape[1], device=ids.device) >= lengths[:, None])
     taken = own.flatten().nonzero().flatten()
     places = torch.zeros_like(ids)
@@ -80,6 +80,8 @@ def pack_rows(model: Any, bfloat16: bool) -> bool:
 
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder = causal.get_decoder()
+    if decoder is not causal.base_model:
+        return False  # a part that sees stands before it, and gives it embeddings
     drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
     drops = drops or bool(getattr(decoder.config, "attention_dropout", 0))
     if getattr(vars(decoder).get("forward"), "func", None) is _forward:
