@@ -34,11 +34,11 @@ class AnswerLoss(torch.autograd.Function):
             logits = (given[part] @ head.t()).float()
             wanted = labels[part, None]
             at_wanted = logits.gather(1, wanted).squeeze(1)
-            best, _ = logits.max(1)
+            best = logits.amax(1)
             right += (at_wanted >= best).sum()
             shares = torch.softmax(logits, 1)
             # log of the sum of all exponentials: that of the largest share says it.
-            total = best - shares.max(1).values.log()
+            total = best - shares.amax(1).log()
             loss += (total - at_wanted).sum()
             entropy += total.sum() - torch.dot(shares.flatten(), logits.flatten())
             shares.scatter_add_(1, wanted, torch.full_like(at_wanted, -1.0)[:, None])
