@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Llam
 
 from tests.families.table import FAMILIES
 from tests.families.zoo import Family
+from tests.models.test_processor import learnt
 from tests.parity_chain import AFTER, finished, rows
 from tests.seeing_models import seeing_model
 from tests.small_models import tiny_llama
@@ -69,15 +70,6 @@ def batch(vocabulary: int = 500, count: int = 3) -> dict[str, torch.Tensor]:
     mask = torch.ones_like(ids)
     mask[1, 55:] = 0
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask == 1, ids, -100)}
-
-
-def learnt(model: Any, given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """(logits where there is no padding, gradients)."""
-    model.zero_grad()
-    out = model(**given)
-    out.loss.backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return out.logits.detach()[given["attention_mask"] == 1], found
 
 
 def assert_same(

@@ -16,7 +16,7 @@ from toolkit.errors import DataError
 from toolkit.evaluate.names import BASE, TUNED
 from toolkit.models.ends import ends_of
 from toolkit.models.packing import pack_rows
-from toolkit.models.processor import sped_up
+from toolkit.models.processor import causal_of, sped_up
 from toolkit.models.reference import (
     Reference,
     TeacherForced,
@@ -100,7 +100,7 @@ class ModelReader:
             shown = track(sequences, f"{self._title} reads", console=stderr, transient=True)
             return [_of_tokens(next(model_logits(self._model, [one])), one) for one in shown]
         device = next(self._model.parameters()).device
-        causal = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
+        causal = causal_of(self._model)
         found: dict[int, Read] = {}
         batches = _batches(sequences, _LOGITS_AT_ONCE // int(causal.get_output_embeddings().weight.shape[0]))
         for batch in track(batches, f"{self._title} reads", console=stderr, transient=True):

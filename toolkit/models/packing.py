@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from toolkit.models.processor import causal_of
+
 NAME = "packed_rows"
 """Of the attention function, as transformers calls it by `config._attn_implementation`."""
 SAVED = 0.05
@@ -78,7 +80,7 @@ def pack_rows(model: Any, bfloat16: bool) -> bool:
     """
     from transformers import AttentionInterface
 
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = causal_of(model)
     decoder = causal.get_decoder()
     if decoder is not causal.base_model:
         return False  # a part that sees stands before it, and gives it embeddings

@@ -62,6 +62,11 @@ def sped_up(model: Any) -> Iterator[None]:
                 vars(module).pop("compute_dtype", None)
 
 
+def causal_of(model: Any) -> Any:
+    """The causal model itself, of a PeftModel on it too."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def attend_without_mask(model: Any) -> None:
     """Leave out the mask of a batch whose padding is behind its rows: nothing before it sees it, and without a mask attention
     takes its faster, causal path.
@@ -69,8 +74,7 @@ def attend_without_mask(model: Any) -> None:
     Args:
         model: a causal model or a PeftModel, loaded.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    causal.register_forward_pre_hook(_without_padding_mask, with_kwargs=True)
+    causal_of(model).register_forward_pre_hook(_without_padding_mask, with_kwargs=True)
 
 
 class TunedLinear(torch.autograd.Function):

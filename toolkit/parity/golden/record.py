@@ -33,7 +33,7 @@ from toolkit.data.near import normalize
 from toolkit.errors import DataError, ResourceError, UsageError
 from toolkit.models.ends import end_tokens, turn_marks
 from toolkit.models.pictures import PictureRules, as_served, open_picture
-from toolkit.models.processor import sped_up
+from toolkit.models.processor import causal_of
 from toolkit.models.reference import (
     TeacherForced,
     base_of,
@@ -286,10 +286,6 @@ def _keep_pictures(prompts: list[Prompt], out: Path) -> None:
                 as_served(open_picture(picture.path), picture.rules).save(out / shown_name(name))
 
 
-def _causal(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 @torch.no_grad()
 def greedy(model: Any, prompts: list[Prompt], ends: list[int], new_tokens: int, title: str) -> list[list[int]]:
     """Greedy completions, token ids up to and with the end token; batches are padded on the left."""
@@ -297,7 +293,7 @@ def greedy(model: Any, prompts: list[Prompt], ends: list[int], new_tokens: int, 
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=new_tokens, eos_token_id=ends, pad_token_id=ends[0] if ends else 0, use_cache=True
     )  # fmt: skip
-    causal = _causal(model)
+    causal = causal_of(model)
     device = next(model.parameters()).device
     causal.generation_config = GenerationConfig(eos_token_id=ends)
     answers: list[list[int]] = []
@@ -311,8 +307,7 @@ def greedy(model: Any, prompts: list[Prompt], ends: list[int], new_tokens: int, 
             mask[row, longest - len(prompt.ids) :] = 1
         ids = ids.to(device)
         seen = given(ids, [picture for prompt in batch for picture in prompt.pictures])
-        with sped_up(model):
-            found = model.generate(input_ids=ids, attention_mask=mask.to(device), generation_config=settings, **seen)
+        found = model.generate(input_ids=ids, attention_mask=mask.to(device), generation_config=settings, **seen)
         answers += [_until_end(row, ends) for row in found[:, longest:].tolist()]
     return answers
 
