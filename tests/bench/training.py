@@ -90,7 +90,7 @@ transformers.Trainer.training_step = training_step
 print(json.dumps([[event.key, event.self_cpu_time_total] for event in profiler.key_averages()]))""",
 )
 KINDS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::linear", "aten::matmul"),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "aten::matmul", "mkldnn::_linear"),
     "attention": ("aten::_scaled_dot_product",),
     "copies and other types": ("aten::copy_", "aten::_to_copy", "aten::cat", "aten::empty_strided", "aten::fill_"),
 }

@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM
 from trl.trainer import sft_trainer
 
 from tests.small_models import base_facts, tiny_llama
-from toolkit.models.processor import TunedLinear, sped_up, speed_up
+from toolkit.models.processor import sped_up, speed_up
+from toolkit.models.products import FrozenWeight, can_lay_out
+from toolkit.models.tuned_linear import TunedLinear
 from toolkit.recipe.schema import Recipe
 from toolkit.run.hardware import has_bfloat16_products
 from toolkit.train.answer_loss import AnswerLoss, use_in_trl
@@ -87,8 +89,9 @@ def test_what_a_young_adapter_changes_is_not_rounded_away() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(64, 256), torch.randn(64, 256)
     a, b = torch.randn(4, 256) * 0.06, torch.randn(64, 4) * 1e-3
-    found = TunedLinear.apply(x, weight.bfloat16(), None, a, b, 1.0)
-    without = TunedLinear.apply(x, weight.bfloat16(), None, a, b, 0.0)
+    frozen = FrozenWeight(weight.bfloat16(), learns=False, lay_out=can_lay_out(torch.bfloat16))
+    (found,) = TunedLinear.apply(x, frozen, None, [1.0], a, b)
+    (without,) = TunedLinear.apply(x, frozen, None, [0.0], a, b)
     wanted = x @ a.t() @ b.t()
     assert ((found - without) - wanted).norm() < 0.01 * wanted.norm()
 
@@ -146,11 +149,11 @@ def test_a_norm_that_does_something_else_stays(tmp_path: Path) -> None:
 
 def test_gradients_of_the_layer_are_those_of_finite_differences() -> None:
     torch.manual_seed(0)
-    x, a, b = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 5), (2, 5), (4, 2)))
-    weight, bias = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
-    assert torch.autograd.gradcheck(
-        lambda *given: TunedLinear.apply(given[0], weight, bias, *given[1:], 0.7), (x, a, b)
-    )
+    shapes = ((3, 5), (2, 5), (1, 5), (4, 2), (3, 1))  # x, two A, two B
+    given = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    weight, bias = torch.randn(7, 5, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
+    frozen = FrozenWeight(weight, learns=True, lay_out=False)
+    assert torch.autograd.gradcheck(lambda x, *factors: TunedLinear.apply(x, frozen, bias, [0.7, 2.0], *factors), given)
 
 
 @pytest.mark.parametrize("at_once", [1, 1 << 23])
@@ -193,21 +196,24 @@ def test_what_the_processor_has_is_what_torch_finds() -> None:
 
 def test_no_answer_is_no_loss() -> None:
     hidden = torch.randn(0, 8, requires_grad=True)
-    loss, _, _ = AnswerLoss.apply(hidden, torch.randn(20, 8), torch.zeros(0, dtype=torch.long))
+    loss, _, _ = AnswerLoss.apply(
+        hidden, FrozenWeight(torch.randn(20, 8), True, False), torch.zeros(0, dtype=torch.long)
+    )
     loss.backward()
     assert loss == 0
 
 
 def test_afterwards_a_model_computes_as_before(base: Path) -> None:
-    model = loaded(base)
+    model, given = loaded(base), batch()
+    real = given["attention_mask"] == 1
     usual = [vars(module).get("forward") for module in model.modules()]
-    wanted, _ = learnt(model, batch())
-    with sped_up(model):
+    wanted, _ = learnt(model, given)
+    with torch.no_grad(), sped_up(model):
         assert any(hasattr(layer, "compute_dtype") for layer in model.modules())
-        found, _ = learnt(model, batch())
+        found = model(**given).logits[real]
     assert (wanted - found).abs().max() < 1e-4
     assert [vars(module).get("forward") for module in model.modules()] == usual
-    assert torch.equal(learnt(model, batch())[0], wanted)
+    assert torch.equal(learnt(model, given)[0], wanted)
     with sped_up(model.to(torch.bfloat16)):
         assert [vars(module).get("forward") for module in model.modules()] == usual, (
             "what is not float32 stays as it is"

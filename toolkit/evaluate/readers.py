@@ -15,6 +15,7 @@ from rich.progress import track
 from toolkit.errors import DataError
 from toolkit.evaluate.names import BASE, TUNED
 from toolkit.models.ends import ends_of
+from toolkit.models.greedy import greedy
 from toolkit.models.packing import pack_rows
 from toolkit.models.processor import causal_of, sped_up
 from toolkit.models.reference import (
@@ -30,7 +31,7 @@ from toolkit.models.tokenizer import load_tokenizer
 from toolkit.models.weights import TrainedWeights, weights_of
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.golden.export_answers import Asked, answers_of
-from toolkit.parity.golden.record import Prompt, base_beside, can_answer, computed_whole, greedy
+from toolkit.parity.golden.record import base_beside, can_answer, computed_whole
 from toolkit.parity.showing import Showing
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts
@@ -122,7 +123,7 @@ class ModelReader:
 
     def say(self, prompts: list[Asked], new_tokens: int) -> list[Said]:
         """See `Reader`."""
-        asked = [Prompt([], None, "", one.ids, one.pictures) for one in prompts]
+        asked = [TeacherForced(one.ids, len(one.ids), one.pictures) for one in prompts]
         said = greedy(self._model, asked, self._ends, new_tokens, f"{self._title} answers")
         return [
             Said(

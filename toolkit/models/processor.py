@@ -1,8 +1,8 @@
 """Layers on a CPU at the processor's speed, in training and where a model reads or answers: the same numbers in fewer steps.
 
-A layer with a LoRA is one autograd function (x Wᵀ + scaling · x Aᵀ Bᵀ) that keeps x, x Aᵀ and nothing else; NF4 weights are
+Layers with a LoRA that are given the same values are one autograd function that keeps x, x Aᵀ and nothing else; NF4 weights are
 unpacked once instead of in every forward; where the recipe says bf16 and the processor has such products, these are computed in
-bfloat16 with float32 sums. LoRA: Hu et al., arXiv:2106.09685.
+bfloat16 with float32 sums.
 """
 
 from __future__ import annotations
@@ -13,48 +13,56 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 
+from toolkit.models.products import FrozenWeight, can_lay_out, fits, laid_out
+from toolkit.models.tuned_linear import Together, given_the_same
 from toolkit.models.weights import unpacked
 
 Forward = Callable[..., torch.Tensor]
 
-SPARE = 3
-"""Unpacked weights are kept where memory has room for so many times as much: activations come on top."""
 NORMS_AGREE = 1e-5
 """Relative: torch's own norm does what a layer does."""
 
 
-def speed_up(model: Any, bfloat16: bool) -> None:
+def speed_up(model: Any, bfloat16: bool, learns: bool = True) -> None:
     """Let a model with an adapter compute faster on a CPU, in place; what cannot be done faster stays as it was.
 
     Args:
         model: a PeftModel, loaded.
         bfloat16: compute the products of layers with a LoRA in bfloat16.
+        learns: gradients are wanted.
     """
     layers = [layer for layer in model.modules() if _is_plain(layer)]
     dtype = torch.bfloat16 if bfloat16 else torch.float32
-    packed = sum(_elements(layer) for layer in layers if bfloat16 or _is_packed(layer))
-    if packed * dtype.itemsize * SPARE < psutil.virtual_memory().available:
-        for layer in layers:
-            layer.compute_dtype = dtype
-            layer.forward = functools.partial(_forward, layer, layer.forward, _weight(layer, dtype))
+    # Laid out, a copy for each direction.
+    lay_out = can_lay_out(dtype) and fits((2 if learns else 1) * sum(_elements(layer) for layer in layers), dtype)
+    if lay_out or fits(sum(_elements(layer) for layer in layers if bfloat16 or _is_packed(layer)), dtype):
+        # What is not copied stays where it is.
+        for group in given_the_same(model, layers) if lay_out else [[layer] for layer in layers]:
+            weight = (
+                torch.cat([_weight(layer, dtype) for layer in group]) if len(group) > 1 else _weight(group[0], dtype)
+            )
+            together = Together(group, FrozenWeight(weight, learns, lay_out))
+            for number, layer in enumerate(group):
+                layer.compute_dtype = dtype
+                layer.forward = functools.partial(_forward, together, number, layer.forward)
     for norm in _norms(model):
         norm.forward = functools.partial(_norm, norm)
 
 
 @contextmanager
 def sped_up(model: Any) -> Iterator[None]:
-    """Within it, a float32 model on a CPU computes faster; behind it, as before."""
+    """Within it, a float32 model on a CPU computes faster, and nothing learns; behind it, as before."""
     first = next(model.parameters())
     if first.device.type != "cpu" or first.dtype != torch.float32:
         yield
         return
-    speed_up(model, bfloat16=False)
+    speed_up(model, bfloat16=False, learns=False)
     try:
-        yield
+        with laid_out(model):
+            yield
     finally:
         for module in model.modules():
             if getattr(vars(module).get("forward"), "func", None) in (_forward, _norm):
@@ -77,58 +85,13 @@ def attend_without_mask(model: Any) -> None:
     causal_of(model).register_forward_pre_hook(_without_padding_mask, with_kwargs=True)
 
 
-class TunedLinear(torch.autograd.Function):
-    """x Wᵀ + bias + scaling · (x Aᵀ) Bᵀ for a frozen W: shapes [n, in], [out, in], [out], [rank, in], [out, rank].
-
-    Products are of W's type; A and B, and what comes back for them, stay float32.
-    """
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        context: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor,
-        scaling: float,
-    ) -> torch.Tensor:  # fmt: skip
-        given = x.to(weight.dtype)
-        low = x.to(a.dtype) @ a.t()
-        out = (given @ weight.t()).to(a.dtype)
-        if bias is not None:
-            out += bias
-        context.save_for_backward(given, low, weight, a, b)
-        context.scaling = scaling
-        # Added in float32: what little a young adapter changes is below the last bit of a bfloat16 sum.
-        return out.addmm_(low, b.t(), alpha=scaling).to(x.dtype)
-
-    @staticmethod
-    def backward(context: Any, *gradients: torch.Tensor) -> Any:
-        """Of x, A and B; W and its bias are frozen."""
-        given, low, weight, a, b = context.saved_tensors
-        exact, dtype = gradients[0].to(a.dtype), weight.dtype
-        behind = exact.to(dtype)
-        of_low = (exact @ b) * context.scaling
-        of_a = (of_low.to(dtype).t() @ given).to(a.dtype)
-        # As it stands, low.t() being the narrow one, half as long as behind.t() @ low.
-        of_b = (low.to(dtype).t() @ behind).t().to(b.dtype) * context.scaling
-        of_x = None
-        if context.needs_input_grad[0]:
-            of_x = (behind @ weight).to(a.dtype).addmm_(of_low, a).to(gradients[0].dtype)
-        return of_x, None, None, of_a, of_b, None
-
-
 def _forward(
-    layer: Any, usual: Forward, weight: torch.Tensor, x: torch.Tensor, *arguments: Any, **named: Any
+    together: Together, number: int, usual: Forward, x: torch.Tensor, *arguments: Any, **named: Any
 ) -> torch.Tensor:
     """A PEFT layer's forward; `usual` is its own, for all that this does not do."""
-    if arguments or named or layer.merged:
+    if arguments or named or together.layers[number].merged:
         return usual(x, *arguments, **named)
-    bias = layer.base_layer.bias
-    if layer.disable_adapters:
-        found = nn.functional.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
-        return found.to(x.dtype)
-    (name,) = layer.active_adapters
-    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    flat = x.reshape(-1, x.shape[-1])
-    out: torch.Tensor = TunedLinear.apply(flat, weight, bias, a, b, layer.scaling[name])  # type: ignore[no-untyped-call]
-    return out.view(*x.shape[:-1], out.shape[-1])
+    return together.output(number, x)
 
 
 def _is_plain(layer: nn.Module) -> bool:

@@ -28,6 +28,7 @@ from toolkit.models.chat_template import NOTHING_TOLD
 from toolkit.models.merged import MergedWeights, below_the_last
 from toolkit.models.merging import stack_of
 from toolkit.models.peft_layers import base_name, with_adapter
+from toolkit.models.products import laid_out
 from toolkit.models.safetensors_file import writing
 from toolkit.models.seen import Picture, given
 from toolkit.models.weights import TrainedWeights, attention_of, model_class, weights_of
@@ -75,11 +76,12 @@ def model_logits(model: Any, sequences: Sequence[TeacherForced]) -> Iterator[tor
         float32 [positions, vocabulary] on the CPU, per sequence.
     """
     device = next(model.parameters()).device
-    for sequence in sequences:
-        ids = torch.tensor([sequence.ids[:-1]], device=device)
-        wanted = torch.arange(sequence.first - 1, len(sequence.ids) - 1, device=device)
-        seen = given(ids, sequence.pictures)
-        yield model(input_ids=ids, use_cache=False, logits_to_keep=wanted, **seen).logits[0].float().cpu()
+    with laid_out(model):
+        for sequence in sequences:
+            ids = torch.tensor([sequence.ids[:-1]], device=device)
+            wanted = torch.arange(sequence.first - 1, len(sequence.ids) - 1, device=device)
+            seen = given(ids, sequence.pictures)
+            yield model(input_ids=ids, use_cache=False, logits_to_keep=wanted, **seen).logits[0].float().cpu()
 
 
 def logits_behind(causal: Any, decoded: Any, ids: torch.Tensor) -> torch.Tensor:

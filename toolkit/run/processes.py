@@ -21,6 +21,8 @@ _SPINS = "10000"
 """Looks, some tens of microseconds."""
 _TO_SEE_LOAD, _IDLE_BELOW = 0.2, 15.0
 """Seconds that cores are watched, and the share of them in use, in per cent, that counts as none."""
+_KEPT = {-3: 2**25, -2: 2**28, -1: 2**30}
+"""malloc.h: M_MMAP_THRESHOLD (at most this), M_TOP_PAD, M_TRIM_THRESHOLD; bytes."""
 _OF_ENGINES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -45,6 +47,17 @@ def waiting(environment: Mapping[str, str]) -> dict[str, str]:
         return {}
     busy = psutil.cpu_percent(interval=_TO_SEE_LOAD)
     return {"GOMP_SPINCOUNT": _SPINS} if busy < _IDLE_BELOW else {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what this process frees for what it asks for next. A step of training frees and asks for the same gigabytes
+    again, and the system clears every page that it gives."""
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if mallopt is not None:
+        for option, value in _KEPT.items():
+            mallopt(option, value)
 
 
 def quiet_libraries() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from toolkit.models.processor import chunks
+from toolkit.models.products import FrozenWeight, can_lay_out
 from toolkit.train.rows import NOT_LEARNED
 
 VALUES_AT_ONCE = 1 << 23
@@ -20,18 +21,18 @@ VALUES_AT_ONCE = 1 << 23
 
 
 class AnswerLoss(torch.autograd.Function):
-    """Sum of the nats of `labels` [n] behind `hidden` [n, width] and a head [vocabulary, width]; counts of right tokens and the
+    """Sum of the nats of `labels` [n] behind `hidden` [n, width] and a head W [vocabulary, width]; counts of right tokens and the
     sum of entropies come along."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        context: Any, hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor
+        context: Any, hidden: torch.Tensor, head: FrozenWeight, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         given = hidden.to(head.dtype)
         loss, right, entropy = (torch.zeros((), dtype=torch.float32) for _ in range(3))
         gradient = torch.empty_like(given)
-        for part in chunks(len(labels), len(head), VALUES_AT_ONCE):
-            logits = (given[part] @ head.t()).float()
+        for part in chunks(len(labels), head.rows, VALUES_AT_ONCE):
+            logits = head.ahead(given[part]).float()
             wanted = labels[part, None]
             at_wanted = logits.gather(1, wanted).squeeze(1)
             best = logits.amax(1)
@@ -42,7 +43,7 @@ class AnswerLoss(torch.autograd.Function):
             loss += (total - at_wanted).sum()
             entropy += total.sum() - torch.dot(shares.flatten(), logits.flatten())
             shares.scatter_add_(1, wanted, torch.full_like(at_wanted, -1.0)[:, None])
-            gradient[part] = shares.to(head.dtype) @ head
+            gradient[part] = head.back(shares.to(head.dtype))
         context.save_for_backward(gradient)
         context.dtype = hidden.dtype
         context.mark_non_differentiable(right, entropy)
@@ -73,7 +74,7 @@ def use_in_trl(bfloat16: bool) -> None:
 
 
 def _loss(
-    usual: Loss, dtype: torch.dtype, kept: list[torch.Tensor], hidden_states: torch.Tensor,
+    usual: Loss, dtype: torch.dtype, kept: list[Any], hidden_states: torch.Tensor,
     lm_head_weight: torch.Tensor, chunk_size: int, labels: torch.Tensor | None = None, **named: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     items = named.pop("num_items_in_batch", None)
@@ -82,7 +83,8 @@ def _loss(
         return usual(hidden_states, lm_head_weight, chunk_size, labels=labels, num_items_in_batch=items, **named)
     if not kept or kept[0].data_ptr() != lm_head_weight.data_ptr():
         # With the head itself, which keeps its place from another's.
-        kept[:] = lm_head_weight.detach(), _around_zero(lm_head_weight.detach()).to(dtype)
+        around_zero = _around_zero(lm_head_weight.detach()).to(dtype)
+        kept[:] = lm_head_weight.detach(), FrozenWeight(around_zero, learns=True, lay_out=can_lay_out(dtype))
     learnt = labels[:, 1:] != NOT_LEARNED
     loss, right, entropy = AnswerLoss.apply(  # type: ignore[no-untyped-call]
         hidden_states[:, :-1][learnt], kept[1], labels[:, 1:][learnt]

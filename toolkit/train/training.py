@@ -28,6 +28,7 @@ from toolkit.recipe.training import SAMPLED
 from toolkit.run.artifacts import Artifact, text_sha256, write_json, write_text
 from toolkit.run.facts import AdapterFacts, BaseFacts, DatasetFacts, SourceLoss
 from toolkit.run.hardware import has_bfloat16_products
+from toolkit.run.processes import keep_freed_memory
 from toolkit.train.adapter import resized_rows, save_adapter
 from toolkit.train.answer_loss import use_in_trl
 from toolkit.train.fits import learns_from_pictures
@@ -88,6 +89,7 @@ def train(
 
 
 def _use_the_processor(recipe: Recipe, loaded: Loaded) -> None:
+    keep_freed_memory()
     bfloat16 = recipe.train.bf16 and has_bfloat16_products()
     if hasattr(loaded.model, "peft_config"):
         speed_up(loaded.model, bfloat16)

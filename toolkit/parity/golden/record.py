@@ -26,14 +26,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.progress import track
-from transformers import GenerationConfig
 
 from toolkit.data.near import normalize
 from toolkit.errors import DataError, ResourceError, UsageError
 from toolkit.models.ends import end_tokens, turn_marks
+from toolkit.models.greedy import greedy
 from toolkit.models.pictures import PictureRules, as_served, open_picture
-from toolkit.models.processor import causal_of
 from toolkit.models.reference import (
     TeacherForced,
     base_of,
@@ -44,7 +42,7 @@ from toolkit.models.reference import (
     stderr,
     write_logits,
 )
-from toolkit.models.seen import Picture, Shown, expanded, given, picture_names, seen_rows
+from toolkit.models.seen import Picture, Shown, expanded, picture_names, seen_rows
 from toolkit.models.thinking import Marks, Parts, as_sent_back, marks_of
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.models.tools import NO_TOOLS, Tools, require_tools
@@ -59,8 +57,6 @@ from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, read_jsonl, write_jsonl
 from toolkit.run.facts import AdapterFacts, DatasetFacts, GoldenFacts
 from toolkit.train.model import card_holds, load_base, load_tuned
-
-GENERATED_TOGETHER = 32
 
 
 class Prompt(NamedTuple):
@@ -124,7 +120,8 @@ def record_golden(
     else:
         _refuse_too_large(weights)
         model, _ = load_tuned(adapter, torch.float32 if whole else torch.bfloat16)
-        answers = greedy(model, prompts, ends, recipe.golden.max_new_tokens, "tuned answers")
+        alone = [prompt.forced for prompt in prompts]
+        answers = greedy(model, alone, ends, recipe.golden.max_new_tokens, "tuned answers")
         if not any(answer[-1] in ends for answer in answers):
             ends_after = _let_go_on(model, prompts, answers, ends, recipe.golden.max_new_tokens)
         forced = _forced(prompts, answers)
@@ -135,7 +132,7 @@ def record_golden(
             write_logits(model_logits(model, forced), out / "tuned.npy", shape, "tuned logits")
         with base_beside(model, adapter, torch.float32 if whole else torch.bfloat16) as base:
             del model
-            before = greedy(base, prompts, ends, recipe.golden.max_new_tokens, "base answers")
+            before = greedy(base, alone, ends, recipe.golden.max_new_tokens, "base answers")
             if whole:
                 write_logits(model_logits(base, forced), out / "base.npy", shape, "base logits")
         del base
@@ -286,44 +283,13 @@ def _keep_pictures(prompts: list[Prompt], out: Path) -> None:
                 as_served(open_picture(picture.path), picture.rules).save(out / shown_name(name))
 
 
-@torch.no_grad()
-def greedy(model: Any, prompts: list[Prompt], ends: list[int], new_tokens: int, title: str) -> list[list[int]]:
-    """Greedy completions, token ids up to and with the end token; batches are padded on the left."""
-    # A configuration of its own: a base's may hold a repetition penalty, and then the most probable token is not chosen.
-    settings = GenerationConfig(
-        do_sample=False, max_new_tokens=new_tokens, eos_token_id=ends, pad_token_id=ends[0] if ends else 0, use_cache=True
-    )  # fmt: skip
-    causal = causal_of(model)
-    device = next(model.parameters()).device
-    causal.generation_config = GenerationConfig(eos_token_id=ends)
-    answers: list[list[int]] = []
-    batches = [prompts[i : i + GENERATED_TOGETHER] for i in range(0, len(prompts), GENERATED_TOGETHER)]
-    for batch in track(batches, title, console=stderr, transient=True):
-        longest = max(len(prompt.ids) for prompt in batch)
-        ids = torch.zeros(len(batch), longest, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(batch):
-            ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
-            mask[row, longest - len(prompt.ids) :] = 1
-        ids = ids.to(device)
-        seen = given(ids, [picture for prompt in batch for picture in prompt.pictures])
-        found = model.generate(input_ids=ids, attention_mask=mask.to(device), generation_config=settings, **seen)
-        answers += [_until_end(row, ends) for row in found[:, longest:].tolist()]
-    return answers
-
-
 def _let_go_on(
     model: Any, prompts: list[Prompt], answers: list[list[int]], ends: list[int], new_tokens: int
 ) -> int | None:
     """Whether answers that were all cut would have ended: tokens of the shortest of a few that are let go on, or None."""
-    further = [p._replace(ids=p.ids + answer) for p, answer in zip(prompts, answers)][:LET_GO_ON]
+    further = [TeacherForced(p.ids + answer, 0, p.pictures) for p, answer in zip(prompts, answers)][:LET_GO_ON]
     found = greedy(model, further, ends, (GOES_ON - 1) * new_tokens, "no answer has ended yet: two of them go on")
     return min((new_tokens + len(answer) for answer in found if answer[-1] in ends), default=None)
-
-
-def _until_end(tokens: list[int], ends: list[int]) -> list[int]:
-    stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens) - 1)
-    return tokens[: stop + 1]
 
 
 @contextmanager

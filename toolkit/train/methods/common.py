@@ -68,7 +68,7 @@ def settings(order: Order) -> dict[str, Any]:
         "warmup_steps": train.warmup_steps,
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
-        "optim": train.optim,
+        "optim": _optimizer(train),
         **autocast_of(order.recipe),
         "gradient_checkpointing": train.gradient_checkpointing,
         "logging_steps": train.logging_steps,
@@ -84,6 +84,12 @@ def settings(order: Order) -> dict[str, Any]:
         "ddp_find_unused_parameters": False,  # what is trained is used in every step
         "disable_tqdm": True,
     }
+
+
+def _optimizer(train: Train) -> str:
+    """The same numbers in one pass over each matrix, where torch has that and every process holds whole matrices."""
+    fused = train.optim == "adamw_torch" and not torch.cuda.is_available() and train.distributed == "none"
+    return "adamw_torch_fused" if fused else train.optim
 
 
 def _looking(train: Train) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""Greedy answers: rows that have ended are left behind, and what the others say stays the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.families.table import FAMILIES
+from tests.families.zoo import Family
+from tests.models.test_packing import tuned
+from toolkit.models import greedy as module
+from toolkit.models.greedy import greedy
+from toolkit.models.reference import TeacherForced
+from toolkit.models.weights import attention_of
+
+KEEP_A_STATE = {"qwen35", "lfm2", "granite4", "granite4-h"}
+NEW = 24
+
+
+class Counted:
+    """A model's own `generate` that remembers how many rows it was given."""
+
+    def __init__(self, model: Any) -> None:
+        self.rows: list[int] = []
+        self._usual, model.generate = model.generate, self
+
+    def __call__(self, **named: Any) -> Any:
+        self.rows.append(len(named["input_ids"]))
+        return self._usual(**named)
+
+
+def prompts(vocabulary: int) -> list[TeacherForced]:
+    """Of different lengths, so that some begin with padding."""
+    made = torch.Generator().manual_seed(3)
+    found = [torch.randint(5, vocabulary, (4 + 3 * number,), generator=made).tolist() for number in range(6)]
+    return [TeacherForced(ids, len(ids)) for ids in found]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_rows_leave_when_they_have_ended(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    config = family.config(4096)
+    config.get_text_config().pad_token_id = 0  # the published one lies behind so few tokens
+    causal = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention_of(config))
+    model = tuned(causal).eval()
+    asked = prompts(4000)
+    monkeypatch.setattr(module, "_ENDED", 0)  # nobody leaves
+    long = greedy(model, asked, [], NEW, "")
+    assert [len(answer) for answer in long] == [NEW] * len(asked)
+    # Tokens of some answers, so that these end at different times, and the others go on.
+    ends = [long[0][0], long[1][len(set(long[1])) // 2], long[2][-1]]
+    wanted = greedy(model, asked, ends, NEW, "")
+    assert wanted == [_cut(answer, ends) for answer in long]
+    monkeypatch.undo()
+    counted = Counted(model)
+    assert greedy(model, asked, ends, NEW, "") == wanted
+    if family.name in KEEP_A_STATE:
+        assert counted.rows == [len(asked)]
+    else:
+        assert counted.rows[0] == len(asked) and len(counted.rows) > 1 and sorted(counted.rows)[::-1] == counted.rows
+
+
+def _cut(answer: list[int], ends: list[int]) -> list[int]:
+    stop = next((place for place, token in enumerate(answer) if token in ends), len(answer) - 1)
+    return answer[: stop + 1]
