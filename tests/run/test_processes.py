@@ -11,11 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from toolkit.run.processes import die_with_parent, waiting
+from toolkit.run import processes
+from toolkit.run.processes import busy_share, die_with_parent, waiting
 
 ORPHAN = """
 import os, pathlib, signal, sys, time
-from toolkit.run.processes import die_with_parent
+from toolkit.run import processes
+from toolkit.run.processes import busy_share, die_with_parent
 parent = os.getpid()
 bind = die_with_parent(signal.SIGKILL)
 if os.fork() == 0:
@@ -60,5 +62,15 @@ def test_an_interrupt_inside_a_callback_from_c_is_not_lost() -> None:
 def test_threads_wait_awake_on_idle_cores_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for busy, told in ((3.0, "GOMP_SPINCOUNT"), (60.0, "OMP_WAIT_POLICY")):
         monkeypatch.setattr(psutil, "cpu_percent", lambda busy=busy, **_: busy)
+        monkeypatch.setattr(processes, "_seen", [])
         assert list(waiting({"PATH": ""})) == [told]
         assert waiting({"OMP_WAIT_POLICY": "ACTIVE"}) == waiting({"GOMP_SPINCOUNT": "1"}) == {}
+
+
+def test_what_was_seen_of_other_processes_holds_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter((40.0, 2.0))
+    monkeypatch.setattr(psutil, "cpu_percent", lambda **_: next(found))
+    monkeypatch.setattr(processes, "_seen", [])
+    assert [busy_share(), busy_share()] == [0.4, 0.4]
+    monkeypatch.setattr(processes, "_HOLDS", -1)
+    assert busy_share() == 0.02

@@ -88,3 +88,17 @@ def test_a_server_that_died_is_started_again(place: Path) -> None:
         text=True, capture_output=True, timeout=120,
     )  # fmt: skip
     assert done.stdout.split() == ["0", "-9", "0"], done.stderr
+
+
+def test_what_later_stages_need_is_loaded_while_another_runs(place: Path) -> None:
+    program = DRIVER.replace(
+        "    for given",
+        "    processes.get_ready([s for s in STAGES if s.name == 'prepare'])\n    assert processes._server is None\n"
+        "    processes.get_ready([stage])\n    print(processes._server.process.pid)\n    for given",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "ends"], env=child_environment(str(place)), cwd=place, text=True,
+        capture_output=True, timeout=120,
+    )  # fmt: skip
+    server, code = done.stdout.split()
+    assert code == "0" and done.stderr.split()[1] == server

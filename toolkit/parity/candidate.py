@@ -18,12 +18,12 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from toolkit.errors import DataError, ExternalToolError
 from toolkit.models.gguf_file import read_gguf
 from toolkit.models.gguf_metadata import vocabulary_alone
 from toolkit.parity.seeing import Placed, SeenPrompt, Sight
+from toolkit.run.processes import busy_share
 
 Logits = npt.NDArray[np.float32]
 
@@ -234,8 +234,7 @@ def _threads() -> int:
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdigit() and int(wanted) > 0:
         return int(wanted)
-    idle = 1 - psutil.cpu_percent(interval=0.3) / 100
-    return max(1, round(len(os.sched_getaffinity(0)) * idle))
+    return max(1, round(len(os.sched_getaffinity(0)) * (1 - busy_share())))
 
 
 class Slots:

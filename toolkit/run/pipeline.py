@@ -84,8 +84,11 @@ def _run(
             artifact, reason = None, "asked for"
         if artifact is None:
             if not checked:
-                _check(recipe, folder, _to_run(recipe, folder, upto, rewards) | {stage.name}, rewards)
+                runs = _to_run(recipe, folder, upto, rewards) | {stage.name}
+                _check(recipe, folder, runs, rewards)
                 checked = True
+                if stage.name == "prepare":
+                    processes.get_ready(other for other in stages_of(recipe) if other.name in runs)
             artifact = _run_stage(stage, recipe, folder, key, reason, rewards, processes)
         else:
             stderr.print(f"[green]✓[/] {stage.name:<9} current", highlight=False)

@@ -7,8 +7,10 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -19,11 +21,21 @@ PEAKS_FILE = "peaks.json"
 """In a stage's folder, until the stage has ended: what processes that it started measured of themselves."""
 _SPINS = "10000"
 """Looks, some tens of microseconds."""
-_TO_SEE_LOAD, _IDLE_BELOW = 0.2, 15.0
-"""Seconds that cores are watched, and the share of them in use, in per cent, that counts as none."""
+_TO_SEE_LOAD, _HOLDS = 0.3, 20
+"""Seconds that cores are watched, and that what was seen holds."""
+_IDLE_BELOW = 0.15
+"""The share of cores in use that counts as none."""
 _KEPT = {-3: 2**25, -2: 2**28, -1: 2**30}
 """malloc.h: M_MMAP_THRESHOLD (at most this), M_TOP_PAD, M_TRIM_THRESHOLD; bytes."""
 _OF_ENGINES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class _Load(NamedTuple):
+    at: float
+    share: float
+
+
+_seen: list[_Load] = []
 
 
 def own_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -45,8 +57,15 @@ def waiting(environment: Mapping[str, str]) -> dict[str, str]:
     """
     if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(environment):
         return {}
-    busy = psutil.cpu_percent(interval=_TO_SEE_LOAD)
-    return {"GOMP_SPINCOUNT": _SPINS} if busy < _IDLE_BELOW else {"OMP_WAIT_POLICY": "PASSIVE"}
+    return {"GOMP_SPINCOUNT": _SPINS} if busy_share() < _IDLE_BELOW else {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def busy_share() -> float:
+    """Share of the cores that other processes use, 0 to 1, to be asked while this one does nothing. What was seen holds a while."""
+    if not _seen or time.monotonic() - _seen[-1].at > _HOLDS:
+        share = psutil.cpu_percent(interval=_TO_SEE_LOAD) / 100
+        _seen[:] = [_Load(time.monotonic(), share)]
+    return _seen[-1].share
 
 
 def keep_freed_memory() -> None:

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from types import TracebackType
 from typing import IO, Any, NamedTuple, cast
 
@@ -47,6 +48,11 @@ class StageProcesses:
             self._server.process.communicate()
             self._server.replies.close()
 
+    def get_ready(self, stages: Iterable[Stage]) -> None:
+        """Begin to load what these stages need, while another runs that leaves cores idle."""
+        if self._server is None and any(map(_forks, stages)):
+            self._server = _Server.started()
+
     def run(self, stage: Stage, order: dict[str, Any], alone: bool) -> int:
         """Run a stage; gives the exit code of its process, below zero the signal that ended it.
 
@@ -55,10 +61,7 @@ class StageProcesses:
             alone: it starts processes of its own, which want a fresh one around them.
         """
         order = {**order, "parent": os.getpid()}
-        loads = {"torch", "transformers"} & set(stage.libraries)
-        if alone or not loads or not hasattr(os, "fork") or read_hardware().gpu_memory_bytes:
-            return self._fresh(order)
-        return self._fork(order)
+        return self._fork(order) if _forks(stage) and not alone else self._fresh(order)
 
     def _fresh(self, order: dict[str, Any]) -> int:
         process = _started("stage-process")
@@ -95,6 +98,11 @@ class StageProcesses:
             return int(ended)
         self._server = None
         return server.process.wait()
+
+
+def _forks(stage: Stage) -> bool:
+    loads = {"torch", "transformers"} & set(stage.libraries)
+    return bool(loads) and hasattr(os, "fork") and not read_hardware().gpu_memory_bytes
 
 
 class _Server(NamedTuple):
@@ -141,10 +149,10 @@ def serve(replies: int) -> dict[str, Any] | None:
         In the stage's process its order; in this one None, when no more come.
     """
     told = os.fdopen(replies, "w", encoding="ascii")
+    _load()
     for line in sys.stdin:
         order: dict[str, Any] = json.loads(line)
         die_with_parent(signal.SIGKILL, order["parent"])()
-        _load()
         own, stage = os.getpid(), os.fork()
         if not stage:
             told.close()
