@@ -61,7 +61,7 @@ def waiting(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def busy_share() -> float:
-    """Share of the cores that other processes use, 0 to 1, to be asked while this one does nothing. What was seen holds a while."""
+    """Share of the cores that other processes use, 0 to 1; to be asked while this one does nothing. It holds a while."""
     if not _seen or time.monotonic() - _seen[-1].at > _HOLDS:
         share = psutil.cpu_percent(interval=_TO_SEE_LOAD) / 100
         _seen[:] = [_Load(time.monotonic(), share)]
