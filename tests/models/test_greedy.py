@@ -6,15 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from tests.families.table import FAMILIES
 from tests.families.zoo import Family
-from tests.models.test_packing import tuned
+from tests.models.test_packing import of_family
 from toolkit.models import greedy as module
 from toolkit.models.greedy import greedy
 from toolkit.models.reference import TeacherForced
-from toolkit.models.weights import attention_of
 
 KEEP_A_STATE = {"qwen35", "lfm2", "granite4", "granite4-h"}
 NEW = 24
@@ -41,11 +39,7 @@ def prompts(vocabulary: int) -> list[TeacherForced]:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_rows_leave_when_they_have_ended(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    config = family.config(4096)
-    config.get_text_config().pad_token_id = 0  # the published one lies behind so few tokens
-    causal = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention_of(config))
-    model = tuned(causal).eval()
+    model = of_family(family).eval()
     asked = prompts(4000)
     monkeypatch.setattr(module, "_ENDED", 0)  # nobody leaves
     long = greedy(model, asked, [], NEW, "")

@@ -16,8 +16,7 @@ from toolkit.run.processes import busy_share, die_with_parent, waiting
 
 ORPHAN = """
 import os, pathlib, signal, sys, time
-from toolkit.run import processes
-from toolkit.run.processes import busy_share, die_with_parent
+from toolkit.run.processes import die_with_parent
 parent = os.getpid()
 bind = die_with_parent(signal.SIGKILL)
 if os.fork() == 0:

@@ -152,7 +152,7 @@ def _is_plain(decoder: Any, named: Mapping[str, Any]) -> bool:
         and config._attn_implementation == "sdpa"
         and all(window is None or ids.shape[1] <= window for window in windows)
         and not (getattr(config, "use_cache", True) if cached is None else cached)
-        and not (decoder.training and _checkpoints(decoder))
+        and not (decoder.training and decoder.is_gradient_checkpointing)
         and not noise
         and not any(named.get(name) for name in ("output_hidden_states", "output_attentions", "output_router_logits"))
         and not getattr(config, "output_router_logits", False)
@@ -162,11 +162,6 @@ def _is_plain(decoder: Any, named: Mapping[str, Any]) -> bool:
             if value is not None and name not in (*_TOKENS, "num_items_in_batch")
         )
     )
-
-
-def _checkpoints(decoder: Any) -> bool:
-    """As its `is_gradient_checkpointing`, which walks through all modules."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in (decoder, decoder.layers[0]))
 
 
 def _attention(

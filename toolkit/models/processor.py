@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from toolkit.models.products import FrozenWeight, can_lay_out, fits, laid_out
-from toolkit.models.tuned_linear import Together, given_the_same
+from toolkit.models.products import FrozenWeight, fits, laid_out, room_to_lay_out
+from toolkit.models.tuned_linear import Together, given_the_same, one_behind_the_other
 from toolkit.models.weights import unpacked
 
 Forward = Callable[..., torch.Tensor]
@@ -36,14 +36,11 @@ def speed_up(model: Any, bfloat16: bool, learns: bool = True) -> None:
     """
     layers = [layer for layer in model.modules() if _is_plain(layer)]
     dtype = torch.bfloat16 if bfloat16 else torch.float32
-    # Laid out, a copy for each direction.
-    lay_out = can_lay_out(dtype) and fits((2 if learns else 1) * sum(_elements(layer) for layer in layers), dtype)
+    lay_out = room_to_lay_out(sum(_elements(layer) for layer in layers), dtype, learns)
     if lay_out or fits(sum(_elements(layer) for layer in layers if bfloat16 or _is_packed(layer)), dtype):
         # What is not copied stays where it is.
         for group in given_the_same(model, layers) if lay_out else [[layer] for layer in layers]:
-            weight = (
-                torch.cat([_weight(layer, dtype) for layer in group]) if len(group) > 1 else _weight(group[0], dtype)
-            )
+            weight = one_behind_the_other([_weight(layer, dtype) for layer in group])
             together = Together(group, FrozenWeight(weight, learns, lay_out))
             for number, layer in enumerate(group):
                 layer.compute_dtype = dtype

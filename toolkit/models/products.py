@@ -61,6 +61,11 @@ def can_lay_out(dtype: torch.dtype) -> bool:
     return bool((found - wanted).abs().max() <= _AGREES[dtype] * wanted.abs().max())
 
 
+def room_to_lay_out(elements: int, dtype: torch.dtype, learns: bool) -> bool:
+    """Whether weights of so many elements can be laid out, and memory has room: for each direction a copy."""
+    return can_lay_out(dtype) and fits((2 if learns else 1) * elements, dtype)
+
+
 def fits(elements: int, dtype: torch.dtype) -> bool:
     """Whether memory has room for weights of so many elements beside the model."""
     return elements * dtype.itemsize * SPARE < psutil.virtual_memory().available
@@ -70,9 +75,9 @@ def fits(elements: int, dtype: torch.dtype) -> bool:
 def laid_out(model: Any) -> Iterator[None]:
     """Within it, the linear layers of a float32 model on a CPU multiply with weights that are laid out, where memory has room for
     them twice; nothing learns there, and no weight changes."""
-    layers = [layer for layer in model.modules() if _is_plain(layer)] if can_lay_out(torch.float32) else []
+    layers = _plain_layers(model)
     elements = sum(layer.weight.numel() for layer in layers)
-    if torch.is_grad_enabled() or not fits(elements, torch.float32):
+    if torch.is_grad_enabled() or not room_to_lay_out(elements, torch.float32, learns=False):
         layers = []
     for layer in layers:
         layer.forward = functools.partial(
@@ -85,10 +90,15 @@ def laid_out(model: Any) -> Iterator[None]:
             del layer.forward
 
 
+def _plain_layers(model: Any) -> list[Any]:
+    """Those that multiply themselves: what a layer of PEFT's computes otherwise does not ask its base layer."""
+    replaced = [module for module in model.modules() if "forward" in vars(module)]
+    others = {id(module) for module in replaced} | {id(getattr(module, "base_layer", None)) for module in replaced}
+    return [layer for layer in model.modules() if id(layer) not in others and _is_plain(layer)]
+
+
 def _is_plain(layer: nn.Module) -> bool:
-    if type(layer) is not nn.Linear or "forward" in vars(layer):
-        return False
-    return layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32
+    return type(layer) is nn.Linear and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32
 
 
 def _linear(weight: FrozenWeight, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:

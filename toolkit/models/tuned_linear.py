@@ -36,7 +36,7 @@ class TunedLinear(torch.autograd.Function):
             factors: every A, then every B.
         """
         down, up = factors[: len(scalings)], factors[len(scalings) :]
-        a = down[0] if len(down) == 1 else torch.cat(down)
+        a = one_behind_the_other(down)
         given, low = x.to(weight.dtype), x.to(a.dtype) @ a.t()
         made = weight.ahead(given)
         context.slices, found = _slices(down, up), []
@@ -67,6 +67,11 @@ class TunedLinear(torch.autograd.Function):
         if context.needs_input_grad[0]:
             of_x = weight.back(behind).to(a.dtype).addmm_(of_low, a).to(gradients[0].dtype)
         return of_x, None, None, None, *(of_a[rows] for _, rows in context.slices), *of_b
+
+
+def one_behind_the_other(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Their rows in one matrix; one alone is not copied."""
+    return matrices[0] if len(matrices) == 1 else torch.cat(list(matrices))
 
 
 def _slices(down: Sequence[torch.Tensor], up: Sequence[torch.Tensor]) -> Slices:

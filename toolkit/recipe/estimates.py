@@ -19,7 +19,7 @@ CUDA_CONTEXT_BYTES = 1.0 * GIB
 NF4_BYTES = (4 + 0.127) / 8
 """A weight and its share of the doubly quantized block scales (Dettmers et al. 2023, arXiv 2305.14314, section 3)."""
 
-CPU_TOKENS_PER_SECOND = {("qlora", False): 370, ("qlora", True): 540, ("lora", False): 360, ("lora", True): 550}
+CPU_TOKENS_PER_SECOND = {("qlora", False): 370, ("qlora", True): 540, ("lora", False): 320, ("lora", True): 510}
 """(method, bf16) → trained tokens/s of the embedded 135M base on 2 cores (measured). Full tuning: 0.7 × LoRA."""
 IMATRIX_TOKENS = 16_384
 """Tokens of training rows that an importance matrix is measured with, where there are so many: it is to cost half a minute."""

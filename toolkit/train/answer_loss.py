@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from toolkit.models.processor import chunks
-from toolkit.models.products import FrozenWeight, can_lay_out
+from toolkit.models.products import FrozenWeight, room_to_lay_out
 from toolkit.train.rows import NOT_LEARNED
 
 VALUES_AT_ONCE = 1 << 23
@@ -84,7 +84,8 @@ def _loss(
     if not kept or kept[0].data_ptr() != lm_head_weight.data_ptr():
         # With the head itself, which keeps its place from another's.
         around_zero = _around_zero(lm_head_weight.detach()).to(dtype)
-        kept[:] = lm_head_weight.detach(), FrozenWeight(around_zero, learns=True, lay_out=can_lay_out(dtype))
+        lay_out = room_to_lay_out(around_zero.numel(), dtype, learns=True)
+        kept[:] = lm_head_weight.detach(), FrozenWeight(around_zero, learns=True, lay_out=lay_out)
     learnt = labels[:, 1:] != NOT_LEARNED
     loss, right, entropy = AnswerLoss.apply(  # type: ignore[no-untyped-call]
         hidden_states[:, :-1][learnt], kept[1], labels[:, 1:][learnt]
