@@ -156,6 +156,18 @@ def test_every_family_gives_the_same_or_is_left_alone(family: Family) -> None:
     assert_same(wanted, learnt(model, asked))
 
 
+def test_blocks_may_have_another_name() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 500, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
+    model = tuned(GPT2LMHeadModel(GPT2Config(**shape, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0, use_cache=False)))
+    wanted = learnt(model, batch())
+    assert not hasattr(model.get_base_model().get_decoder(), "layers")
+    assert pack_rows(model, bfloat16=False)
+    assert_same(wanted, learnt(model, batch()))
+
+
 def test_behind_a_window_rows_are_computed_whole() -> None:
     from transformers import MistralConfig, MistralForCausalLM
 
