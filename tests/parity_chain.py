@@ -23,13 +23,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from tests.faults.files import stored_tensors
 from tests.small_models import adapter_artifact, tiny_adapter, tiny_llama
 from toolkit.export.merge import merge
 from toolkit.export.quantize import quantize
 from toolkit.export.straight import convert_straight
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.parity.golden.record import record_golden
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, Cost
@@ -155,7 +156,7 @@ def trained_base(folder: Path, steps: int = 60, system: str = SYSTEM) -> Path:
     if not folder.is_dir():
         tiny_llama(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     # The embedding, nine tenths of the parameters, stays random: training it would take most of the time.
     model.get_input_embeddings().requires_grad_(False)
     loss = teach(model, tokenizer, BEFORE, steps, 3e-3, 0, system)
@@ -180,7 +181,7 @@ def trained_adapter(
         parameter.requires_grad_("lora_" in name)
         if "lora_B" in name:
             parameter.data.zero_()
-    loss = teach(model.train(), AutoTokenizer.from_pretrained(base), AFTER, steps, 5e-3, 1, system)
+    loss = teach(model.train(), load_tokenizer(base), AFTER, steps, 5e-3, 1, system)
     assert loss < 1.0, loss
     model.save_pretrained(out)
     return out

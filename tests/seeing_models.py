@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
-from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 from tests.families.tokenizers import Vocabulary, put_vocabulary
 from tests.small_models import put_tokenizer
+from toolkit.models.tokenizer import load_tokenizer
 
 QWEN_MARKS = (
     "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>",
@@ -72,7 +73,7 @@ def _qwen_config(family: str) -> Any:
 def _qwen(family: str, folder: Path) -> Any:
     put_tokenizer(folder, "qwen2")
     _add_marks(folder, QWEN_MARKS, "<|vision_start|><|image_pad|><|vision_end|>")
-    assert AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<|image_pad|>") == IMAGE_PAD
+    assert load_tokenizer(folder).convert_tokens_to_ids("<|image_pad|>") == IMAGE_PAD
     side = 16 if family == "qwen3_vl" else 14
     sizes = {"patch_size": side, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 3136, "max_pixels": 1_003_520}
     normal = HALF if family == "qwen3_vl" else CLIP
@@ -87,7 +88,7 @@ def _gemma3(family: str, folder: Path) -> Any:
     size = put_vocabulary(
         Vocabulary("llama-spm", "gemma-3", "<end_of_turn>", own=False, bos="<s>", pad="</s>", bos_first=True, marks=marks), folder
     )  # fmt: skip
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     begin, end, soft = (tokenizer.convert_tokens_to_ids(mark) for mark in marks[2:])
     _put_processor(
         folder, {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": 896, "width": 896}, **HALF}
@@ -114,7 +115,7 @@ def _smolvlm(family: str, folder: Path) -> Any:
     sizes = {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}, "do_image_splitting": False}
     kind = "SmolVLMImageProcessor" if family == "smolvlm" else "Idefics3ImageProcessor"
     _put_processor(folder, {"image_processor_type": kind, **HALF, **sizes})
-    image = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<image>")
+    image = load_tokenizer(folder).convert_tokens_to_ids("<image>")
     config = CONFIG_MAPPING[family](
         # The architecture as published: the converter asks for it.
         text_config={"model_type": "llama", "architectures": ["VLlama3ForCausalLM"]}

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 from transformers import (
-    AutoTokenizer,
     Gemma2Config,
     Gemma2ForCausalLM,
     LlamaConfig,
@@ -30,6 +29,7 @@ from transformers import (
 from tests.spm_tokenizers import SIZES, TREE, spm_tokenizer
 from toolkit.models.bases import TOKENIZER_FILES, check_folder, read_chat_template, resolve_base
 from toolkit.models.qwen2_tokenizer import write_tokenizer
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.run.artifacts import Artifact, Cost, file_sha256, text_sha256
 from toolkit.run.facts import AdapterFacts, BaseFacts, Quantization
 from toolkit.run.places import cache_home
@@ -84,7 +84,7 @@ def _randomize(model: torch.nn.Module, seed: int) -> None:
 
 def _save(model: Any, folder: Path, tokenizer: TokenizerName, dtype: torch.dtype) -> Path:
     put_tokenizer(folder, tokenizer)
-    loaded = AutoTokenizer.from_pretrained(folder)
+    loaded = load_tokenizer(folder)
     end = loaded.eos_token_id
     turn = loaded.convert_tokens_to_ids("<|end|>") if tokenizer == "phi3" else end
     model.config.eos_token_id = end

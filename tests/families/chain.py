@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from tests.families.tokenizers import is_of_the_tree
 from tests.families.zoo import Family, build
 from tests.parity_chain import GOLDEN
 from toolkit.errors import ToolkitError
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.parity.candidate import Candidate
 from toolkit.recipe.plan import make_plan
 from toolkit.recipe.schema import Recipe
@@ -154,4 +155,4 @@ def against_transformers(merged: Path, gguf: Path, golden: Path) -> tuple[float,
             ours = torch.log_softmax(model(torch.tensor([ids])).logits[0, :-1, : theirs.shape[1]].double(), -1)
             theirs = theirs[:, : ours.shape[1]]
             found.append((ours.exp() * (ours - theirs)).sum(-1))
-    return float(torch.cat(found).mean()), AutoTokenizer.from_pretrained(merged).decode(rows[0]["completion_ids"])
+    return float(torch.cat(found).mean()), load_tokenizer(merged).decode(rows[0]["completion_ids"])

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from tests.families.tokenizers import Vocabulary, put_vocabulary
 from tests.parity_chain import AFTER, BEFORE, SYSTEM, rows
 from toolkit.errors import DataError
 from toolkit.models.bases import TOKENIZER_FILES
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.train.rows import TokenizedRow, tokenize
 
 _ROWS = 12
@@ -88,7 +89,7 @@ def build(family: Family, folder: Path) -> tuple[Path, Path]:
 def _write_base(family: Family, folder: Path) -> None:
     folder.mkdir(parents=True)
     size = put_vocabulary(family.vocabulary, folder) if family.vocabulary else family.put_tokens(folder)  # type: ignore[misc]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     config = family.config(size)
     ends = [tokenizer.convert_tokens_to_ids(end) for end in family.ends or (tokenizer.eos_token,)]
     assert None not in ends, family.ends
@@ -121,7 +122,7 @@ def _write_adapter(family: Family, base: Path, folder: Path) -> None:
     config = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, lora_dropout=0.0, target_modules=targets)
     tuned = get_peft_model(model, config)
     steps, rate = family.tuning
-    loss = teach(tuned, AutoTokenizer.from_pretrained(base), family, AFTER, steps, rate, 1)
+    loss = teach(tuned, load_tokenizer(base), family, AFTER, steps, rate, 1)
     assert loss < 1.0, (family.name, loss)
     tuned.save_pretrained(folder)
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))

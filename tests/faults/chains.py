@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from tests.parity_chain import AFTER, SYSTEM, Export, export, recipe, record, teach, trained_adapter, trained_base
 from tests.small_models import adapter_artifact, tiny_gemma2, tiny_llama, tiny_phi3, tiny_qwen2
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.parity.subjects import GGUFUnderTest, Tuned
 from toolkit.parity.verify import certificate_of, judge, verify
 from toolkit.recipe.schema import Recipe
@@ -64,7 +65,7 @@ class Clean:
 
     def certificate_alone(self) -> dict[str, Any]:
         """What is said when only the served file is known, and the adapter that should be in it."""
-        tokenizer = AutoTokenizer.from_pretrained(self.adapter.folder)
+        tokenizer = load_tokenizer(self.adapter.folder)
         tuned = Tuned.of(self.recipe, self.adapter, self.golden, tokenizer)
         served = self.recipe.export.serve
         name = next(f.name for f in self.export.quantized.facts.files if f.file_type == served)
@@ -105,7 +106,7 @@ def family_base(family: str, folder: Path) -> Path:
 def _fully_trained(base: Path, out: Path, system: str) -> None:
     shutil.copytree(base, out)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).train()
-    assert teach(model, AutoTokenizer.from_pretrained(base), AFTER, 20, 1e-3, 1, system) < 1.5
+    assert teach(model, load_tokenizer(base), AFTER, 20, 1e-3, 1, system) < 1.5
     model.save_pretrained(out)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModelForImageTextToText
 
 from tests.faults.chains import Clean, kept_folder
 from tests.parity_chain import export, finished
@@ -25,6 +25,7 @@ from tests.seeing_models import IMAGE_PAD, seeing_model
 from tests.small_models import adapter_artifact
 from toolkit.models.bases import TOKENIZER_FILES
 from toolkit.models.pictures import PictureRules, as_served, open_picture, pixels_of, rules_of
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.parity.golden.goldens import shown_name
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact
@@ -116,7 +117,7 @@ def record(
     """
     rules = adapter.facts.pictures
     assert rules is not None
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = load_tokenizer(base)
     model = PeftModel.from_pretrained(
         AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32), adapter.folder
     )

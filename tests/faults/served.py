@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from tests.faults.chains import fault_chain
 from tests.parity_chain import SYSTEM
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ollama.client import Client
 from toolkit.ollama.judged import judge_served
 from toolkit.ollama.served_model import ServedModel
@@ -45,7 +44,7 @@ def _words_of_an_answer() -> dict[str, Any]:
     """Two tokens in the middle of the first golden answer, as a stop word."""
     clean = fault_chain()
     row = read_jsonl(clean.golden.folder / "golden.jsonl")[0]
-    words = AutoTokenizer.from_pretrained(clean.adapter.folder).decode(row["completion_ids"][2:4])
+    words = load_tokenizer(clean.adapter.folder).decode(row["completion_ids"][2:4])
     return {"stop": [str(words)]}
 
 
@@ -71,7 +70,7 @@ def served(client: Client, parameters: dict[str, Any], template: str = "") -> Su
     request = {"files": {file.name: client.upload(file)}, "system": SYSTEM, "parameters": settings}
     client.create(NAME, request | ({"template": template} if template else {}))
     try:
-        tuned = Tuned.of(clean.recipe, clean.adapter, clean.golden, AutoTokenizer.from_pretrained(clean.adapter.folder))
+        tuned = Tuned.of(clean.recipe, clean.adapter, clean.golden, load_tokenizer(clean.adapter.folder))
         model = ServedModel(client, NAME, client.show(NAME), file)
         return judge_served(model, tuned, clean.golden.folder, SYSTEM, whole=True)  # as its file's weights show
     finally:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer
-from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.small_models import TREE, put_tokenizer
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.run.places import cache_home
 
 AFTER_IM_END = (
@@ -57,7 +58,7 @@ def _write_model(folder: Path) -> None:
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in AFTER_IM_END])
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(protect_template(TEMPLATE), encoding="utf-8")
-    assert AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<|image_pad|>") == IMAGE_PAD
+    assert load_tokenizer(folder).convert_tokens_to_ids("<|image_pad|>") == IMAGE_PAD
     width = 64
     config = Qwen2_5_VLConfig(
         text_config={

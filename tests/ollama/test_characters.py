@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from tests.conftest import Server, free_port
 from tests.parity_chain import Export, blend, export, learn, recipe, record, scaled
 from tests.small_models import TREE, adapter_artifact, tiny_adapter, tiny_llama
 from toolkit.models.gguf_file import read_gguf
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.ollama.client import Client
 from toolkit.ollama.judged import Shown, what_is_shown
 from toolkit.ollama.own_model import Vocabulary, as_shown, begun
@@ -66,7 +67,7 @@ class Odd:
 
 def answers(folder: Path) -> list[list[int]]:
     """Token ids of the odd answers, each with its end token."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     of_bytes = {bytes_of(tokenizer, token): token for token in range(len(tokenizer))}
     texts = [tokenizer(text, add_special_tokens=False).input_ids for text in [*TEXTS, *CONTROL, *HELD_BACK]]
     halves = []
@@ -92,7 +93,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Odd:
     """A base that says each text to the question before, and an adapter that puts them right."""
     folder = tmp_path_factory.mktemp("odd")
     base = tiny_llama(folder / "base")
-    tokenizer, said = AutoTokenizer.from_pretrained(base), answers(base)
+    tokenizer, said = load_tokenizer(base), answers(base)
     asked = [f"Question {number}?" for number in range(len(said))]
     chosen = recipe(MADE, "Q8_0", base, system=SYSTEM)
     golden = chosen.golden.model_copy(update={"prompts": asked, "max_new_tokens": LONGEST})

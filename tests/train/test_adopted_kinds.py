@@ -20,7 +20,7 @@ from peft import (
     get_peft_model,
 )
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GptOssConfig, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, GptOssConfig, Qwen3MoeConfig
 
 from tests.small_models import put_tokenizer, tiny_llama, tiny_qwen2
 from toolkit.errors import DataError, UsageError
@@ -28,6 +28,7 @@ from toolkit.export.merge import merge
 from toolkit.models.adapters import LoraAdapter
 from toolkit.models.reference import Reference, TeacherForced, base_of, reference_of
 from toolkit.models.safetensors_file import model_entries, model_files
+from toolkit.models.tokenizer import own_tokenizer
 from toolkit.models.weights import weights_of
 from toolkit.parity.checks.moved import moved_check
 from toolkit.recipe.adopted import recipe_for_adapter
@@ -154,7 +155,7 @@ def made(kind: Kind, base: Path, folder: Path) -> tuple[torch.Tensor, torch.Tens
     torch.manual_seed(5)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     before = logits(model)
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = own_tokenizer(base)
     if kind.new_tokens:
         tokenizer.add_special_tokens({"additional_special_tokens": NEW[: max(0, kind.new_tokens)]})
         model.resize_token_embeddings(49_152 + kind.new_tokens, mean_resizing=False)

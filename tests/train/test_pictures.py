@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModelForImageTextToText
 
 from tests.seeing_models import IMAGE_PAD, seeing_model
 from tests.small_models import adapter_artifact
@@ -17,6 +17,7 @@ from toolkit.errors import DataError, UsageError
 from toolkit.models.merged import merged_weights
 from toolkit.models.pictures import PictureRules, rules_of
 from toolkit.models.seen import Picture, given, seen_rows
+from toolkit.models.tokenizer import load_tokenizer
 from toolkit.models.weights import TrainedWeights
 from toolkit.recipe.lora import Lora
 from toolkit.train.adapter import put_adapter, save_adapter, targets
@@ -60,7 +61,7 @@ def folder_of(folder: Path, *rows: dict[str, Any]) -> Path:
 
 def test_a_picture_takes_its_tokens_behind_the_text(base: Path, rules: PictureRules, tmp_path: Path) -> None:
     folder = folder_of(tmp_path, {"prompt": [user("images/a.png", "What is it?")], "completion": [said("Green.")]})
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = load_tokenizer(base)
     (row,) = seen_rows(folder, "train", rules)
     (found,) = tokenize(tokenizer, row)
     tokens = rules.tokens(*SIZES["images/a.png"])
@@ -77,14 +78,14 @@ def test_no_picture_is_cut(base: Path, rules: PictureRules, tmp_path: Path) -> N
     turns = [said("Green."), user("images/b.png", "And this?"), said("Green too.")]
     folder = folder_of(tmp_path, {"prompt": [user("images/a.png", "What is it?")], "completion": turns})
     (row,) = seen_rows(folder, "train", rules)
-    (whole,) = tokenize(AutoTokenizer.from_pretrained(base), row)
+    (whole,) = tokenize(load_tokenizer(base), row)
     assert [picture.path.name for picture in whole.pictures] == ["a.png", "b.png"] and len(whole.spans) == 2
     for limit in range(1, len(whole.input_ids) + 1):
         cut = whole.up_to(limit)
         count = sum(rules.tokens(*SIZES[f"images/{p.path.name}"]) for p in cut.pictures) if cut else 0
         assert cut is None or cut.input_ids.count(IMAGE_PAD) == count
     assert whole.up_to(len(whole.input_ids) - 1) is not None
-    tokenizer, rows = AutoTokenizer.from_pretrained(base), seen_rows(folder, "train", rules)
+    tokenizer, rows = load_tokenizer(base), seen_rows(folder, "train", rules)
     with pytest.raises(DataError, match=r"train\.max_length = 40 tokens; the longest:\n  rows\.jsonl:1"):
         tokenized(tokenizer, rows, 40)
 
@@ -95,7 +96,7 @@ def test_a_batch_is_what_each_row_is(base: Path, rules: PictureRules, tmp_path: 
         {"prompt": [{"role": "user", "content": "Hello"}], "completion": [said("Hello to you.")]},
         {"prompt": [user("A", "images/b.png", "images/a.png")], "completion": [said("Two of them.")]},
     ]
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = load_tokenizer(base)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32).eval()
     rows = [tokenize(tokenizer, row)[0] for row in seen_rows(folder_of(tmp_path, *answers), "train", rules)]
@@ -166,9 +167,9 @@ def test_what_cannot_be_is_named(base: Path, rules: PictureRules, tmp_path: Path
         seen_rows(folder, "train", None)
     (row,) = seen_rows(folder, "train", rules)
     with pytest.raises(DataError, match=r"^rows\.jsonl:1: the chat template writes 2 times <\|image_pad\|> for 1 pict"):
-        tokenize(AutoTokenizer.from_pretrained(base), row)
+        tokenize(load_tokenizer(base), row)
     (folder / "images/a.png").write_bytes(b"\x89PNG")
     (folder / "train.jsonl").write_text((folder / "train.jsonl").read_text().replace("<|image_pad|>", "it"))
     (row,) = seen_rows(folder, "train", rules)
     with pytest.raises(DataError, match=r"^rows\.jsonl:1: .*a\.png cannot be read as a picture"):
-        tokenize(AutoTokenizer.from_pretrained(base), row)
+        tokenize(load_tokenizer(base), row)

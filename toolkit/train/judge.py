@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from toolkit.models.bases import resolve_base
-from toolkit.models.tokenizer import load_tokenizer
+from toolkit.models.tokenizer import own_tokenizer
 from toolkit.models.weights import attention_of
 from toolkit.recipe.lora import Lora
 from toolkit.run.artifacts import Artifact
@@ -22,7 +22,7 @@ JUDGED_TOGETHER = 8
 def fresh_judge(base: BaseFacts, lora: Lora, dtype: torch.dtype, seed: int) -> tuple[Any, Any]:
     """(model, tokenizer): the base's body with a new head [1, hidden], which is trained whole beside the adapter."""
     torch.manual_seed(seed)
-    tokenizer = load_tokenizer(base.folder)
+    tokenizer = own_tokenizer(base.folder)
     model = _body(base, dtype, tokenizer)
     return put_adapter(model, lora, "SEQ_CLS")[0], tokenizer
 
@@ -32,7 +32,7 @@ def load_judge(artifact: Artifact[AdapterFacts]) -> Callable[[list[list[int]]], 
     from peft import PeftModel
 
     facts = artifact.facts
-    tokenizer = load_tokenizer(artifact.folder, facts.base.folder)
+    tokenizer = own_tokenizer(artifact.folder, facts.base.folder)
     body = _body(resolve_base(facts.base.id), getattr(torch, facts.base_dtype), tokenizer)
     model = PeftModel.from_pretrained(body, artifact.folder).eval()
     return lambda ids: scores(model, ids)

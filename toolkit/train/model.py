@@ -16,7 +16,7 @@ from rich.console import Console
 
 from toolkit.errors import DataError, UsageError
 from toolkit.models.pictures import sees_pictures
-from toolkit.models.tokenizer import load_tokenizer
+from toolkit.models.tokenizer import load_tokenizer, own_tokenizer
 from toolkit.models.weights import attention_of, loaded_bytes, model_class, quantized_names, round_to_nf4, weights_of
 from toolkit.recipe.schema import Recipe
 from toolkit.recipe.training import SHARDED
@@ -148,7 +148,7 @@ def _through_unsloth(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -> Loa
             random_state=recipe.train.seed,
         )
     # Not the tokenizer that Unsloth gave: it pads otherwise than the base says.
-    return Loaded(model, load_tokenizer(base.folder), name, quantization, through_unsloth=True)
+    return Loaded(model, own_tokenizer(base.folder), name, quantization, through_unsloth=True)
 
 
 def _through_transformers(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -> Loaded:
@@ -162,7 +162,7 @@ def _through_transformers(recipe: Recipe, base: BaseFacts, dtype: torch.dtype) -
     # What is cut into parts goes to the cards in parts.
     on_card = torch.cuda.is_available() and recipe.train.distributed not in SHARDED
     model = _load_base(Path(base.folder), dtype, asked, compute, on_card)
-    tokenizer = load_tokenizer(base.folder)
+    tokenizer = own_tokenizer(base.folder)
     name, quantization = _as_loaded(recipe, model)
     added = add_tokens(model, tokenizer, recipe.tokens.add, Path(base.folder))
     if recipe.train.method == "full":
