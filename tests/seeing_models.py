@@ -54,7 +54,8 @@ def _qwen_config(family: str) -> Any:
         vision |= {"embed_dim": 64, "hidden_size": WIDTH, "mlp_ratio": 2}
     elif family == "qwen2_5_vl":
         vision |= {
-            "hidden_size": 64, "intermediate_size": 96, "out_hidden_size": WIDTH, "fullatt_block_indexes": [1, 3],
+            # No fewer: the converter knows the merger's second layer as one of block 2.
+            "depth": 3, "hidden_size": 64, "intermediate_size": 96, "out_hidden_size": WIDTH, "fullatt_block_indexes": [1],
             "window_size": 112,
         }  # fmt: skip
     else:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from toolkit.errors import DataError, ExternalToolError
 from toolkit.models.gguf_file import read_gguf
 from toolkit.models.gguf_metadata import vocabulary_alone
+from toolkit.parity.encodings import Encodings
 from toolkit.parity.seeing import Placed, SeenPrompt, Sight
 from toolkit.run.processes import busy_share
 
@@ -74,13 +75,12 @@ class Candidate:
     def __exit__(self, *_: object) -> None:
         self._closing.close()
 
-    def sight(self, mmproj: Path, min_tokens: int | None = None, max_tokens: int | None = None) -> Sight:
-        """A projector on this model, without flash attention; a context manager. See `toolkit.parity.seeing`.
-
-        Args:
-            min_tokens, max_tokens: limits of a picture's tokens, where a server sets some.
-        """
-        return Sight(mmproj, self._model, min_tokens, max_tokens, threads=_threads())
+    def sight(
+        self, mmproj: Path, min_tokens: int | None = None, max_tokens: int | None = None,
+        encodings: Encodings | None = None,
+    ) -> Sight:  # fmt: skip
+        """A projector on this model, without flash attention; a context manager. See `toolkit.parity.seeing.Sight`."""
+        return Sight(mmproj, self._model, min_tokens, max_tokens, threads=_threads(), encodings=encodings)
 
     # Metadata ------------------------------------------------------------------------------------------------
 
@@ -265,18 +265,15 @@ class Slots:
         self.shorten(slot, alike)
         return self._forced(slot, ids, first, alike)
 
-    def logits_behind(
-        self, slot: int, sight: Sight, prompt: SeenPrompt, ids: Sequence[int], encoded: Sequence[Logits] | None = None
-    ) -> Logits:
+    def logits_behind(self, slot: int, sight: Sight, prompt: SeenPrompt, ids: Sequence[int]) -> Logits:
         """Teacher-forced logits behind a prompt with pictures, float32 [len(ids), vocabulary]: row i predicts ids[i].
 
         Args:
             sight: a projector on this slot's own candidate.
             ids: of the answer; the last one is not evaluated.
-            encoded: what the projector made of the pictures, where that is known.
         """
         self._clear(slot)
-        after = sight.evaluate(prompt, self._context, slot, self._size, encoded)
+        after = sight.evaluate(prompt, self._context, slot, self._size)
         self.behind[slot] = after
         first = self._row(-1).copy()[None]
         rest = self.step([(slot, after + place, token) for place, token in enumerate(ids[:-1])])

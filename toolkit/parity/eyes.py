@@ -6,16 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from toolkit.errors import DataError
 from toolkit.models.picture_block import block_of
 from toolkit.models.pictures import PictureRules
 from toolkit.parity.candidate import Candidate
+from toolkit.parity.encodings import Encodings
 from toolkit.parity.seeing import SeenPrompt, Sight
-
-Values = npt.NDArray[np.float32]
 
 
 @dataclass
@@ -28,8 +24,8 @@ class Eyes:
     """What the training template writes for one picture."""
     folder: Path
     """Holds the pictures that prompts name."""
-    encoded: dict[str, list[Values]] = field(default_factory=dict)
-    """Name of a golden → what comes out for its pictures: encoded once, for all language files."""
+    encodings: Encodings = field(default_factory=Encodings)
+    """Made once, for all language files."""
 
     @classmethod
     def of(cls, path: Path, rules: PictureRules | None, tokenizer: Any, folder: Path) -> Eyes:
@@ -56,7 +52,7 @@ class Eyes:
         Raises:
             DataError: the two files do not fit each other.
         """
-        return candidate.sight(self.path, self.rules.min_tokens, self.rules.max_tokens)
+        return candidate.sight(self.path, self.rules.min_tokens, self.rules.max_tokens, self.encodings)
 
     def blind_with(self, candidate: Candidate) -> str:
         """Why the two files do not go together; empty where they do."""

@@ -27,7 +27,7 @@ from toolkit.parity.certificate import Check
 from toolkit.parity.checks.logits import Positions
 from toolkit.parity.checks.tokens import encode
 from toolkit.parity.eyes import Eyes
-from toolkit.parity.golden.goldens import Goldens, golden_name
+from toolkit.parity.golden.goldens import Goldens
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts
 
@@ -176,8 +176,7 @@ def read_round(
             part = slice(first, first + text.positions)
             if text.pictures and eyes is not None and sight is not None and rows is not None:
                 with eyes.read(sight, rows[number]) as prompt:
-                    known = eyes.encoded.get(golden_name(number))
-                    export = slots.logits_behind(0, sight, prompt, text.ids[text.first :], known)
+                    export = slots.logits_behind(0, sight, prompt, text.ids[text.first :])
             else:
                 export = slots.logits(0, text.ids, text.first)
             positions.add(

@@ -24,8 +24,9 @@ from toolkit.parity.checks.structure import gguf_structure_check
 from toolkit.parity.checks.weights import Expected, weights_check
 from toolkit.parity.comparison import Comparison
 from toolkit.parity.drawn import drawn_rows
+from toolkit.parity.encodings import Values
 from toolkit.parity.exported import GGUFWeights
-from toolkit.parity.eyes import Eyes, Values
+from toolkit.parity.eyes import Eyes
 from toolkit.parity.golden.goldens import golden_name
 from toolkit.parity.metadata import compare_metadata
 from toolkit.parity.seeing import Sight
@@ -107,6 +108,7 @@ def _shown(
 ) -> list[Check]:
     shown: list[ShownPicture] = []
     pictures: list[Picture] = []
+    made: list[Values] = []
     prompts: list[ReadPrompt] = []
     for name, row in asked.items():
         with eyes.read(sight, row) as prompt:
@@ -114,7 +116,7 @@ def _shown(
             found = sum(piece.positions for piece in prompt.pieces)
             same = prompt.ids(eyes.rules.image_token_id) == row["prompt_ids"]
         prompts.append(ReadPrompt(name, same, wanted_positions(tuned.tuning, row, eyes.rules), found))
-        eyes.encoded[name] = [look.values for look in looks]
+        made += [look.values for look in looks]
         for picture, look in zip(row["pictures"], looks):
             upright, turned = _upright(eyes.folder / picture["image"])
             image = open_picture(eyes.folder / picture["shown"]) if "shown" in picture else upright
@@ -122,7 +124,7 @@ def _shown(
             shown.append(_compared(picture, eyes.rules, given, look.pixels, turned))
             pictures.append(Picture(picture["image"], picture["tokens"], given, grid))
         tick()
-    seen = _seen(tuned.tuning, eyes, pictures)
+    seen = _seen(tuned.tuning, eyes.rules, pictures, made)
     return [
         picture_check(shown, _in_another_order(asked, eyes.rules), eyes.rules.order),
         projector_check(seen, prompts, tuned.tuning.has_base),
@@ -144,13 +146,12 @@ def _kinds(parts: list[dict[str, Any]]) -> list[str]:
     return [kind for kind, _ in itertools.groupby(part["type"] for part in parts)]
 
 
-def _seen(tuning: Tuning, eyes: Eyes, pictures: list[Picture]) -> list[SeenPicture]:
-    """What comes out beside what should; the vision part as trained and its base are each read once."""
+def _seen(tuning: Tuning, rules: PictureRules, pictures: list[Picture], found: list[Values]) -> list[SeenPicture]:
+    """What comes out (`found`) beside what should; the vision part as trained and its base are each read once."""
     made: list[list[Values]] = []
     for part in (lambda w: w.tuned, lambda w: w.base):
         vision = Vision(tuning, part)
-        made.append([vision.values(p.pixels, p.grid if eyes.rules.kind == "dynamic" else None) for p in pictures])
-    found = [values for golden in eyes.encoded.values() for values in golden]
+        made.append([vision.values(p.pixels, p.grid if rules.kind == "dynamic" else None) for p in pictures])
     return [
         SeenPicture.of(picture.image, picture.tokens, tuned, base, values)
         for picture, tuned, base, values in zip(pictures, *made, found, strict=True)

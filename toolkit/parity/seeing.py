@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +19,13 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from llama_cpp import llama_cpp, mtmd_cpp
 
 from toolkit.errors import DataError, ExternalToolError
+from toolkit.parity.encodings import Encodings, Values
 from toolkit.parity.shown import Pixels, Shown
 
 _WITHOUT_FLASH, _IF_IT_CAN = 0, -1  # LLAMA_FLASH_ATTN_TYPE_DISABLED, _AUTO
-
-Values = npt.NDArray[np.float32]
 
 _log: list[str] = []
 
@@ -76,6 +76,8 @@ class SeenPrompt:
     def __init__(self, chunks: Any) -> None:
         self._chunks = chunks
         self.pieces = tuple(map(_piece, self.chunks()))
+        self.keys = _keys([chunk for _, chunk in self.shown()])
+        """Of each picture: what file it is, and its number among those of the same file. Some models cut one in several."""
 
     def __enter__(self) -> SeenPrompt:
         return self
@@ -85,15 +87,14 @@ class SeenPrompt:
     ) -> None:
         mtmd_cpp.mtmd_input_chunks_free(self._chunks)
 
-    @property
-    def handle(self) -> Any:
-        """libmtmd's own."""
-        return self._chunks
-
     def chunks(self) -> list[Any]:
         """libmtmd's own, one a piece."""
         size = mtmd_cpp.mtmd_input_chunks_size(self._chunks)
         return [mtmd_cpp.mtmd_input_chunks_get(self._chunks, at) for at in range(size)]
+
+    def shown(self) -> list[tuple[Piece, Any]]:
+        """The pictures, and libmtmd's own of each."""
+        return [(piece, chunk) for piece, chunk in zip(self.pieces, self.chunks()) if piece.picture]
 
     @property
     def pictures(self) -> list[int]:
@@ -119,6 +120,16 @@ def _piece(chunk: Any) -> Piece:
     return Piece((), int(mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk)), positions)
 
 
+def _keys(pictures: list[Any]) -> list[str]:
+    seen: Counter[str] = Counter()
+    found = []
+    for chunk in pictures:
+        content = (mtmd_cpp.mtmd_input_chunk_get_id(chunk) or b"").decode()
+        found.append(f"{content}-{seen[content]}")
+        seen[content] += 1
+    return found
+
+
 class Sight:
     """A projector, on a model that llama.cpp has open. Use as a context manager, or `close` it, before the model.
 
@@ -128,6 +139,8 @@ class Sight:
         min_tokens, max_tokens: limits of a picture's tokens, where the server sets some; None: as the file says.
         flash: whether flash attention may be used, as servers do; it moves the results.
         threads: for encoding pictures.
+        encodings: what the same file made of pictures on another language model, under the same limits and with the same `flash`;
+            what it makes of further ones is added.
 
     Raises:
         DataError: llama.cpp cannot load it, it sees nothing, or it belongs to another model.
@@ -135,8 +148,9 @@ class Sight:
 
     def __init__(
         self, mmproj: Path, model: Any, min_tokens: int | None = None, max_tokens: int | None = None,
-        flash: bool = False, threads: int = 1,
+        flash: bool = False, threads: int = 1, encodings: Encodings | None = None,
     ) -> None:  # fmt: skip
+        self._encodings = Encodings() if encodings is None else encodings
         if not mmproj.is_file():
             raise DataError(f"{mmproj} is missing", "Run the convert stage again.")
         mtmd_cpp.mtmd_log_set(_collect, ctypes.c_void_p(0))
@@ -210,29 +224,37 @@ class Sight:
         bitmap = mtmd_cpp.mtmd_helper_bitmap_init_from_buf(self._context, buffer, len(picture), False)
         if not bitmap:
             raise DataError(f"picture {at + 1} of the prompt is none that llama.cpp reads", "Give it as PNG or JPEG.")
+        mtmd_cpp.mtmd_bitmap_set_id(bitmap, hashlib.sha256(picture).hexdigest().encode())
         return bitmap
 
     def encoded(self, prompt: SeenPrompt) -> list[Values]:
         """What the projector makes of each picture, [tokens, width of the language model]."""
-        return [look.values for look in self.looks(prompt)]
-
-    def looks(self, prompt: SeenPrompt) -> list[Look]:
-        """Each picture as it is shown to the vision tower, and what the projector makes of it."""
         found = []
-        for piece, chunk in zip(prompt.pieces, prompt.chunks()):
-            if piece.picture:
-                self._shown.clear()
-                if mtmd_cpp.mtmd_encode_chunk(self._context, chunk):
-                    raise ExternalToolError(f"llama.cpp cannot encode a picture: {'; '.join(_log[-3:])}", "")
-                values = mtmd_cpp.mtmd_get_output_embd(self._context)
-                made = np.ctypeslib.as_array(values, shape=(piece.picture, self._width)).copy()
-                found.append(Look(self._shown.pictures[0], made))
+        for key, (piece, chunk) in zip(prompt.keys, prompt.shown()):
+            values = self._encodings.get(key)
+            if values is None:
+                values = self._encoded(key, piece, chunk)
+            found.append(values)
         return found
 
-    def evaluate(
-        self, prompt: SeenPrompt, context: Any, sequence: int = 0, batch: int = 512,
-        encoded: Sequence[Values] | None = None,
-    ) -> int:  # fmt: skip
+    def looks(self, prompt: SeenPrompt) -> list[Look]:
+        """Each picture as it is shown to the vision tower, and what the projector makes of it; encoded anew."""
+        found = []
+        for key, (piece, chunk) in zip(prompt.keys, prompt.shown()):
+            self._shown.clear()
+            values = self._encoded(key, piece, chunk)
+            found.append(Look(self._shown.pictures[0], values))
+        return found
+
+    def _encoded(self, key: str, piece: Piece, chunk: Any) -> Values:
+        if mtmd_cpp.mtmd_encode_chunk(self._context, chunk):
+            raise ExternalToolError(f"llama.cpp cannot encode a picture: {'; '.join(_log[-3:])}", "")
+        made = mtmd_cpp.mtmd_get_output_embd(self._context)
+        values: Values = np.ctypeslib.as_array(made, shape=(piece.picture, self._width)).copy()
+        self._encodings.put(key, values)
+        return values
+
+    def evaluate(self, prompt: SeenPrompt, context: Any, sequence: int = 0, batch: int = 512) -> int:
         """Have the model read a whole prompt into an empty sequence; gives the position that comes next.
 
         `llama_get_logits_ith(context, -1)` then tells of the token behind it.
@@ -240,25 +262,18 @@ class Sight:
         Args:
             context: llama.cpp's pointer to a context of the model.
             batch: tokens at once; at most the context's own.
-            encoded: what the projector made of the pictures, where that is known: it takes most of the time.
         """
         llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(context), sequence, -1, -1)
-        after = llama_cpp.llama_pos(0)
-        if encoded is None:
-            failed = mtmd_cpp.mtmd_helper_eval_chunks(
-                self._context, context, prompt.handle, 0, sequence, batch, True, ctypes.byref(after)
-            )
-        else:
-            failed = self._evaluate_encoded(prompt, context, sequence, batch, list(encoded), after)
-        if failed:
+        after, encoded = llama_cpp.llama_pos(0), self.encoded(prompt)
+        if self._evaluated(prompt, context, sequence, batch, encoded, after):
             raise ExternalToolError(
                 f"llama.cpp cannot read a prompt with pictures: {'; '.join(_log[-3:])}",
                 "The context may be too small: a picture of Qwen's takes 1024 tokens and more.",
             )
         return int(after.value)
 
-    def _evaluate_encoded(
-        self, prompt: SeenPrompt, context: Any, sequence: int, batch: int, encoded: list[Any], after: Any
+    def _evaluated(
+        self, prompt: SeenPrompt, context: Any, sequence: int, batch: int, encoded: list[Values], after: Any
     ) -> int:
         chunks = prompt.chunks()
         for number, (piece, chunk) in enumerate(zip(prompt.pieces, chunks)):
@@ -286,10 +301,9 @@ class Sight:
         return int(after.value)
 
     def _put(
-        self, chunk: Any, encoded: Values, context: Any, position: int, sequence: int, batch: int, after: Any
+        self, chunk: Any, values: Values, context: Any, position: int, sequence: int, batch: int, after: Any
     ) -> int:
-        values = np.ascontiguousarray(encoded, dtype=np.float32)
-        pointer = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        pointer = np.ascontiguousarray(values, dtype=np.float32).ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         return int(
             mtmd_cpp.mtmd_helper_decode_image_chunk(
                 self._context, context, chunk, pointer, position, sequence, batch, ctypes.byref(after),

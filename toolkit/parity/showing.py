@@ -11,7 +11,8 @@ from toolkit.errors import DataError
 from toolkit.models.pictures import PictureRules
 from toolkit.models.seen import Picture
 from toolkit.parity.candidate import Candidate
-from toolkit.parity.seeing import Placed, Sight, Values
+from toolkit.parity.encodings import Encodings
+from toolkit.parity.seeing import Placed, Sight
 
 _PLACE = "\u2603"
 
@@ -23,11 +24,11 @@ class Showing:
     mmproj: Path
     rules: PictureRules
     """The server's."""
-    encoded: dict[Path, Values] = field(default_factory=dict)
+    encodings: Encodings = field(default_factory=Encodings)
 
     def sight(self, candidate: Candidate) -> Sight:
         """On a language model. Raises as `Candidate.sight`."""
-        return candidate.sight(self.mmproj, self.rules.min_tokens, self.rules.max_tokens)
+        return candidate.sight(self.mmproj, self.rules.min_tokens, self.rules.max_tokens, self.encodings)
 
     @contextlib.contextmanager
     def placed(self, sight: Sight, ids: Sequence[int], pictures: Sequence[Picture]) -> Iterator[list[Placed]]:
@@ -40,9 +41,7 @@ class Showing:
         with contextlib.ExitStack() as held:
             for picture in pictures:
                 prompt = held.enter_context(sight.read(_PLACE, _PLACE, [picture.path.read_bytes()]))
-                if picture.path not in self.encoded:
-                    (self.encoded[picture.path],) = sight.encoded(prompt)
-                ((piece, chunk),) = ((p, c) for p, c in zip(prompt.pieces, prompt.chunks()) if p.picture)
+                ((piece, chunk),) = prompt.shown()
                 begins = picture.end - piece.picture
                 image = self.rules.image_token_id
                 if {*ids[max(begins, 0) : picture.end]} != {image} or (begins > 0 and ids[begins - 1] == image):
@@ -51,5 +50,6 @@ class Showing:
                         "training made another number",
                         "Convert both files anew from the merged model.",
                     )
-                found.append(Placed(begins, picture.end, chunk, self.encoded[picture.path]))
+                (values,) = sight.encoded(prompt)
+                found.append(Placed(begins, picture.end, chunk, values))
             yield found

@@ -31,7 +31,7 @@ from toolkit.parity.checks.weights import Expected, Part, weights_check
 from toolkit.parity.comparison import Comparison
 from toolkit.parity.exported import GGUFWeights
 from toolkit.parity.eyes import Eyes
-from toolkit.parity.golden.goldens import Goldens, golden_name
+from toolkit.parity.golden.goldens import Goldens
 from toolkit.parity.golden.record import as_merged
 from toolkit.parity.heat import heat
 from toolkit.parity.limits import fallback_share, limits_for
@@ -292,7 +292,7 @@ def evaluate(
                 number = len(answers) + slot
                 if row.get("pictures") and eyes is not None and sight is not None:
                     with eyes.read(sight, row) as prompt:
-                        export = slots.logits_behind(slot, sight, prompt, wanted, eyes.encoded.get(golden_name(number)))
+                        export = slots.logits_behind(slot, sight, prompt, wanted)
                 else:
                     export = slots.logits(slot, row["prompt_ids"] + wanted, len(row["prompt_ids"]))
                 best = positions.add(
