@@ -27,6 +27,7 @@ from toolkit.models.ends import end_tokens
 from toolkit.models.pictures import PictureRules
 from toolkit.models.reference import stderr
 from toolkit.models.tokenizer import load_tokenizer
+from toolkit.parity.encodings import Encodings
 from toolkit.parity.golden.record import as_merged
 from toolkit.parity.showing import Showing
 from toolkit.recipe.schema import Recipe
@@ -187,8 +188,12 @@ def _files(recipe: Recipe, have: Mapping[str, Artifact[Any]]) -> dict[str, Path]
 
 def _showing(have: Mapping[str, Artifact[Any]], rules: PictureRules | None) -> Showing | None:
     """What shows the rows' pictures to the files; None: the model sees none."""
-    mmproj = have["convert"].facts.mmproj
-    return Showing(have["convert"].folder / mmproj.name, rules) if mmproj is not None and rules is not None else None
+    found = have["convert"].facts.mmproj
+    if found is None or rules is None:
+        return None
+    # The certificate has the same file, with what it made of the golden pictures.
+    mmproj = next(p for s in ("verify", "convert") if (p := have[s].folder / found.name).is_file())
+    return Showing(mmproj, rules, Encodings.beside(mmproj, (rules.min_tokens, rules.max_tokens)))
 
 
 def _served(recipe: Recipe, held_out: HeldOut, new_tokens: int, tokenizer: Any, out: Path) -> dict[str, Seen]:

@@ -36,6 +36,7 @@ from toolkit.ollama.trained import Trained
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import Check, Measure, Subject, higher_is_better, lower_is_better
 from toolkit.parity.checks.ends import stop_words_check
+from toolkit.parity.encodings import Encodings
 from toolkit.parity.limits import file_type_of, limits_for
 from toolkit.parity.subjects import Tuned
 from toolkit.run.artifacts import read_jsonl
@@ -153,7 +154,9 @@ def _defaults(model: ServedModel, trained: Trained, rows: list[dict[str, Any]]) 
         with Candidate(model.file) as candidate, contextlib.ExitStack() as closing:
             sight = None
             if model.mmproj is not None and trained.pictures is not None:
-                sight = closing.enter_context(candidate.sight(model.mmproj, *trained.picture_tokens))
+                limits = trained.picture_tokens
+                known = Encodings.beside(model.mmproj, limits)
+                sight = closing.enter_context(candidate.sight(model.mmproj, *limits, known))
             return judge_defaults(
                 model.client, model.name, model.shown, model.parameters, candidate, vocabulary, without_turns, rows,
                 trained.system, trained.new_tokens, sight,

@@ -28,13 +28,16 @@ class Eyes:
     """Made once, for all language files."""
 
     @classmethod
-    def of(cls, path: Path, rules: PictureRules | None, tokenizer: Any, folder: Path) -> Eyes:
+    def of(
+        cls, path: Path, rules: PictureRules | None, tokenizer: Any, folder: Path, encodings: Encodings | None = None
+    ) -> Eyes:
         """For a tuned model that sees.
 
         Args:
             rules: how it was shown pictures in training.
             tokenizer: as it was trained with.
             folder: of the goldens.
+            encodings: get what it makes of pictures.
 
         Raises:
             DataError: it was trained on texts alone, or its template has no place for a picture.
@@ -44,7 +47,7 @@ class Eyes:
         block = block_of(tokenizer)
         if block is None:
             raise DataError("the chat template writes nothing for a picture", "Choose a base whose template does.")
-        return cls(path, rules, block, folder)
+        return cls(path, rules, block, folder, Encodings() if encodings is None else encodings)
 
     def sight(self, candidate: Candidate) -> Sight:
         """On a language model, with the server's limits.

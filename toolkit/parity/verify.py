@@ -17,6 +17,7 @@ from toolkit.models.tokenizer import load_tokenizer
 from toolkit.parity.certificate import SCHEMA, Subject, blame_of, certificate_text, chain_of, verdict_of
 from toolkit.parity.choice import served_as, served_type, smallest_that_passes
 from toolkit.parity.comparison import compare_weights
+from toolkit.parity.encodings import Encodings
 from toolkit.parity.exported import Exported, FolderWeights, GGUFWeights
 from toolkit.parity.eyes import Eyes
 from toolkit.parity.limits import largest_rest
@@ -68,7 +69,8 @@ def verify(
             )
     mmproj = gguf.folder / gguf.facts.mmproj.name if gguf.facts.mmproj is not None else None
     merged = model.folder if model is not None else None
-    subjects = judge(tuned, merged, files, publishing=True, mmproj=mmproj)
+    encodings = Encodings()
+    subjects = judge(tuned, merged, files, publishing=True, mmproj=mmproj, encodings=encodings)
     passing = smallest_that_passes(recipe, subjects, files)
     serve = served_type(recipe, subjects, files)
     subjects = served_as(serve, recipe, subjects)
@@ -87,6 +89,8 @@ def verify(
         certificate["certified"] = _certified(next(f.path for f in files if f.file_type == serve), out, certificate)
         if mmproj is not None:
             link_or_copy(mmproj, out / mmproj.name)
+            if rules := tuned.trained.pictures:
+                encodings.save(out / mmproj.name, (rules.min_tokens, rules.max_tokens))
     write_text(out / "certificate.json", certificate_text(certificate))
     write_page(certificate, out)
     checks = {f"{s.name}: {check.name}": check.verdict for s in subjects for check in s.checks}
@@ -113,19 +117,21 @@ def judge(
     files: list[GGUFUnderTest],
     publishing: bool = False,
     mmproj: Path | None = None,
+    encodings: Encodings | None = None,
 ) -> list[Subject]:
     """Judge the adapter and whatever was made of it, with progress on stderr.
 
     Args:
         publishing: whether the verdict lets a file go to Ollama.
         mmproj: the file that sees, beside the language models' files.
+        encodings: get what it makes of the golden pictures.
     """
     ggufs = {file.name: GGUFWeights(file.path, tuned.tuning.layout, file.imatrix) for file in files}
     exports: dict[str, Exported] = dict(ggufs)
     eyes = None
     if mmproj is not None:
         tuned = seeing(tuned)
-        eyes = Eyes.of(mmproj, tuned.trained.pictures, tuned.tokenizer, tuned.goldens.folder)
+        eyes = Eyes.of(mmproj, tuned.trained.pictures, tuned.tokenizer, tuned.goldens.folder, encodings)
         exports[NAME] = sees = GGUFWeights(mmproj, tuned.tuning.projector)
     if merged is not None:
         exports["merged"] = FolderWeights(merged)
