@@ -21,11 +21,13 @@ from toolkit.export.tree_process import loaded_tree
 from toolkit.ollama.client import Client
 from toolkit.ollama.server import find_ollama, started
 from toolkit.run.places import cache_home
+from toolkit.run.processes import without_compiler
 
 # Fixed before HOME moves: the caches (bases, llama.cpp, the built Ollama) are shared by all tests.
 os.environ["TUNE2OLLAMA_HOME"] = str(cache_home())
 # As the stages have it: threads that spin while they wait make a busy machine crawl.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+without_compiler()  # as the command does
 os.environ.setdefault("REAL_HOME", str(Path.home()))  # Go's caches
 
 MEMORY_OF_A_WORKER = 5 * 2**30

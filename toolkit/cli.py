@@ -77,11 +77,12 @@ def _tell(error: ToolkitError) -> None:
 
 def main() -> None:
     """Run the command; the one place where an error becomes text and an exit code."""
-    from toolkit.run.processes import keep_interrupts
+    from toolkit.run.processes import keep_interrupts, without_compiler
 
     # A polite `kill` ends like Ctrl-C: locks are released, started servers are stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     keep_interrupts()
+    without_compiler()
     debug = "--debug" in sys.argv or bool(os.environ.get("TUNE2OLLAMA_DEBUG"))
     try:
         cli.main(standalone_mode=False)

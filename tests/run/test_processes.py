@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from toolkit.run import processes
-from toolkit.run.processes import busy_share, die_with_parent, waiting
+from toolkit.run.processes import busy_share, die_with_parent, waiting, without_compiler
 
 ORPHAN = """
 import os, pathlib, signal, sys, time
@@ -73,3 +74,17 @@ def test_what_was_seen_of_other_processes_holds_a_while(monkeypatch: pytest.Monk
     assert [busy_share(), busy_share()] == [0.4, 0.4]
     monkeypatch.setattr(processes, "_HOLDS", -1)
     assert busy_share() == 0.02
+
+
+@pytest.mark.parametrize(("card", "told"), [(None, "1"), ("/usr/bin/nvidia-smi", None)])
+def test_torchs_compiler_is_left_out_where_there_is_no_card(
+    card: str | None, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "")  # so that it is put back
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE")
+    monkeypatch.setattr(shutil, "which", lambda _: card)
+    without_compiler()
+    assert os.environ.get("TORCHDYNAMO_DISABLE") == told
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "0")  # the user's own word
+    without_compiler()
+    assert os.environ["TORCHDYNAMO_DISABLE"] == "0"
