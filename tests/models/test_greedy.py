@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
 from tests.families.table import FAMILIES
 from tests.families.zoo import Family
 from tests.models.test_packing import of_family
+from tests.seeing_models import seeing_model
 from toolkit.models import greedy as module
 from toolkit.models.greedy import greedy
 from toolkit.models.reference import TeacherForced
@@ -39,7 +42,22 @@ def prompts(vocabulary: int) -> list[TeacherForced]:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_rows_leave_when_they_have_ended(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = of_family(family).eval()
+    counted = _rows_of_each_step(of_family(family).eval(), monkeypatch)
+    if family.name in KEEP_A_STATE:
+        assert counted == [6]
+    else:
+        assert counted[0] == 6 and len(counted) > 1 and sorted(counted)[::-1] == counted
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3"])
+def test_of_a_model_that_sees_none_leaves(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked about texts alone, in one batch."""
+    model = AutoModelForImageTextToText.from_pretrained(seeing_model(tmp_path / "base", family), dtype=torch.float32)
+    assert _rows_of_each_step(model.eval(), monkeypatch) == [6]
+
+
+def _rows_of_each_step(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of a model whose answers end at different times, and are what they are when nobody leaves."""
     asked = prompts(4000)
     monkeypatch.setattr(module, "_ENDED", 0)  # nobody leaves
     long = greedy(model, asked, [], NEW, "")
@@ -51,10 +69,7 @@ def test_rows_leave_when_they_have_ended(family: Family, monkeypatch: pytest.Mon
     monkeypatch.undo()
     counted = Counted(model)
     assert greedy(model, asked, ends, NEW, "") == wanted
-    if family.name in KEEP_A_STATE:
-        assert counted.rows == [len(asked)]
-    else:
-        assert counted.rows[0] == len(asked) and len(counted.rows) > 1 and sorted(counted.rows)[::-1] == counted.rows
+    return counted.rows
 
 
 def _cut(answer: list[int], ends: list[int]) -> list[int]:

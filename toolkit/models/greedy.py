@@ -79,7 +79,8 @@ def _answers(model: Any, batch: Sequence[TeacherForced], ends: list[int], new_to
 def _rows_can_leave(model: Any) -> bool:
     """Whether what a model keeps of its rows can be kept of some alone, as keys and values can."""
     causal = causal_of(model)
-    if getattr(causal, "_is_stateful", False):
+    # What sees or hears keeps more of a row than its cache (Qwen's `rope_deltas`), whatever it was asked.
+    if getattr(causal, "_is_stateful", False) or causal.config.get_text_config() is not causal.config:
         return False
     layers = DynamicCache(config=causal.config).layers
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)

@@ -86,7 +86,7 @@ def quiet_libraries() -> None:
 
 
 def without_compiler() -> None:
-    """Have torch load without its compiler, in this process and those that it starts; a card's libraries use it, nothing else does.
+    """Have torch load without its compiler, in this process and those that it starts; only a card uses it.
 
     bitsandbytes asks for it whenever it is imported, and computes the same without: a sixth of the time that torch, transformers
     and PEFT take to load.
