@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.children import child_environment
+from tests.commands.in_process import tune2ollama_here
 from tests.faults.chains import change_json
 from tests.faults.files import change_tensor
 from tests.models.test_gguf_file import written
@@ -59,11 +60,7 @@ def verify(place: Path, clean: Chain, *arguments: object) -> subprocess.Complete
 
 
 def run_verify(place: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "toolkit.cli", "verify", *arguments]
-    environment = child_environment(COLUMNS="160")
-    return subprocess.run(
-        list(map(str, command)), cwd=place, env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
+    return tune2ollama_here(place, "verify", *arguments)
 
 
 def served(clean: Chain, index: int) -> Path:

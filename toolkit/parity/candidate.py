@@ -24,6 +24,7 @@ from toolkit.models.gguf_file import read_gguf
 from toolkit.models.gguf_metadata import vocabulary_alone
 from toolkit.parity.encodings import Encodings
 from toolkit.parity.seeing import Placed, SeenPrompt, Sight
+from toolkit.run.artifacts import file_sha256
 from toolkit.run.processes import busy_share
 
 Logits = npt.NDArray[np.float32]
@@ -32,6 +33,8 @@ F32 = 0  # GGML_TYPE_F32: an F16 cache alone moves the logits by 0.05
 LARGEST_BATCH = 512
 
 _log: list[str] = []
+_ends_by_name: dict[str, frozenset[int]] = {}
+"""SHA-256 of a vocabulary's file → where llama.cpp ends in it."""
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
@@ -152,12 +155,19 @@ class Candidate:
         Args:
             eos: the end that is named; without one llama.cpp takes a token that another vocabulary ends at.
         """
-        special = dict.fromkeys(key for key in read_gguf(self.path).metadata if key.endswith("_token_id"))
+        header = read_gguf(self.path)
+        of_vocabulary = ("general.architecture", f"{header.architecture}.", "tokenizer.")
+        left_out = dict.fromkeys(
+            key for key in header.metadata if key.endswith("_token_id") or not key.startswith(of_vocabulary)
+        )
         with tempfile.TemporaryDirectory() as folder:
             bare = Path(folder) / "vocabulary.gguf"
-            vocabulary_alone(self.path, bare, {**special, "tokenizer.ggml.eos_token_id": eos})
-            with Candidate(bare, vocab_only=True) as unnamed:
-                return unnamed.end_tokens
+            vocabulary_alone(self.path, bare, {**left_out, "tokenizer.ggml.eos_token_id": eos})
+            key = file_sha256(bare)  # the files of one export have one vocabulary
+            if key not in _ends_by_name:
+                with Candidate(bare, vocab_only=True) as unnamed:
+                    _ends_by_name[key] = unnamed.end_tokens
+            return _ends_by_name[key]
 
     def is_control(self, token: int) -> bool:
         """Whether a token is a control token, which a server never shows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import unicodedata
 from collections.abc import Callable
@@ -96,16 +97,13 @@ def tokens_check(
     """
     keys = keys or []
     added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
-    texts = random_texts(special=sorted(added))
+    texts, beginnings = _random_texts_of(tokenizer, tuple(sorted(added)))
     groups: dict[str, tuple[list[tuple[str, list[int]]], Callable[[str], list[int]]]] = {
         "recorded prompts": (recorded, candidate.tokenize),
         "added tokens": ([(text, [index]) for text, index in added.items()], candidate.tokenize),
-        "random texts": ([(text, encode(tokenizer, text)) for text in texts], candidate.tokenize),
+        "random texts": (texts, candidate.tokenize),
         # With the beginning-of-text token, as a server adds it: catches one too many or too few.
-        "beginnings": (
-            [(text, encode(tokenizer, text, add_special=True)) for text in texts[:20] if text.strip()],
-            lambda text: candidate.tokenize(text, add_special=True),
-        ),
+        "beginnings": (beginnings, lambda text: candidate.tokenize(text, add_special=True)),
         "prompts as a server reads them": (recorded, candidate.tokenize_as_server),
     }
     by_group = {group: _different(pairs, tokenize) for group, (pairs, tokenize) in groups.items()}
@@ -133,6 +131,18 @@ def tokens_check(
         "keys": [key.told() for key in keys[:20]],
     }
     return Check.of("tokens", measures, message, details)
+
+
+_Pairs = list[tuple[str, list[int]]]
+
+
+@functools.lru_cache(maxsize=2)  # every file is compared with the same tokenizer
+def _random_texts_of(tokenizer: Any, added: tuple[str, ...]) -> tuple[_Pairs, _Pairs]:
+    """Random texts, and some of them as beginnings, each with its token ids."""
+    texts = random_texts(special=list(added))
+    beginnings = [text for text in texts[:20] if text.strip()]
+    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return list(zip(texts, map(list, ids))), [(t, encode(tokenizer, t, add_special=True)) for t in beginnings]
 
 
 def _different(pairs: list[tuple[str, list[int]]], tokenize: Callable[[str], list[int]]) -> list[dict[str, Any]]:
