@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,16 +36,25 @@ from toolkit.run.facts import AdapterFacts, BaseFacts, Quantization
 from toolkit.run.places import cache_home
 
 EMBEDDED = "embedded:smollm2-135m-instruct"
-TokenizerName = Literal["smollm2", "qwen2", "gemma2", "phi3"]
+TokenizerName = Literal["smollm2", "small", "qwen2", "gemma2", "phi3"]
+SMALL = 4_096
+"""Tokens of the tokenizer `small`."""
 
 
 def put_tokenizer(folder: Path, name: TokenizerName = "smollm2") -> None:
     """Put a real tokenizer and its chat template into a model folder: SmolLM2's 49,152 tokens, Qwen2.5's 151,936, or a
-    SentencePiece one of 32,000 (see `tests.spm_tokenizers`)."""
+    SentencePiece one of 32,000 (see `tests.spm_tokenizers`).
+
+    Args:
+        name: "small" is the first tokens of SmolLM2's: a tiny model spends most of its time on a vocabulary. For what trains and
+            merges; llama.cpp's converter knows tokenizers by what they make of a text, and does not know this one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     match name:
         case "smollm2":
             source = Path(resolve_base(EMBEDDED).folder)
+        case "small":
+            source = _small_tokenizer()
         case "qwen2":
             source = _qwen2_tokenizer()
         case _:
@@ -56,13 +66,34 @@ def put_tokenizer(folder: Path, name: TokenizerName = "smollm2") -> None:
 
 @functools.cache
 def _qwen2_tokenizer() -> Path:
-    folder = cache_home() / "tests" / "qwen2-tokenizer-3"
+    def write(folder: Path) -> None:
+        write_tokenizer(folder, TREE / "models" / "ggml-vocab-qwen2.gguf")
+        shutil.copy(TREE / "models" / "templates" / "Qwen-Qwen2.5-7B-Instruct.jinja", folder / "chat_template.jinja")
+
+    return _in_cache("qwen2-tokenizer-3", write)
+
+
+@functools.cache
+def _small_tokenizer() -> Path:
+    def write(folder: Path) -> None:
+        put_tokenizer(folder, "smollm2")
+        path = folder / "tokenizer.json"
+        told = json.loads(path.read_text(encoding="utf-8"))
+        kept = {token: number for token, number in told["model"]["vocab"].items() if number < SMALL}
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in told["model"]["merges"]]
+        told["model"] |= {"vocab": kept, "merges": [pair for pair in pairs if "".join(pair) in kept]}
+        path.write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
+
+    return _in_cache(f"small-tokenizer-{SMALL}", write)
+
+
+def _in_cache(name: str, write: Callable[[Path], None]) -> Path:
+    folder = cache_home() / "tests" / name
     if folder.is_dir():
         return folder
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(partial, TREE / "models" / "ggml-vocab-qwen2.gguf")
-    shutil.copy(TREE / "models" / "templates" / "Qwen-Qwen2.5-7B-Instruct.jinja", partial / "chat_template.jinja")
+    write(partial)
     if not folder.is_dir():
         partial.rename(folder)
     return folder
@@ -97,7 +128,9 @@ def _save(model: Any, folder: Path, tokenizer: TokenizerName, dtype: torch.dtype
 
 
 def _vocabulary(tokenizer: TokenizerName) -> int:
-    return SIZES[tokenizer] if tokenizer in ("gemma2", "phi3") else 49_152 if tokenizer == "smollm2" else 151_936
+    if tokenizer in ("gemma2", "phi3"):
+        return SIZES[tokenizer]
+    return {"smollm2": 49_152, "small": SMALL, "qwen2": 151_936}[tokenizer]
 
 
 def tiny_llama(

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.small_models import tiny_llama, tiny_qwen2
+from tests.small_models import SMALL, tiny_llama, tiny_qwen2
 from tests.train.test_methods import dataset, recipe_for, rows_for
 from tests.train.test_training import make_recipe
 from toolkit.errors import UsageError
@@ -44,11 +44,11 @@ NEW = ["<ship>", "港口", "<|quay|>"]
 
 
 def tied(folder: Path) -> Path:
-    return tiny_llama(folder, hidden=64)
+    return tiny_llama(folder, hidden=64, tokenizer="small")
 
 
 def untied(folder: Path) -> Path:
-    return tiny_qwen2(folder, hidden=64, tie=False, tokenizer="smollm2")
+    return tiny_qwen2(folder, hidden=64, tie=False, tokenizer="small")
 
 
 class Kind(NamedTuple):
@@ -151,7 +151,7 @@ def test_what_is_merged_is_what_was_trained(
     tuned, tokenizer = load_tuned(adapter)
     with tuned.disable_adapter():
         before = logits(tuned)
-    known = 49_152
+    known = SMALL
     assert (wanted[..., :known] - before[..., :known]).abs().max() > 0.02  # strong enough to be seen
     assert (logits(tuned) - wanted).abs().max() < CLOSE
     if method == "lora":  # the base as it was published, whatever began with a part of it
@@ -185,7 +185,7 @@ def test_what_is_merged_is_what_was_trained(
 
 @pytest.mark.parametrize("name", ["LoRA", "PiSSA", "IA3", "LoHa", "LoKr", "DoRA", "whole and tied", "new tokens"])
 def test_a_base_of_16_bits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = tiny_llama(tmp_path / "base", hidden=64, dtype=torch.bfloat16)
+    base = tiny_llama(tmp_path / "base", hidden=64, tokenizer="small", dtype=torch.bfloat16)
     recipe = recipe_of(base, KINDS[name], method="lora", bf16=True)
     adapter, model = trained(recipe, tmp_path, monkeypatch)
     assert adapter.facts.base_dtype == "bfloat16"
@@ -286,12 +286,12 @@ def test_full_training_with_new_tokens(bases: Any, tmp_path: Path, monkeypatch: 
     base = bases(tied)
     recipe = recipe_of(base, Kind({}, tokens=tuple(NEW)), method="full", learning_rate=1e-3)
     first, model = trained(recipe, tmp_path / "first", monkeypatch)
-    assert first.facts.vocabulary == 49_155 and logits(model).shape[-1] == 49_155
+    assert first.facts.vocabulary == SMALL + 3 and logits(model).shape[-1] == SMALL + 3
     second, model = trained(recipe, tmp_path / "second", monkeypatch, start=first)
-    assert second.facts.vocabulary == 49_155
+    assert second.facts.vocabulary == SMALL + 3
     exported, folder = merged(recipe, second, tmp_path)
     assert (logits(exported) - logits(model)).abs().max() < CLOSE
-    assert json.loads((folder / "config.json").read_text())["vocab_size"] == 49_155
+    assert json.loads((folder / "config.json").read_text())["vocab_size"] == SMALL + 3
 
 
 def test_a_token_that_the_base_has_keeps_its_row(
@@ -300,7 +300,7 @@ def test_a_token_that_the_base_has_keeps_its_row(
     recipe = recipe_of(bases(tied), Kind({}, tokens=("<|im_start|>", "<ship>")))
     loaded = load_for_training(recipe, resolve_base(recipe.base))
     assert "the base knows <|im_start|> already" in " ".join(capsys.readouterr().err.split())
-    assert loaded.model.get_input_embeddings().weight.shape[0] == 49_153
+    assert loaded.model.get_input_embeddings().weight.shape[0] == SMALL + 1
     state = get_peft_model_state_dict(loaded.model, save_embedding_layers=False)
     assert state["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"].shape[0] == 2
 

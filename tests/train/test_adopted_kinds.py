@@ -22,7 +22,7 @@ from peft import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GptOssConfig, Qwen3MoeConfig
 
-from tests.small_models import put_tokenizer, tiny_llama, tiny_qwen2
+from tests.small_models import SMALL, put_tokenizer, tiny_llama, tiny_qwen2
 from toolkit.errors import DataError, UsageError
 from toolkit.export.merge import merge
 from toolkit.models.adapters import LoraAdapter
@@ -44,11 +44,11 @@ NEW = ["<ship>", "<port>", "<quay>"]
 
 
 def llama(folder: Path) -> Path:
-    return tiny_llama(folder, hidden=64)
+    return tiny_llama(folder, hidden=64, tokenizer="small")
 
 
 def untied(folder: Path) -> Path:
-    return tiny_qwen2(folder, hidden=64, tie=False, tokenizer="smollm2")
+    return tiny_qwen2(folder, hidden=64, tie=False, tokenizer="small")
 
 
 def experts(folder: Path, config: Any) -> Path:
@@ -112,7 +112,8 @@ KINDS = {
         LoraConfig(r=4, target_modules=TWO, modules_to_save=["embed_tokens"], ensure_weight_tying=True), new_tokens=1
     ),
     "new tokens, rows": Kind(
-        LoraConfig(r=4, target_modules=TWO, trainable_token_indices={"embed_tokens": [7, 49_152, 49_153]}), new_tokens=2
+        LoraConfig(r=4, target_modules=TWO, trainable_token_indices={"embed_tokens": [7, SMALL, SMALL + 1]}),
+        new_tokens=2,
     ),
     "new tokens, not trained": Kind(LoraConfig(r=4, target_modules=TWO), new_tokens=2),
     "fewer tokens": Kind(LoraConfig(r=4, target_modules=TWO), untied, -100, tied=False),
@@ -158,7 +159,7 @@ def made(kind: Kind, base: Path, folder: Path) -> tuple[torch.Tensor, torch.Tens
     tokenizer = own_tokenizer(base)
     if kind.new_tokens:
         tokenizer.add_special_tokens({"additional_special_tokens": NEW[: max(0, kind.new_tokens)]})
-        model.resize_token_embeddings(49_152 + kind.new_tokens, mean_resizing=False)
+        model.resize_token_embeddings(SMALL + kind.new_tokens, mean_resizing=False)
     tuned = get_peft_model(model, kind.config)
     for name, parameter in tuned.named_parameters():
         if parameter.requires_grad:
@@ -195,7 +196,7 @@ def test_it_says_what_peft_says(name: str, bases: Any, tmp_path: Path) -> None:
     known = min(wanted.shape[-1], before.shape[-1])
     assert (wanted[..., :known] - before[..., :known]).abs().max() > 0.05  # strong enough to be seen
     adapter = adopted(tmp_path / "adapter", base, tmp_path / "train")
-    rows = 49_152 + kind.new_tokens
+    rows = SMALL + kind.new_tokens
     assert adapter.facts.vocabulary == (rows if kind.new_tokens else None)
 
     (tmp_path / "merge").mkdir()

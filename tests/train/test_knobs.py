@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from tests.children import child_environment
-from tests.small_models import tiny_llama
+from tests.small_models import SMALL, tiny_llama
 from tests.train.test_methods import dataset, metrics, recipe_for, rows_for
 from tests.train.test_training import make_recipe
 from toolkit.errors import DataError, UsageError
@@ -38,7 +38,7 @@ from toolkit.train.training import train
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("base") / "base", hidden=64)
+    return tiny_llama(tmp_path_factory.mktemp("base") / "base", hidden=64, tokenizer="small")
 
 
 def trainer_for(base: Path, out: Path, rows: int = 12, callbacks: Any = (), **settings: Any) -> tuple[Any, Order, Any]:
@@ -234,7 +234,7 @@ def test_the_best_of_rows_of_tokens_is_kept(base: Path, tmp_path: Path) -> None:
     assert facts.validation_loss_after == pytest.approx(looks[facts.best_step], abs=0.02)  # type: ignore[index]
     # The file holds the rows that were trained, not the base's embedding.
     weights = load_file(out / "adapter_model.safetensors")
-    assert max(tensor.numel() for tensor in weights.values()) < 49_152
+    assert max(tensor.numel() for tensor in weights.values()) < SMALL
 
 
 CHILD = """\

@@ -102,7 +102,7 @@ def order_for(base: Path, objective: str, out: Path, **settings: Any) -> Order:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("base") / "base")
+    return tiny_llama(tmp_path_factory.mktemp("base") / "base", tokenizer="small")
 
 
 @pytest.mark.parametrize("objective", [*PAIRED, "kto", "pretrain"])

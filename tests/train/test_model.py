@@ -35,7 +35,7 @@ from toolkit.train.model import (
 def test_goldens_and_merge_see_the_same_weights(
     tmp_path: Path, method: Literal["lora", "qlora"], base_dtype: Literal["float32", "bfloat16"]
 ) -> None:
-    base = tiny_llama(tmp_path / "base", dtype=TORCH_DTYPES[base_dtype])
+    base = tiny_llama(tmp_path / "base", tokenizer="small", dtype=TORCH_DTYPES[base_dtype])
     adapter = adapter_artifact(tiny_adapter(base, tmp_path / "adapter", method), base, method, base_dtype)
     model, tokenizer = load_tuned(adapter)
     ids = tokenizer.encode("Small meals, less fat and coffee often help. See a doctor if it lasts.")
@@ -53,7 +53,7 @@ def test_no_nf4_layer_may_be_repacked_for_a_kernel_without_gradients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)  # as on a machine that has it
-    base = tiny_llama(tmp_path / "base")
+    base = tiny_llama(tmp_path / "base", tokenizer="small")
     trained = load_for_training(recipe(base, method="qlora"), base_facts(base)).model
     tuned = adapter_artifact(tiny_adapter(base, tmp_path / "adapter", "qlora"), base, "qlora")
     for model in (trained, load_tuned(tuned, torch.bfloat16)[0]):
@@ -74,7 +74,7 @@ def recipe(base: Path, **train: Any) -> Recipe:
 def test_the_facts_tell_how_the_base_was_really_quantized(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, double: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = tiny_llama(tmp_path / "base", dtype=torch.bfloat16)
+    base = tiny_llama(tmp_path / "base", tokenizer="small", dtype=torch.bfloat16)
     asked = recipe(base, method="qlora", bnb_4bit_use_double_quant=double)
     loaded = load_for_training(asked, base_facts(base))
     assert loaded.quantization == Quantization(double_quantization=double)

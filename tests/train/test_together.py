@@ -92,7 +92,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("base") / "base")
+    return tiny_llama(tmp_path_factory.mktemp("base") / "base", tokenizer="small")
 
 
 @pytest.fixture(scope="module")

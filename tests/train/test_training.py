@@ -112,7 +112,7 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("base") / "base")
+    return tiny_llama(tmp_path_factory.mktemp("base") / "base", tokenizer="small")
 
 
 def _batch(tokenizer: Any) -> torch.Tensor:
