@@ -112,7 +112,7 @@ def test_a_file_that_is_served_wrongly_is_mended(
     said = " ".join(done.stderr.split())
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Ollama 0.34.1 would serve a plain FROM bare.gguf with: attached Go template chatml" in said
-    assert "Ollama 0.34.1 served" in said and f"Mended: {out}" in said
+    assert "Ollama 0.34.1 served" in said and f"Mended:{out}" in said.replace(" ", "")  # a long path is folded
     assert read_gguf(out).metadata["tokenizer.chat_template"] == mended_template(protected.partition("#}")[2])
     assert not [name for name in ollama_server.client.models() if name.startswith("tune2ollama-repair")]
     done = verify(place, clean, "--gguf", bare, "--repair", out)

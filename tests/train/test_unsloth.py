@@ -67,7 +67,7 @@ recipe = Recipe.model_validate({
     "name": "x", "base": "x", "data": {"path": "x"}, "train": {"method": "lora"}, "ollama": {"model": "x"},
 })
 base = BaseFacts(id="x", folder="x", revision="", license="", digest="")
-training.load_tokenizer = lambda folder: None
+training.own_tokenizer = lambda folder: None
 training._through_unsloth(recipe, base, torch.float32)
 found["read by name"] = [name for name in ("local_files_only", "use_dora") if f'"{name}"' in inspect.getsource(llama)]
 found["switches"] = [name for name in PARTS if f"{name}" in inspect.getsource(vision)]
