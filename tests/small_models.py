@@ -8,9 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,13 +25,12 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from tests.spm_tokenizers import SIZES, TREE, spm_tokenizer
+from tests.spm_tokenizers import SIZES, TREE, in_cache, spm_tokenizer
 from toolkit.models.bases import TOKENIZER_FILES, check_folder, read_chat_template, resolve_base
 from toolkit.models.qwen2_tokenizer import write_tokenizer
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.run.artifacts import Artifact, Cost, file_sha256, text_sha256
 from toolkit.run.facts import AdapterFacts, BaseFacts, Quantization
-from toolkit.run.places import cache_home
 
 EMBEDDED = "embedded:smollm2-135m-instruct"
 TokenizerName = Literal["smollm2", "small", "qwen2", "gemma2", "phi3"]
@@ -70,7 +67,7 @@ def _qwen2_tokenizer() -> Path:
         write_tokenizer(folder, TREE / "models" / "ggml-vocab-qwen2.gguf")
         shutil.copy(TREE / "models" / "templates" / "Qwen-Qwen2.5-7B-Instruct.jinja", folder / "chat_template.jinja")
 
-    return _in_cache("qwen2-tokenizer-3", write)
+    return in_cache("qwen2-tokenizer-3", write)
 
 
 @functools.cache
@@ -84,19 +81,7 @@ def _small_tokenizer() -> Path:
         told["model"] |= {"vocab": kept, "merges": [pair for pair in pairs if "".join(pair) in kept]}
         path.write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
 
-    return _in_cache(f"small-tokenizer-{SMALL}", write)
-
-
-def _in_cache(name: str, write: Callable[[Path], None]) -> Path:
-    folder = cache_home() / "tests" / name
-    if folder.is_dir():
-        return folder
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True, exist_ok=True)
-    write(partial)
-    if not folder.is_dir():
-        partial.rename(folder)
-    return folder
+    return in_cache(f"small-tokenizer-{SMALL}", write)
 
 
 def _randomize(model: torch.nn.Module, seed: int) -> None:

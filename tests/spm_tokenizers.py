@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,24 +37,33 @@ _KEEPS_SPACES = ("<unk>", "<s>", "<|endoftext|>")
 @functools.cache
 def spm_tokenizer(name: SpmName) -> Path:
     """A folder with tokenizer.model, tokenizer.json, tokenizer_config.json and chat_template.jinja; kept in the cache."""
-    folder = cache_home() / "tests" / f"{name}-tokenizer-{VERSION}"
+    return in_cache(f"{name}-tokenizer-{VERSION}", functools.partial(_write, name))
+
+
+def in_cache(name: str, write: Callable[[Path], None]) -> Path:
+    """A folder of this name in the cache, written once; whoever else writes it meanwhile writes the same."""
+    folder = cache_home() / "tests" / name
     if folder.is_dir():
         return folder
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True, exist_ok=True)
+    write(partial)
+    if not folder.is_dir():
+        partial.rename(folder)
+    return folder
+
+
+def _write(name: SpmName, folder: Path) -> None:
     vocabulary, template = _SOURCE[name]
     metadata = read_gguf(TREE / "models" / vocabulary).metadata
     pieces = metadata["tokenizer.ggml.tokens"][:_PIECES]
     scores = metadata["tokenizer.ggml.scores"][:_PIECES]
     kinds = metadata["tokenizer.ggml.token_type"][:_PIECES]
     special = _special(name, metadata["tokenizer.ggml.tokens"])
-    write_model(partial / "tokenizer.model", pieces, scores, kinds)
-    _tokenizer(name, pieces, scores, special).save(str(partial / "tokenizer.json"))
-    _write_settings(name, partial, special)
-    shutil.copy(TREE / "models" / "templates" / template, partial / "chat_template.jinja")
-    if not folder.is_dir():
-        partial.rename(folder)
-    return folder
+    write_model(folder / "tokenizer.model", pieces, scores, kinds)
+    _tokenizer(name, pieces, scores, special).save(str(folder / "tokenizer.json"))
+    _write_settings(name, folder, special)
+    shutil.copy(TREE / "models" / "templates" / template, folder / "chat_template.jinja")
 
 
 def _special(name: SpmName, tokens: list[str]) -> list[AddedToken]:

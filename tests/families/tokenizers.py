@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,11 +16,10 @@ from typing import Any, Literal
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from tests.small_models import EMBEDDED
-from tests.spm_tokenizers import TREE, bpe_of_pieces, write_model
+from tests.spm_tokenizers import TREE, bpe_of_pieces, in_cache, write_model
 from toolkit.models.bases import resolve_base
 from toolkit.models.gguf_file import read_gguf
 from toolkit.run.artifacts import text_sha256
-from toolkit.run.places import cache_home
 
 Source = Literal["smollm2", "qwen2", "qwen35", "llama-bpe", "gemma-4", "llama-spm"]
 VERSION = 3
@@ -66,13 +64,8 @@ class Vocabulary:
 def put_vocabulary(vocabulary: Vocabulary, folder: Path) -> int:
     """Write a tokenizer and its chat template into `folder`; gives the number of its tokens. Built once, kept in the cache."""
     key = text_sha256(json.dumps(asdict(vocabulary), sort_keys=True))[:12]
-    kept = cache_home() / "tests" / f"family-tokenizer-{VERSION}-{vocabulary.source}-{key}"
-    if not kept.is_dir():
-        partial = kept.with_name(f"{kept.name}.partial-{os.getpid()}")
-        partial.mkdir(parents=True, exist_ok=True)
-        _write(vocabulary, partial)
-        if not kept.is_dir():
-            partial.rename(kept)
+    name = f"family-tokenizer-{VERSION}-{vocabulary.source}-{key}"
+    kept = in_cache(name, functools.partial(_write, vocabulary))
     shutil.copytree(kept, folder, dirs_exist_ok=True)
     return int(Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size())
 

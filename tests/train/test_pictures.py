@@ -17,7 +17,7 @@ from toolkit.errors import DataError, UsageError
 from toolkit.models.merged import merged_weights
 from toolkit.models.pictures import PictureRules, rules_of
 from toolkit.models.seen import Picture, given, seen_rows
-from toolkit.models.tokenizer import load_tokenizer
+from toolkit.models.tokenizer import load_tokenizer, own_tokenizer
 from toolkit.models.weights import TrainedWeights
 from toolkit.recipe.lora import Lora
 from toolkit.train.adapter import put_adapter, save_adapter, targets
@@ -96,7 +96,7 @@ def test_a_batch_is_what_each_row_is(base: Path, rules: PictureRules, tmp_path: 
         {"prompt": [{"role": "user", "content": "Hello"}], "completion": [said("Hello to you.")]},
         {"prompt": [user("A", "images/b.png", "images/a.png")], "completion": [said("Two of them.")]},
     ]
-    tokenizer = load_tokenizer(base)
+    tokenizer = own_tokenizer(base)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32).eval()
     rows = [tokenize(tokenizer, row)[0] for row in seen_rows(folder_of(tmp_path, *answers), "train", rules)]

@@ -56,13 +56,13 @@ def bytes_with_texts(gguf: Path, texts: Texts, header: GGUFHeader | None = None)
             yield chunk
 
 
-def vocabulary_alone(gguf: Path, out: Path, texts: Texts) -> Path:
+def vocabulary_alone(gguf: Path, out: Path, texts: Texts, header: GGUFHeader | None = None) -> Path:
     """Write a GGUF file's metadata with other texts and without its tensors: llama.cpp reads that as a vocabulary.
 
     Raises:
         DataError: no GGUF, or damaged.
     """
-    header = read_gguf(gguf)
+    header = header or read_gguf(gguf)
     with gguf.open("rb") as source, new_file(out) as partial:
         entries = _entries(source.read(header.list_end), header, texts)
         partial.write_bytes(b"GGUF" + struct.pack("<IQQ", _VERSION, 0, len(entries)) + b"".join(entries))

@@ -162,7 +162,7 @@ class Candidate:
         )
         with tempfile.TemporaryDirectory() as folder:
             bare = Path(folder) / "vocabulary.gguf"
-            vocabulary_alone(self.path, bare, {**left_out, "tokenizer.ggml.eos_token_id": eos})
+            vocabulary_alone(self.path, bare, {**left_out, "tokenizer.ggml.eos_token_id": eos}, header)
             key = file_sha256(bare)  # the files of one export have one vocabulary
             if key not in _ends_by_name:
                 with Candidate(bare, vocab_only=True) as unnamed:

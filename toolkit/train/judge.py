@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from toolkit.models.bases import resolve_base
-from toolkit.models.tokenizer import own_tokenizer
+from toolkit.models.tokenizer import load_tokenizer, own_tokenizer
 from toolkit.models.weights import attention_of
 from toolkit.recipe.lora import Lora
 from toolkit.run.artifacts import Artifact
@@ -32,7 +32,7 @@ def load_judge(artifact: Artifact[AdapterFacts]) -> Callable[[list[list[int]]], 
     from peft import PeftModel
 
     facts = artifact.facts
-    tokenizer = own_tokenizer(artifact.folder, facts.base.folder)
+    tokenizer = load_tokenizer(artifact.folder, facts.base.folder)
     body = _body(resolve_base(facts.base.id), getattr(torch, facts.base_dtype), tokenizer)
     model = PeftModel.from_pretrained(body, artifact.folder).eval()
     return lambda ids: scores(model, ids)
