@@ -16,23 +16,25 @@ from typing import Any
 import torch
 from torch import nn
 
+from toolkit.models.norms import normed, plain_norms
 from toolkit.models.products import FrozenWeight, fits, laid_out, room_to_lay_out
+from toolkit.models.rotations import rotate_in_few_steps
 from toolkit.models.tuned_linear import Together, given_the_same, one_behind_the_other
 from toolkit.models.weights import unpacked
 
 Forward = Callable[..., torch.Tensor]
 
-NORMS_AGREE = 1e-5
-"""Relative: torch's own norm does what a layer does."""
 
-
-def speed_up(model: Any, bfloat16: bool, learns: bool = True) -> None:
+def speed_up(model: Any, bfloat16: bool, learns: bool = True) -> Callable[[], None]:
     """Let a model with an adapter compute faster on a CPU, in place; what cannot be done faster stays as it was.
 
     Args:
         model: a PeftModel, loaded.
         bfloat16: compute the products of layers with a LoRA in bfloat16.
         learns: gradients are wanted.
+
+    Returns:
+        What gives the model's family its own rotation of positions back; see `toolkit.models.rotations`.
     """
     layers = [layer for layer in model.modules() if _is_plain(layer)]
     dtype = torch.bfloat16 if bfloat16 else torch.float32
@@ -45,8 +47,9 @@ def speed_up(model: Any, bfloat16: bool, learns: bool = True) -> None:
             for number, layer in enumerate(group):
                 layer.compute_dtype = dtype
                 layer.forward = functools.partial(_forward, together, number, layer.forward)
-    for norm in _norms(model):
-        norm.forward = functools.partial(_norm, norm)
+    for norm in plain_norms(model):
+        norm.forward = functools.partial(normed, norm)
+    return rotate_in_few_steps(model)
 
 
 @contextmanager
@@ -56,13 +59,14 @@ def sped_up(model: Any) -> Iterator[None]:
     if first.device.type != "cpu" or first.dtype != torch.float32:
         yield
         return
-    speed_up(model, bfloat16=False, learns=False)
+    own_rotation = speed_up(model, bfloat16=False, learns=False)
     try:
         with laid_out(model):
             yield
     finally:
+        own_rotation()
         for module in model.modules():
-            if getattr(vars(module).get("forward"), "func", None) in (_forward, _norm):
+            if getattr(vars(module).get("forward"), "func", None) in (_forward, normed):
                 del module.forward
                 vars(module).pop("compute_dtype", None)
 
@@ -125,26 +129,6 @@ def _weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     if not _is_packed(layer):
         return weight.detach().to(dtype)  # type: ignore[no-any-return]
     return unpacked(weight.data, weight.quant_state).to(dtype)
-
-
-def _norms(model: nn.Module) -> Iterator[Any]:
-    """The root-mean-square norms that do what torch's own does: tried on numbers, since families differ (Gemma adds 1)."""
-    for module in model.modules():
-        weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
-        if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or not isinstance(epsilon, float):
-            continue
-        with torch.no_grad():
-            tried = torch.linspace(-2, 3, 3 * len(weight)).reshape(3, -1).to(weight.dtype)
-            try:
-                wanted = module(tried)
-            except (TypeError, RuntimeError):  # it wants more than values: a gate
-                continue
-            if (wanted - _norm(module, tried)).abs().max() <= NORMS_AGREE * wanted.abs().max():
-                yield module
-
-
-def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
-    return nn.functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
 def _without_padding_mask(_model: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
