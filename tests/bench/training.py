@@ -90,8 +90,8 @@ transformers.Trainer.training_step = training_step
 print(json.dumps([[event.key, event.self_cpu_time_total] for event in profiler.key_averages()]))""",
 )
 KINDS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "aten::matmul", "mkldnn::_linear"),
-    "attention": ("aten::_scaled_dot_product",),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::linear", "aten::matmul", "mkldnn::_linear"),
+    "attention": ("aten::_scaled_dot_product", "aten::bmm", "aten::baddbmm", "aten::_softmax_backward_data"),
     "copies and other types": ("aten::copy_", "aten::_to_copy", "aten::cat", "aten::empty_strided", "aten::fill_"),
 }
 """Operations of torch by the beginnings of their names."""

@@ -65,7 +65,7 @@ STAGES = (
         ("prepare",),
         ("base", "system", "train", "lora", "adapter", "then", "load_in_4bit"),
         (*_MODEL_LIBRARIES, "trl", "accelerate"),
-        version=6,
+        version=7,
     ),
     Stage("onto", OntoFacts, ("prepare", "train"), ("train.max_length",), _MODEL_LIBRARIES),
     Stage(
