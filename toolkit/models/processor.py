@@ -1,9 +1,8 @@
 """Layers on a CPU at the processor's speed, in training and where a model reads or answers: the same numbers in fewer steps.
 
 Layers with a LoRA that are given the same values are one autograd function that keeps x, x Aᵀ and nothing else; norms and rotary
-positions take a few steps each way; NF4 weights are
-unpacked once instead of in every forward; where the recipe says bf16 and the processor has such products, these are computed in
-bfloat16 with float32 sums.
+positions take a few steps each way; NF4 weights are unpacked once instead of in every forward; where the recipe says bf16 and the
+processor has such products, these are computed in bfloat16 with float32 sums.
 """
 
 from __future__ import annotations
