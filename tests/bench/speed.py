@@ -6,6 +6,8 @@ that a machine that is slower for a while is so for both; what counts are the ra
 
 The adapter is a LoRA of rank 16 on all linear layers, of the embedded base and of a Llama of 1.1B random parameters in bfloat16,
 which is made in the cache's folder `bench` when it is not there (2.2 GB).
+
+Behind the exports trainings take turns, as `tests.bench.training` has them; last come the bars, and whether they are met.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from tests.bench import bars, training
 from tests.bench.speed_models import Case, cases
 from tests.children import child_environment
 from toolkit.export.llama_cpp import converter_environment, tree
@@ -67,7 +70,7 @@ start = time.monotonic()
 process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
 _, status, used = os.wait4(process.pid, 0)
 wall = time.monotonic() - start
-print(json.dumps([wall, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024]))
+print(json.dumps([wall, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, used.ru_inblock * 512, used.ru_oublock * 512]))
 sys.exit(os.waitstatus_to_exitcode(status) != 0)
 """
 """A process's peak begins with that of the one that starts it, so a small one starts it."""
@@ -83,26 +86,36 @@ class Spent:
     """Seconds of all cores."""
     peak: int = 0
     """Bytes of the largest process."""
+    read: int = 0
+    """Bytes from the disk; what the system still had in memory is not among them."""
+    written: int = 0
+    """Bytes."""
     disk: int = 0
     """Bytes of all files that were left."""
+    made: int = 0
+    """Bytes of the GGUF files among them."""
 
     def __add__(self, other: Spent) -> Spent:
-        return Spent(self.wall + other.wall, self.cpu + other.cpu, max(self.peak, other.peak), self.disk + other.disk)
+        return Spent(
+            self.wall + other.wall, self.cpu + other.cpu, max(self.peak, other.peak), self.read + other.read,
+            self.written + other.written, self.disk + other.disk, self.made + other.made,
+        )  # fmt: skip
 
 
 def spent(command: list[str], folder: Path, environment: dict[str, str]) -> Spent:
     """Run a process; what it and its children took, and what it left in `folder`."""
-    before = bytes_in(folder)
+    before, made = bytes_in(folder), bytes_in(folder, ".gguf")
     launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, *command]
     done = subprocess.run(launcher, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
-    return Spent(*json.loads(done.stdout.splitlines()[-1]), bytes_in(folder) - before)
+    figures = json.loads(done.stdout.splitlines()[-1])
+    return Spent(*figures, bytes_in(folder) - before, bytes_in(folder, ".gguf") - made)
 
 
-def bytes_in(folder: Path) -> int:
-    """Of all files below."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def bytes_in(folder: Path, ending: str = "") -> int:
+    """Of all files below whose names end so."""
+    return sum(path.stat().st_size for path in folder.rglob(f"*{ending}") if path.is_file())
 
 
 def reference(case: Case, file_type: str, work: Path) -> tuple[Spent, Spent]:
@@ -226,13 +239,16 @@ def work_folder() -> Path:
 
 def table_of(rows: list[dict[str, Any]]) -> Table:
     """A row for each way: medians, and ratios to the reference of the same round with their range."""
-    table = Table("model", "to", "way", "wall s", "CPU s", "peak GB", "disk GB", "wall / reference", "peak / reference")
+    table = Table(
+        "model", "to", "way", "wall s", "CPU s", "peak GB", "read GB", "written GB", "wall / ref.", "peak / ref."
+    )
     for row in rows:
         whole: list[Spent] = row["spent"]["reference"]
         for way, several in row["spent"].items():
             wall = [one.wall / other.wall for one, other in zip(several, whole)]
             peak = [one.peak / other.peak for one, other in zip(several, whole)]
-            middle = [median(getattr(one, key) for one in several) for key in ("wall", "cpu", "peak", "disk")]
+            keys = ("wall", "cpu", "peak", "read", "written")
+            middle = [median(getattr(one, key) for one in several) for key in keys]
             table.add_row(
                 row["case"],
                 row["file_type"],
@@ -241,6 +257,7 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
                 f"{middle[1]:.1f}",
                 f"{middle[2] / 1e9:.2f}",
                 f"{middle[3] / 1e9:.2f}",
+                f"{middle[4] / 1e9:.2f}",
                 f"{median(wall):.2f} ({min(wall):.2f}–{max(wall):.2f})",
                 f"{median(peak):.2f}",
             )
@@ -248,10 +265,10 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
 
 
 def main() -> None:
-    """Print the table, and every figure as JSON below it with --json."""
+    """Print the tables, and every figure of the exports as JSON below them with --json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=3)
-    parser.add_argument("--only", default="", help="embedded, 1.1B, or 7B (ours alone; 13 GB)")
+    parser.add_argument("--only", default="", help="embedded or 1.1B (no training); 7B (ours alone; 13 GB)")
     parser.add_argument("--types", default=",".join(FILE_TYPES))
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
@@ -265,7 +282,14 @@ def main() -> None:
         for case in cases(work_folder(), asked.only)
         for file_type in asked.types.split(",")
     ]
-    Console(width=140).print(table_of(rows))
+    console = Console(width=140)
+    console.print(table_of(rows))
+    held = bars.exports(rows)
+    if not asked.only:
+        trained = training.trained(asked.times, steps=12)
+        console.print(training.table_of(trained))
+        held += bars.trainings(training.ratios(trained))
+    console.print(bars.table_of(held))
     if asked.json:
         print(json.dumps(rows, default=vars))
 

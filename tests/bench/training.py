@@ -116,10 +116,10 @@ def ran(program: str, *arguments: str) -> list[Any]:
     return found
 
 
-def where(prepared: str, facts: str, out: str) -> None:
+def where(folder: str, facts: str, out: str) -> None:
     """Print what a step of ours in bfloat16 is spent on, and the rate of bare products."""
     spent: dict[str, float] = dict.fromkeys([*KINDS, "everything else"], 0.0)
-    for name, time in ran(PROFILED, prepared, facts, out, "train.max_steps=9"):
+    for name, time in ran(PROFILED, folder, facts, out, "train.max_steps=9"):
         kind = next((kind for kind, names in KINDS.items() if str(name).startswith(names)), "everything else")
         spent[kind] += time
     table = Table("of a step", "share")
@@ -143,56 +143,78 @@ def speed(told: list[list[float]]) -> float:
     return (told[-1][1] - told[0][1]) / (told[-1][0] - told[0][0])
 
 
-def main() -> None:
-    """Print the table."""
+def prepared(scratch: Path) -> tuple[str, str]:
+    """(folder of the medical recipe's dataset, its facts)."""
     from toolkit.data.prepare import prepare_dataset
+    from toolkit.recipe.reading import load_recipe
+
+    folder = scratch / "prepare"
+    folder.mkdir()
+    facts = prepare_dataset(load_recipe(ROOT / "recipes/medical.yaml", "cpu", []), folder)
+    return str(folder), facts.model_dump_json()
+
+
+def trained(times: int, steps: int) -> dict[str, list[Any]]:
+    """What each way told, round after round; see `ran`."""
     from toolkit.models.bases import resolve_base
     from toolkit.models.tokenizer import load_tokenizer
-    from toolkit.recipe.reading import load_recipe
     from toolkit.run.artifacts import read_jsonl
     from toolkit.train.rows import tokenize
 
+    found: dict[str, list[Any]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, facts = prepared(Path(scratch))
+        base = resolve_base("embedded").folder
+        tokenizer = load_tokenizer(base)
+        rows = [tokenize(tokenizer, row)[0].example() for row in read_jsonl(Path(folder) / "train.jsonl")]
+        (Path(scratch) / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+        for time in range(times):
+            for number, (way, settings) in enumerate(WAYS.items()):
+                out = f"{scratch}/{time}-{number}"
+                if settings is None:
+                    told = ran(PLAIN, base, f"{scratch}/rows.json", str(steps), out)
+                else:
+                    told = ran(OURS, folder, facts, out, f"train.max_steps={steps}", *settings)
+                found[way].append(told)
+                print(
+                    f"{way}: {speed(told):.0f} tokens/s, losses {[round(step[2], 3) for step in told]}", file=sys.stderr
+                )
+    return found
+
+
+def ratios(found: dict[str, list[Any]]) -> dict[str, list[float]]:
+    """Of each way, its tokens a second over those of the plain script in the same round."""
+    plain = found["plain script"]
+    return {way: [speed(run) / speed(other) for run, other in zip(runs, plain)] for way, runs in found.items()}
+
+
+def table_of(found: dict[str, list[Any]]) -> Table:
+    """As it is printed: medians, and the range of the ratios."""
+    table = Table("", "tokens/s", "times the plain script", "loss, first and last steps")
+    for way, several in ratios(found).items():
+        runs = found[way]
+        losses = f"{runs[0][0][2]:.3f} … {sum(step[2] for step in runs[0][-4:]) / 4:.3f}"
+        table.add_row(
+            way,
+            f"{median(map(speed, runs)):.0f}",
+            f"{median(several):.2f} ({min(several):.2f} to {max(several):.2f})",
+            losses,
+        )
+    return table
+
+
+def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=2)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--where", action="store_true")
     asked = parser.parse_args()
-    recipe = load_recipe(ROOT / "recipes/medical.yaml", "cpu", [])
-    base = resolve_base(recipe.base).folder
-    found: dict[str, list[Any]] = {way: [] for way in WAYS}
+    if not asked.where:
+        Console(width=100).print(table_of(trained(asked.times, asked.steps)))
+        return
     with tempfile.TemporaryDirectory() as scratch:
-        prepared = Path(scratch) / "prepare"
-        prepared.mkdir()
-        facts = prepare_dataset(recipe, prepared).model_dump_json()
-        if asked.where:
-            where(str(prepared), facts, f"{scratch}/where")
-            return
-        tokenizer = load_tokenizer(base)
-        rows = [tokenize(tokenizer, row)[0].example() for row in read_jsonl(prepared / "train.jsonl")]
-        (Path(scratch) / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-        for time in range(asked.times):
-            for number, (way, settings) in enumerate(WAYS.items()):
-                out = f"{scratch}/{time}-{number}"
-                if settings is None:
-                    told = ran(PLAIN, base, f"{scratch}/rows.json", str(asked.steps), out)
-                else:
-                    told = ran(OURS, str(prepared), facts, out, f"train.max_steps={asked.steps}", *settings)
-                found[way].append(told)
-                print(
-                    f"{way}: {speed(told):.0f} tokens/s, losses {[round(step[2], 3) for step in told]}", file=sys.stderr
-                )
-    table = Table("", "tokens/s", "times the plain script", "loss, first and last steps")
-    plain = found["plain script"]
-    for way, runs in found.items():
-        ratios = [speed(run) / speed(other) for run, other in zip(runs, plain)]
-        losses = f"{runs[0][0][2]:.3f} … {sum(step[2] for step in runs[0][-4:]) / 4:.3f}"
-        table.add_row(
-            way,
-            f"{median(map(speed, runs)):.0f}",
-            f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-            losses,
-        )
-    Console(width=100).print(table)
+        where(*prepared(Path(scratch)), f"{scratch}/where")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """ggml's own routines for a tensor's stored types, called in the library that llama-cpp-python brings.
 
 They are those that llama.cpp's converter and quantizer end in, and they let go of Python's lock: rows go to as many threads as
-there are cores.
+there are cores. K-quants without an importance matrix are rounded by `toolkit.export.k_quants` where that gives the same bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.errors import ExternalToolError
+from toolkit.export.k_quants import rounder
 from toolkit.export.llama_cpp import library
 from toolkit.models.gguf_head import type_number
 
@@ -64,19 +65,28 @@ def stored(values: Floats, kind: str, row_bytes: int, importance: Floats | None 
         uint8 [rows, row_bytes].
     """
     values = np.ascontiguousarray(values)
-    rows, length = values.shape
     if kind == "F32":
         return values.view(np.uint8)
-    out = np.empty((rows, row_bytes), np.uint8)
+    out = np.empty((len(values), row_bytes), np.uint8)
     if kind in ("F16", "BF16"):
         _to_16_bits(kind)(values.ctypes.data, out.ctypes.data, values.size)
         return out
+    own = functools.partial(_quantized, kind)
+    faster = rounder(kind, own) if importance is None else None
+    if faster is None:
+        own(values, out, importance)
+    else:
+        faster(values, out)
+    return out
+
+
+def _quantized(kind: str, values: Floats, out: Bytes, importance: Floats | None = None) -> None:
     weighed = None if importance is None else np.ascontiguousarray(importance, np.float32)
     address = None if weighed is None else weighed.ctypes.data
+    rows, length = values.shape
     size = _ggml().ggml_quantize_chunk(type_number(kind), values.ctypes.data, out.ctypes.data, 0, rows, length, address)
     if size != out.nbytes:
         raise ExternalToolError(f"ggml made {size} bytes of {kind}, {out.nbytes} were expected", "Run: make setup")
-    return out
 
 
 def widened(raw: Bytes, kind: str) -> Floats:

@@ -7,6 +7,7 @@ run, compiles llama-cpp-python. Clones share what is in the cache folder (`$TUNE
     wheels/llama_cpp_python-<version>-*.whl     compiled portably
     llama.cpp/<version>/                        the llama.cpp tree of the same commit: converter, vocabularies, templates
     bytecode/<key>/                             compiled modules of what is installed; see toolkit.setup.bytecode
+    k_quants/<key>.so                           rounding to K-quants; see toolkit.setup.k_quants
 
 Running it again is quick and harmless; `.venv/.ready` is written last and says what was installed.
 """
@@ -27,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from toolkit.run.places import cache_home
-from toolkit.setup import bytecode
+from toolkit.setup import bytecode, k_quants
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv"
@@ -129,7 +130,7 @@ def _existing(path: Path) -> Path:
 def stamp_text() -> str:
     """What an up-to-date `.venv/.ready` holds: a hash over everything that decides what is installed."""
     digest = hashlib.sha256(f"{sys.version_info[:2]} {ROOT} {_wants_gpu()}".encode())
-    for path in (ROOT / "pyproject.toml", CONSTRAINTS, GPU_CONSTRAINTS, Path(__file__)):
+    for path in (ROOT / "pyproject.toml", CONSTRAINTS, GPU_CONSTRAINTS, Path(__file__), k_quants.SOURCE):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -245,7 +246,17 @@ def compile_wheel(source: Path, cache: Path) -> Path:
 def _llama_cpp(cache: Path) -> Path:
     source = fetch_source(cache)
     unpack_tree(source, cache)
+    compile_k_quants(cache)
     return compile_wheel(source, cache)
+
+
+def compile_k_quants(cache: Path) -> None:
+    """What rounds to K-quants faster than llama.cpp's own routines; without it these are used."""
+    try:
+        k_quants.compile_library(cache)
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else error
+        say(f"going on with llama.cpp's own rounding to K-quants, which takes two to four times as long: {said}")
 
 
 def _scratch(beside: Path) -> tempfile.TemporaryDirectory[str]:
