@@ -147,7 +147,7 @@ def ours(case: Case, file_type: str, work: Path, home: Path | None = None) -> Sp
 def first_time(case: Case, file_type: str, work: Path) -> Spent:
     """The same, where nothing is known of the base yet."""
     with tempfile.TemporaryDirectory() as home:
-        for name in ("llama.cpp", "sources", "bases"):
+        for name in ("llama.cpp", "sources", "bases", "k_quants"):
             if (cache_home() / name).exists():
                 (Path(home) / name).symlink_to(cache_home() / name)
         return ours(case, file_type, work, Path(home))
