@@ -143,15 +143,20 @@ def speed(told: list[list[float]]) -> float:
     return (told[-1][1] - told[0][1]) / (told[-1][0] - told[0][0])
 
 
+def medical() -> Any:
+    """The medical recipe."""
+    from toolkit.recipe.reading import load_recipe
+
+    return load_recipe(ROOT / "recipes/medical.yaml", "cpu", [])
+
+
 def prepared(scratch: Path) -> tuple[str, str]:
     """(folder of the medical recipe's dataset, its facts)."""
     from toolkit.data.prepare import prepare_dataset
-    from toolkit.recipe.reading import load_recipe
 
     folder = scratch / "prepare"
     folder.mkdir()
-    facts = prepare_dataset(load_recipe(ROOT / "recipes/medical.yaml", "cpu", []), folder)
-    return str(folder), facts.model_dump_json()
+    return str(folder), prepare_dataset(medical(), folder).model_dump_json()
 
 
 def trained(times: int, steps: int) -> dict[str, list[Any]]:
@@ -164,7 +169,7 @@ def trained(times: int, steps: int) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as scratch:
         folder, facts = prepared(Path(scratch))
-        base = resolve_base("embedded").folder
+        base = resolve_base(medical().base).folder
         tokenizer = load_tokenizer(base)
         rows = [tokenize(tokenizer, row)[0].example() for row in read_jsonl(Path(folder) / "train.jsonl")]
         (Path(scratch) / "rows.json").write_text(json.dumps(rows), encoding="utf-8")

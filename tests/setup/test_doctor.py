@@ -24,7 +24,7 @@ def findings() -> dict[str, doctor.Finding]:
 def test_it_looks_at_everything(findings: dict[str, doctor.Finding]) -> None:
     assert list(findings) == [
         "system", "Python", "packages", "compiler", "GPU", "bitsandbytes", "llama.cpp decodes",
-        "processes", "disk", "memory", "Ollama", "Ollama server", "llama.cpp tree", "embedded base",
+        "processes", "disk", "memory", "Ollama", "Ollama server", "llama.cpp tree", "K-quants", "embedded base",
     ]  # fmt: skip
     assert json.loads(json.dumps([asdict(f) for f in findings.values()]))[0]["name"] == "system"
 

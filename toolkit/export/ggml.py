@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.errors import ExternalToolError
-from toolkit.export.k_quants import rounder
+from toolkit.export.k_quants import BYTES, rounder
 from toolkit.export.llama_cpp import library
 from toolkit.models.gguf_head import type_number
 
@@ -78,6 +78,11 @@ def stored(values: Floats, kind: str, row_bytes: int, importance: Floats | None 
     else:
         faster(values, out)
     return out
+
+
+def faster_kinds() -> list[str]:
+    """The types that weights are rounded to by `toolkit.export.k_quants` on this machine."""
+    return [kind for kind in BYTES if rounder(kind, functools.partial(_quantized, kind)) is not None]
 
 
 def _quantized(kind: str, values: Floats, out: Bytes, importance: Floats | None = None) -> None:

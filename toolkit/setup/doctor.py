@@ -57,7 +57,9 @@ def diagnose() -> list[Finding]:
     with ThreadPoolExecutor() as pool:
         slow = [pool.submit(check) for check in (_gpu, _bitsandbytes, _llama_cpp_decodes)]
         quick = [_system(), _python(), _packages(), _compiler()]
-        rest = [_processes(), _disk(), _memory(), _ollama(), _ollama_server(), _llama_cpp_tree(), _base()]
+        rest = [
+            _processes(), _disk(), _memory(), _ollama(), _ollama_server(), _llama_cpp_tree(), _k_quants(), _base(),
+        ]  # fmt: skip
         return quick + [check.result() for check in slow] + rest
 
 
@@ -313,6 +315,18 @@ def _llama_cpp_tree() -> Finding:
         if not (tree / needed).exists():
             return Finding("llama.cpp tree", "missing", f"no {tree / needed}", f"rm -rf {tree} && make setup")
     return Finding("llama.cpp tree", "ok", str(tree))
+
+
+def _k_quants() -> Finding:
+    if not _is_installed("llama_cpp"):
+        return Finding("K-quants", "missing", "llama-cpp-python is not installed", "make setup")
+    from toolkit.export.ggml import faster_kinds
+
+    kinds = faster_kinds()
+    if not kinds:
+        found = "rounded by llama.cpp's own routines, which take two to four times as long as ours"
+        return Finding("K-quants", "warn", found, "rm .venv/.ready && make setup")
+    return Finding("K-quants", "ok", f"{', '.join(kinds)} sixteen groups at a time, to llama.cpp's bytes")
 
 
 def _base() -> Finding:
