@@ -176,7 +176,7 @@ def measured(case: Case, file_type: str, times: int) -> dict[str, Any]:
 
 
 def alone(case: Case, small: Case, file_type: str) -> Table:
-    """Ours on a model that is too large for the reference, beside what no export can be faster than.
+    """Ours on a model that is too large for the reference, beside the disk's time and the quantizer's.
 
     Args:
         small: tells the quantizer's rate.
