@@ -25,9 +25,9 @@ SHORT = [
 FIRST = {
     "r1": ["earlier.format.data.max_rows=24", "earlier.format.train.max_steps=60", "earlier.format.train.learning_rate=0.01",
            "train.max_steps=2", "train.learning_rate=0.001", "train.max_completion_length=24", "golden.max_new_tokens=64"],
-    "polite": ["earlier.answers.train.max_steps=60", "earlier.answers.train.learning_rate=0.01", "train.max_steps=4",
+    "polite": ["earlier.answers.train.max_steps=120", "earlier.answers.train.learning_rate=0.01", "train.max_steps=4",
                "train.learning_rate=0.001"],
-    "tools": ["data.max_rows=40", "train.max_steps=80", "golden.max_new_tokens=64"],
+    "tools": ["data.max_rows=40", "train.max_steps=140", "golden.max_new_tokens=64"],
     # Answers are short, so that it takes many to tell.
     "car_insurance": ["golden.from_test=12", "golden.max_new_tokens=12", "train.per_device_train_batch_size=2",
                       "train.max_steps=20", "data.validation=0.05", "data.test=0.07", "evaluate.rows=4"],
