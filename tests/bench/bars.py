@@ -11,18 +11,15 @@ from rich.table import Table
 from toolkit.run.hardware import has_bfloat16_products
 
 Row = dict[str, Any]
-Bar = tuple[str, str, str, float]
-"""(model, file type, what, ours is at most so many times the other's)."""
-
-EXPORTS: dict[Bar, tuple[str, str]] = {
-    ("embedded", "Q4_K_M", "wall, of the reference's", 1 / 6): ("reference", "wall"),
-    ("1.1B", "Q8_0", "wall, of the reference's", 1 / 5): ("reference", "wall"),
-    ("1.1B", "Q4_K_M", "wall, of the reference's", 1 / 2): ("reference", "wall"),
-    ("1.1B", "Q4_K_M", "wall, of the quantizer's alone", 1.15): ("quantize alone", "wall"),
-    ("1.1B", "Q8_0", "peak memory, of the reference's", 1 / 2): ("reference", "peak"),
-    ("1.1B", "Q4_K_M", "peak memory, of the reference's", 1 / 2): ("reference", "peak"),
-}
-"""→ (the other way, what is compared)."""
+EXPORTS = (
+    ("embedded", "Q4_K_M", "wall", "reference", 1 / 6),
+    ("1.1B", "Q8_0", "wall", "reference", 1 / 5),
+    ("1.1B", "Q4_K_M", "wall", "reference", 1 / 2),
+    ("1.1B", "Q4_K_M", "wall", "quantize alone", 1.15),
+    ("1.1B", "Q8_0", "peak", "reference", 1 / 2),
+    ("1.1B", "Q4_K_M", "peak", "reference", 1 / 2),
+)
+"""Of a model and file type, what ours is at most so many times the other way's; see `tests.bench.speed.Spent`."""
 TRAININGS = {
     "ours, float32": 1.9,
     "ours, float32, by length": 1.9,
@@ -45,12 +42,13 @@ def exports(rows: Iterable[Row]) -> list[Held]:
     """Of the rows that were measured; see `tests.bench.speed.measured`."""
     found = []
     by_name = {(row["case"], row["file_type"]): row["spent"] for row in rows}
-    for (case, file_type, what, most), (other, key) in EXPORTS.items():
+    for case, file_type, key, other, most in EXPORTS:
         spent = by_name.get((case, file_type))
         if spent is None:
             continue
         ratios = [getattr(one, key) / getattr(two, key) for one, two in zip(spent["ours"], spent[other])]
-        found.append(_held(f"{case} → {file_type}: {what}", ratios, most, lambda value, bar: value <= bar, "≤"))
+        what = f"{case} → {file_type}: {key}, of {other}"
+        found.append(_held(what, ratios, most, lambda value, bar: value <= bar, "≤"))
     for (case, file_type), spent in by_name.items():
         beyond = max(one.disk - one.made for one in spent["ours"])
         found.append(Held(f"{case} → {file_type}: bytes left beside the file", "0", f"{beyond}", beyond == 0))

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from toolkit.models.packing import _attention, _now, pack
-from toolkit.models.shared_prefix import LENGTH, WORK, PrefixAttention, SharedPrefix
+from toolkit.models.shared_prefix import PrefixAttention, SharedPrefix, is_faster, share_of_pairs
 from toolkit.run.processes import keep_freed_memory
 
 BATCHES = ((8, 78, 0.37), (8, 120, 0.25), (8, 120, 0.58), (8, 200, 0.15), (4, 200, 0.5), (8, 400, 0.25), (8, 400, 0.75))
@@ -48,11 +48,7 @@ def main() -> None:
         ids[:, :shared] = ids[0, :shared]
         packed = pack(ids, None, None)
         assert packed is not None
-        own = length - shared
-        behind = packed.taken[shared:]
-        prefix = SharedPrefix(
-            shared, packed.places.view(rows, length)[:, shared:], behind // length * own + behind % length - shared
-        )
+        prefix = SharedPrefix(shared, packed.places, packed.taken, packed.shape)
         given = [
             torch.randn(1, len(packed.taken), heads, SIZE, requires_grad=True) for heads in (HEADS, GROUPS, GROUPS)
         ]
@@ -71,8 +67,8 @@ def main() -> None:
 
         ours(), whole()
         ratio = median(taken(whole) / taken(ours) for _ in range(25))
-        pairs = (shared * len(packed.taken) + rows * own * own) / (rows * length * length)
-        used = "yes" if pairs <= WORK and length <= LENGTH else "no"
+        asked = shared, len(packed.taken), packed.shape
+        pairs, used = share_of_pairs(*asked), "yes" if is_faster(*asked) else "no"
         table.add_row(str(rows), str(length), str(shared), f"{pairs:.0%}", f"{ratio:.2f}", used)
     Console(width=100).print(table)
 

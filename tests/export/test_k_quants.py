@@ -10,18 +10,32 @@ import numpy as np
 import pytest
 
 from toolkit.export import ggml, k_quants
-from toolkit.export.k_quants import BYTES, SUPER_BLOCK, Bytes, Floats, rounder
-from toolkit.setup.k_quants import compile_library, library_path
+from toolkit.export.k_quants import KINDS, SUPER_BLOCK, Bytes, Floats, rounder
+from toolkit.models.gguf_head import block_of
+from toolkit.setup.bootstrap import compile_k_quants
+from toolkit.setup.k_quants import library_path
 
 
-def by_ggml(kind: str, values: Floats) -> Bytes:
-    out = np.empty((len(values), values.shape[1] // SUPER_BLOCK * BYTES[kind]), np.uint8)
-    ggml._quantized(kind, np.ascontiguousarray(values), out)
+@pytest.fixture
+def tried_anew() -> Iterator[None]:
+    """What was found of each type is forgotten, before and behind a test."""
+    ggml._faster.cache_clear()
+    yield
+    ggml._faster.cache_clear()
+
+
+def row_bytes(kind: str, values: Floats) -> int:
+    return values.shape[1] // SUPER_BLOCK * block_of(kind)[1]
+
+
+def by_ggml(kind: str, values: Floats, importance: Floats | None = None) -> Bytes:
+    out = np.empty((len(values), row_bytes(kind, values)), np.uint8)
+    ggml._quantized(kind, np.ascontiguousarray(values), out, importance)
     return out
 
 
 def stored(kind: str, values: Floats, importance: Floats | None = None) -> Bytes:
-    return ggml.stored(values, kind, values.shape[1] // SUPER_BLOCK * BYTES[kind], importance)
+    return ggml.stored(values, kind, row_bytes(kind, values), importance)
 
 
 def random(*shape: int, seed: int = 0) -> Floats:
@@ -58,14 +72,14 @@ def weights() -> Iterator[tuple[str, Floats]]:
     yield "groups of all sizes", uneven.reshape(24, 1024)
 
 
-@pytest.mark.parametrize("kind", BYTES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("values", [pytest.param(values, id=name) for name, values in weights()])
 def test_bytes_are_ggml_s(kind: str, values: Floats) -> None:
     assert rounder(kind, functools.partial(ggml._quantized, kind)) is not None, "set-up compiled it, and it agrees"
     np.testing.assert_array_equal(by_ggml(kind, values), stored(kind, values))
 
 
-@pytest.mark.parametrize("kind", BYTES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_bytes_of_many_random_rows_are_ggml_s(kind: str) -> None:
     for seed in range(8):
         values = random(64, 2048, seed=seed) * np.float32(10.0 ** (seed - 5))
@@ -74,43 +88,35 @@ def test_bytes_of_many_random_rows_are_ggml_s(kind: str) -> None:
 
 def test_with_importance_ggml_rounds() -> None:
     values, importance = random(4, 512), np.abs(random(512))
-    out = np.empty((4, 2 * BYTES["Q4_K"]), np.uint8)
-    ggml._quantized("Q4_K", values, out, importance)
+    out = by_ggml("Q4_K", values, importance)
     np.testing.assert_array_equal(out, stored("Q4_K", values, importance))
     assert not np.array_equal(out, stored("Q4_K", values))
 
 
+@pytest.mark.usefixtures("tried_anew")
 def test_what_gives_other_bytes_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def off_by_one(values: Floats, out: Bytes) -> None:
         ggml._quantized("Q4_K", values, out)
         out[-1, -1] ^= 1
 
     monkeypatch.setattr(k_quants, "_ours", lambda _kind: off_by_one)
-    monkeypatch.setattr(k_quants, "_agreed", {})
     assert rounder("Q4_K", functools.partial(ggml._quantized, "Q4_K")) is None
     values = random(4, 512)
     np.testing.assert_array_equal(by_ggml("Q4_K", values), stored("Q4_K", values))
 
 
+@pytest.mark.usefixtures("tried_anew")
 def test_without_the_library_ggml_rounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(k_quants, "cache_home", lambda: tmp_path)
-    k_quants._library.cache_clear()
-    k_quants._ours.cache_clear()
-    try:
-        assert rounder("Q4_K", functools.partial(ggml._quantized, "Q4_K")) is None
-        assert rounder("Q8_0", functools.partial(ggml._quantized, "Q8_0")) is None
-        values = random(4, 512)
-        np.testing.assert_array_equal(by_ggml("Q4_K", values), stored("Q4_K", values))
-    finally:
-        k_quants._library.cache_clear()
-        k_quants._ours.cache_clear()
+    assert rounder("Q4_K", functools.partial(ggml._quantized, "Q4_K")) is None
+    assert rounder("Q8_0", functools.partial(ggml._quantized, "Q8_0")) is None
+    values = random(4, 512)
+    np.testing.assert_array_equal(by_ggml("Q4_K", values), stored("Q4_K", values))
 
 
 def test_set_up_compiles_it_once_and_leaves_nothing_behind_when_it_cannot(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from toolkit.setup.bootstrap import compile_k_quants
-
     monkeypatch.setenv("CC", "no-such-compiler")
     compile_k_quants(tmp_path)
     monkeypatch.setenv("CC", "false")
@@ -118,7 +124,9 @@ def test_set_up_compiles_it_once_and_leaves_nothing_behind_when_it_cannot(
     assert capsys.readouterr().err.count("going on with llama.cpp's own rounding") == 2
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     monkeypatch.delenv("CC")
-    path = compile_library(tmp_path)
-    assert path == library_path(tmp_path) and [*path.parent.iterdir()] == [path]
+    compile_k_quants(tmp_path)
+    path = library_path(tmp_path)
+    assert [*path.parent.iterdir()] == [path]
     changed = path.stat().st_mtime_ns
-    assert compile_library(tmp_path).stat().st_mtime_ns == changed
+    compile_k_quants(tmp_path)
+    assert path.stat().st_mtime_ns == changed

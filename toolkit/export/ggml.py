@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.errors import ExternalToolError
-from toolkit.export.k_quants import BYTES, rounder
+from toolkit.export.k_quants import KINDS, Round, rounder
 from toolkit.export.llama_cpp import library
 from toolkit.models.gguf_head import type_number
 
@@ -71,10 +71,9 @@ def stored(values: Floats, kind: str, row_bytes: int, importance: Floats | None 
     if kind in ("F16", "BF16"):
         _to_16_bits(kind)(values.ctypes.data, out.ctypes.data, values.size)
         return out
-    own = functools.partial(_quantized, kind)
-    faster = rounder(kind, own) if importance is None else None
+    faster = _faster(kind) if importance is None else None
     if faster is None:
-        own(values, out, importance)
+        _quantized(kind, values, out, importance)
     else:
         faster(values, out)
     return out
@@ -82,7 +81,12 @@ def stored(values: Floats, kind: str, row_bytes: int, importance: Floats | None 
 
 def faster_kinds() -> list[str]:
     """The types that weights are rounded to by `toolkit.export.k_quants` on this machine."""
-    return [kind for kind in BYTES if rounder(kind, functools.partial(_quantized, kind)) is not None]
+    return [kind for kind in KINDS if _faster(kind) is not None]
+
+
+@functools.cache
+def _faster(kind: str) -> Round | None:
+    return rounder(kind, functools.partial(_quantized, kind))
 
 
 def _quantized(kind: str, values: Floats, out: Bytes, importance: Floats | None = None) -> None:

@@ -5,7 +5,7 @@
 // processor that adds sixteen numbers at once does one. Here a vector holds one term of sixteen groups: each group's sum is still
 // added in the same order, and every bit comes out as there. That needs -ffp-contract=off: a fused product and sum rounds once.
 //
-// Who calls it compares it with ggml first (toolkit/export/ggml.py).
+// Who calls it compares it with ggml first (toolkit/export/k_quants.py).
 
 #include <math.h>
 #include <stdint.h>
@@ -98,7 +98,6 @@ INLINED void write(const groups *g, uint8_t *level, int size) {
 }
 
 INLINED void keep(groups *g, ints which, const floats *level, int size) {
-    if (!any(which)) return;
     for (int i = 0; i < size; ++i) g->level[i] = chosen(which, level[i], g->level[i]);
 }
 
@@ -121,12 +120,11 @@ INLINED void with_offset(groups *g, int top, float first, int steps, floats *sca
     }
     low = chosen(low > 0, (floats){0}, low);
     const ints flat = high == low;
-    const floats bottom = low, range = high - low;
 
-    floats inverse = (float)top / range;
+    floats inverse = (float)top / (high - low);
     floats s = 1 / inverse, m = low, error = {0};
     for (int i = 0; i < 32; ++i) {
-        g->level[i] = whole(inverse * (g->x[i] - bottom), 0, top);
+        g->level[i] = whole(inverse * (g->x[i] - m), 0, top);
         floats off = s * g->level[i] + m - g->x[i];
         error += weight[i] * (off * off);
     }
@@ -153,6 +151,7 @@ INLINED void with_offset(groups *g, int top, float first, int steps, floats *sca
             new_error += weight[i] * (off * off);
         }
         const ints better = (determinant > 0) & (new_error < error) & ~flat;
+        if (!any(better)) continue;
         keep(g, better, level, 32);
         error = chosen(better, new_error, error);
         s = chosen(better, new_s, s);
@@ -218,9 +217,13 @@ static uint8_t six_bits(float value) {
     return found < 63 ? found : 63;
 }
 
+INLINED int bytes_of_k(int bits) {
+    return 16 + SUPER * bits / 8;
+}
+
 // Two super-blocks of Q4_K or Q5_K: float16 scale and offset, twelve bytes of six bits, the fifth bits (Q5_K), four bits.
 INLINED void two_of_k(const float *x, uint8_t *out, int blocks, int bits) {
-    const int top = (1 << bits) - 1, size = bits == 4 ? 144 : 176;
+    const int top = (1 << bits) - 1, size = bytes_of_k(bits);
     groups g;
     floats scale, offset, s = {0}, m = {0};
     read(&g, x, 32);
@@ -314,7 +317,7 @@ INLINED void all_of_k(const float *x, uint8_t *out, int64_t super, int bits) {
         const float *from = x + i * SUPER;
         const int blocks = i + 1 < super ? 2 : 1;
         if (blocks == 1) from = memcpy(last, from, SUPER * sizeof(float));
-        two_of_k(from, out + i * (bits == 4 ? 144 : 176), blocks, bits);
+        two_of_k(from, out + i * bytes_of_k(bits), blocks, bits);
     }
 }
 

@@ -8,23 +8,23 @@ compilers may fuse products and sums in ggml, which here they may not.
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from toolkit.models.gguf_head import block_of
 from toolkit.run.places import cache_home
 from toolkit.setup.k_quants import library_path
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
+KINDS = ("Q4_K", "Q5_K", "Q6_K")
+"""As ggml calls them."""
 SUPER_BLOCK = 256
-"""Weights that are stored together."""
-BYTES = {"Q4_K": 144, "Q5_K": 176, "Q6_K": 210}
-"""Of a super-block (ggml/src/ggml-common.h)."""
+"""Weights that each of them stores together."""
 Round = Callable[[Floats, Bytes], None]
+"""Rounds float32 rows into the bytes that they become."""
 
 
 def rounder(kind: str, ggml: Round) -> Round | None:
@@ -32,27 +32,17 @@ def rounder(kind: str, ggml: Round) -> Round | None:
 
     Args:
         kind: as ggml calls it.
-        ggml: its own routine, for float32 rows and the bytes that they become.
+        ggml: its own routine.
     """
-    if kind not in BYTES:
-        return None
-    ours = _ours(kind)
-    return ours if ours is not None and _agrees(kind, ours, ggml) else None
+    ours = _ours(kind) if kind in KINDS else None
+    return ours if ours is not None and _agree(kind, ours, ggml) else None
 
 
-@functools.cache
-def _library() -> Any:
-    """None: set-up could not compile it."""
-    try:
-        return ctypes.CDLL(str(library_path(cache_home())))
-    except OSError:
-        return None
-
-
-@functools.cache
 def _ours(kind: str) -> Round | None:
-    library = _library()
-    if library is None:
+    """None: set-up could not compile the library."""
+    try:
+        library = ctypes.CDLL(str(library_path(cache_home())))
+    except OSError:
         return None
     function = getattr(library, f"round_to_{kind.lower()}")
     function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
@@ -63,20 +53,14 @@ def _ours(kind: str) -> Round | None:
     return rounded
 
 
-_agreed: dict[str, bool] = {}
+def _agree(kind: str, ours: Round, ggml: Round) -> bool:
+    values = tried()
+    wanted, found = (np.empty((len(values), block_of(kind)[1]), np.uint8) for _ in range(2))
+    ggml(values, wanted)
+    ours(values, found)
+    return np.array_equal(wanted, found)
 
 
-def _agrees(kind: str, ours: Round, ggml: Round) -> bool:
-    if kind not in _agreed:
-        values = tried()
-        wanted, found = (np.empty((len(values), BYTES[kind]), np.uint8) for _ in range(2))
-        ggml(values, wanted)
-        ours(values, found)
-        _agreed[kind] = np.array_equal(wanted, found)
-    return _agreed[kind]
-
-
-@functools.cache
 def tried() -> Floats:
     """Super-blocks of many kinds, [super-blocks, 256]: of all sizes that float16 holds, with outliers, of one sign, of equal
     weights, of few values, and empty ones."""

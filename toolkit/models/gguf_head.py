@@ -37,7 +37,7 @@ class HeadTensor:
     @property
     def row_bytes(self) -> int:
         """Of one row's data."""
-        block, size = _block(self.type)
+        block, size = block_of(self.type)
         return self.shape[0] // block * size
 
     @property
@@ -70,7 +70,8 @@ def type_number(name: str) -> int:
     return int(_kinds()[0][name])
 
 
-def _block(name: str) -> tuple[int, int]:
+def block_of(name: str) -> tuple[int, int]:
+    """(values, bytes) of what a type stores together."""
     block, size = _kinds()[1][_kinds()[0][name]]
     return int(block), int(size)
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from toolkit.models.processor import causal_of
-from toolkit.models.shared_prefix import PrefixAttention, SharedPrefix, can_attend, shared_prefix
+from toolkit.models.shared_prefix import PrefixAttention, SharedPrefix, can_attend, is_faster
 
 NAME = "packed_rows"
 """Of the attention function, as transformers calls it by `config._attn_implementation`."""
@@ -71,7 +71,9 @@ def pack(ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor |
         places[row, :length] = places[like, :length]
     shape = (ids.shape[0], ids.shape[1])
     alike_in_all = int(lengths[1:].min()) if len(ids) > 1 else 0
-    return Packed(shape, taken, places.flatten(), shared_prefix(alike_in_all, places, taken, shape))
+    around = is_faster(alike_in_all, len(taken), shape)
+    prefix = SharedPrefix(alike_in_all, places, taken, shape) if around else None
+    return Packed(shape, taken, places.flatten(), prefix)
 
 
 def pack_rows(model: Any, bfloat16: bool) -> bool:

@@ -38,14 +38,16 @@ class SharedPrefix:
 
     Args:
         shared: tokens that all rows begin with alike; the first packed ones.
-        own: of each place behind them in the padded rows, its packed token: [rows, own]; of padding, any.
-        taken: of each packed token behind the beginning, its place in `own`, counted through: [packed - shared].
+        places, taken, shape: as `toolkit.models.packing.Packed` has them.
     """
 
-    def __init__(self, shared: int, own: torch.Tensor, taken: torch.Tensor) -> None:
-        self.shared, self.packed = shared, shared + len(taken)
-        self.rows, self.own = own.shape
-        self._own, self._taken = own, taken
+    def __init__(self, shared: int, places: torch.Tensor, taken: torch.Tensor, shape: tuple[int, int]) -> None:
+        self.rows, length = shape
+        self.shared, self.own, self.packed = shared, length - shared, len(taken)
+        self._own = places.view(shape)[:, shared:]
+        """Of each place behind the beginning in the padded rows, its packed token: [rows, own]; of padding, any."""
+        self._row, self._at = taken[shared:] // length, taken[shared:] % length - shared
+        """Of each packed token behind the beginning, its row and its place there: [packed - shared]."""
         self._places: dict[tuple[int, int], Places] = {}
 
     def places(self, heads: int, groups: int) -> Places:
@@ -58,33 +60,31 @@ class SharedPrefix:
     def _made(self, groups: int, each: int) -> Places:
         group, head = torch.arange(groups), torch.arange(each)
         queries = self._own[None, :, None] * (groups * each) + (group[:, None] * each + head)[:, None, :, None]
-        row, own = self._taken // self.own, self._taken % self.own
-        first = (group[:, None] * self.rows + row[:, None, None]) * each + head
+        first = (group[:, None] * self.rows + self._row[:, None, None]) * each + head
         return Places(
             queries=queries.flatten(),
             keys=(self._own * groups + group[:, None, None]).flatten(),
-            back=(first * self.own + own[:, None, None]).flatten(),
+            back=(first * self.own + self._at[:, None, None]).flatten(),
             unseen=_unseen(self.own).repeat(each, 1),
             unseen_shared=_unseen(self.shared).repeat(each, 1),
         )
 
 
-def shared_prefix(
-    shared: int, places: torch.Tensor, taken: torch.Tensor, shape: tuple[int, int]
-) -> SharedPrefix | None:
-    """None: too little of the rows is alike, or they are too long.
+def share_of_pairs(shared: int, packed: int, shape: tuple[int, int]) -> float:
+    """Pairs of tokens that are multiplied, as a share of those of whole rows.
 
     Args:
         shared: tokens that all rows begin with alike.
-        places, taken, shape: as `toolkit.models.packing.Packed` has them.
+        packed: tokens that are left when these are counted once.
+        shape: (rows, length) of the padded rows.
     """
     rows, length = shape
-    own = length - shared
-    pairs = shared * len(taken) + rows * own * own
-    if not 0 < shared < length <= LENGTH or pairs > WORK * rows * length * length:
-        return None
-    behind = taken[shared:]
-    return SharedPrefix(shared, places.view(shape)[:, shared:], behind // length * own + behind % length - shared)
+    return (shared * packed + rows * (length - shared) ** 2) / (rows * length**2)
+
+
+def is_faster(shared: int, packed: int, shape: tuple[int, int]) -> bool:
+    """Whether a batch's attention is computed around what its rows begin with; see `share_of_pairs`."""
+    return 0 < shared < shape[1] <= LENGTH and share_of_pairs(shared, packed, shape) <= WORK
 
 
 def can_attend(module: Any, query: torch.Tensor, named: Mapping[str, Any]) -> bool:

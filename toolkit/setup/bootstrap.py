@@ -129,8 +129,8 @@ def _existing(path: Path) -> Path:
 
 def stamp_text() -> str:
     """What an up-to-date `.venv/.ready` holds: a hash over everything that decides what is installed."""
-    digest = hashlib.sha256(f"{sys.version_info[:2]} {ROOT} {_wants_gpu()}".encode())
-    for path in (ROOT / "pyproject.toml", CONSTRAINTS, GPU_CONSTRAINTS, Path(__file__), k_quants.SOURCE):
+    digest = hashlib.sha256(f"{sys.version_info[:2]} {ROOT} {_wants_gpu()} {k_quants.library_name()}".encode())
+    for path in (ROOT / "pyproject.toml", CONSTRAINTS, GPU_CONSTRAINTS, Path(__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -252,11 +252,17 @@ def _llama_cpp(cache: Path) -> Path:
 
 def compile_k_quants(cache: Path) -> None:
     """What rounds to K-quants faster than llama.cpp's own routines; without it these are used."""
+    path = k_quants.library_path(cache)
+    if path.is_file():
+        return
+    compiler = shlex.split(os.environ.get("CC") or "cc")
     try:
-        k_quants.compile_library(cache)
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else error
-        say(f"going on with llama.cpp's own rounding to K-quants, which takes two to four times as long: {said}")
+        with _scratch(path.parent) as folder:
+            made = Path(folder) / path.name
+            run("compile K-quants", [*compiler, *k_quants.FLAGS, "-o", made, k_quants.SOURCE, "-lm"])
+            made.replace(path)
+    except (SetupError, OSError) as error:
+        say(f"going on with llama.cpp's own rounding to K-quants, which takes two to four times as long: {error}")
 
 
 def _scratch(beside: Path) -> tempfile.TemporaryDirectory[str]:
@@ -275,8 +281,9 @@ def _sha256(path: Path) -> str:
 
 def install(cache: Path) -> None:
     """Make everything that is missing; downloads and compilation at the same time."""
-    for left in (*cache.glob("sources/.partial-*"), *cache.glob("wheels/.partial-*")):
-        shutil.rmtree(left, ignore_errors=True)  # of a set-up that was killed: under the lock, none is at work
+    for place in ("sources", "wheels", "k_quants"):
+        for left in cache.glob(f"{place}/.partial-*"):
+            shutil.rmtree(left, ignore_errors=True)  # of a set-up that was killed: under the lock, none is at work
     installer = make_venv()
     with ThreadPoolExecutor(1) as pool:
         compiling = pool.submit(_llama_cpp, cache)
