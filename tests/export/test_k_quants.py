@@ -72,11 +72,29 @@ def weights() -> Iterator[tuple[str, Floats]]:
     yield "groups of all sizes", uneven.reshape(24, 1024)
 
 
+def importances(length: int) -> Iterator[tuple[str, Floats]]:
+    """What columns may be weighed with, of which an importance matrix has one for each."""
+    drawn = np.exp(random(length, seed=3) * 3)
+    yield "drawn", drawn
+    yield "alike", np.ones(length, np.float32)
+    yield "large", drawn * np.float32(1e12)
+    yield "small", drawn * np.float32(1e-12)
+    few = drawn.copy()
+    few[random(length, seed=4) < 1.5] = 0
+    yield "mostly none", few
+    yield "none", np.zeros(length, np.float32)
+    some = drawn.copy()
+    some[length // 2 :] = 0
+    yield "none of some groups", some
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("values", [pytest.param(values, id=name) for name, values in weights()])
 def test_bytes_are_ggml_s(kind: str, values: Floats) -> None:
     assert rounder(kind, functools.partial(ggml._quantized, kind)) is not None, "set-up compiled it, and it agrees"
     np.testing.assert_array_equal(by_ggml(kind, values), stored(kind, values))
+    for name, importance in importances(values.shape[1]):
+        np.testing.assert_array_equal(by_ggml(kind, values, importance), stored(kind, values, importance), name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,20 +102,24 @@ def test_bytes_of_many_random_rows_are_ggml_s(kind: str) -> None:
     for seed in range(8):
         values = random(64, 2048, seed=seed) * np.float32(10.0 ** (seed - 5))
         np.testing.assert_array_equal(by_ggml(kind, values), stored(kind, values))
+        importance = random(2048, seed=seed + 100) ** 2
+        np.testing.assert_array_equal(by_ggml(kind, values, importance), stored(kind, values, importance))
 
 
-def test_with_importance_ggml_rounds() -> None:
+def test_importance_counts() -> None:
     values, importance = random(4, 512), np.abs(random(512))
-    out = by_ggml("Q4_K", values, importance)
-    np.testing.assert_array_equal(out, stored("Q4_K", values, importance))
-    assert not np.array_equal(out, stored("Q4_K", values))
+    assert not np.array_equal(stored("Q4_K", values, importance), stored("Q4_K", values))
+    # As it comes: not contiguous, in another type.
+    wide = np.repeat(importance.astype(np.float64), 2)[::2]
+    np.testing.assert_array_equal(stored("Q4_K", values, importance), stored("Q4_K", values, wide))
 
 
 @pytest.mark.usefixtures("tried_anew")
-def test_what_gives_other_bytes_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    def off_by_one(values: Floats, out: Bytes) -> None:
-        ggml._quantized("Q4_K", values, out)
-        out[-1, -1] ^= 1
+@pytest.mark.parametrize("weighed_alone", [False, True])
+def test_what_gives_other_bytes_is_not_used(monkeypatch: pytest.MonkeyPatch, weighed_alone: bool) -> None:
+    def off_by_one(values: Floats, out: Bytes, importance: Floats | None) -> None:
+        ggml._quantized("Q4_K", values, out, importance)
+        out[-1, -1] ^= importance is not None or not weighed_alone
 
     monkeypatch.setattr(k_quants, "_ours", lambda _kind: off_by_one)
     assert rounder("Q4_K", functools.partial(ggml._quantized, "Q4_K")) is None

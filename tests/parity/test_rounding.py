@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from toolkit.export.ggml import widened
 from toolkit.export.llama_cpp import quantize_file
 from toolkit.models.gguf_file import read_gguf
-from toolkit.parity.exported import GGUFWeights, dequantized
+from toolkit.parity.exported import GGUFWeights
 from toolkit.parity.rounding import can_round, quantized, rounded
 
 ROWS = torch.randn(64, 256, generator=torch.Generator().manual_seed(7))
@@ -55,7 +56,7 @@ def test_bytes_are_those_of_llama_cpps_own_quantizer(small_gguf: Path, tmp_path:
             kinds = field.types
             writer.add_key_value(field.name, field.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
     for tensor in reader.tensors:
-        values = dequantized(np.array(tensor.data), tensor.tensor_type.name)
+        values = widened(np.array(tensor.data), tensor.tensor_type.name)
         writer.add_tensor(tensor.name, values.astype(np.float16 if values.ndim > 1 else np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -1,7 +1,7 @@
 """ggml's own routines for a tensor's stored types, called in the library that llama-cpp-python brings.
 
 They are those that llama.cpp's converter and quantizer end in, and they let go of Python's lock: rows go to as many threads as
-there are cores. K-quants without an importance matrix are rounded by `toolkit.export.k_quants` where that gives the same bytes.
+there are cores. K-quants are rounded by `toolkit.export.k_quants` where that gives the same bytes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.errors import ExternalToolError
+from toolkit.errors import DataError, ExternalToolError
 from toolkit.export.k_quants import KINDS, Round, rounder
 from toolkit.export.llama_cpp import library
-from toolkit.models.gguf_head import type_number
+from toolkit.models.gguf_head import block_of, type_number
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -43,9 +43,9 @@ def _ggml() -> Any:
     ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
     for kind in ("fp16", "bf16"):
         getattr(ggml, f"ggml_fp32_to_{kind}_row").argtypes = [pointer, pointer, number]
-        getattr(ggml, f"ggml_{kind}_to_fp32_row").argtypes = [pointer, pointer, number]
     ggml.ggml_validate_row_data.argtypes = [integer, pointer, ctypes.c_size_t]
     ggml.ggml_validate_row_data.restype = ctypes.c_bool
+    ggml.ggml_get_type_traits.argtypes, ggml.ggml_get_type_traits.restype = [integer], ctypes.POINTER(_Type)
     ggml.ggml_op_name.argtypes, ggml.ggml_op_name.restype = [integer], ctypes.c_char_p
     for name, result in (("op_desc", ctypes.c_char_p), ("get_data", pointer), ("nbytes", ctypes.c_size_t)):
         getattr(ggml, f"ggml_{name}").argtypes, getattr(ggml, f"ggml_{name}").restype = [pointer], result
@@ -71,11 +71,13 @@ def stored(values: Floats, kind: str, row_bytes: int, importance: Floats | None 
     if kind in ("F16", "BF16"):
         _to_16_bits(kind)(values.ctypes.data, out.ctypes.data, values.size)
         return out
-    faster = _faster(kind) if importance is None else None
+    if importance is not None:
+        importance = np.ascontiguousarray(importance, np.float32)
+    faster = _faster(kind)
     if faster is None:
         _quantized(kind, values, out, importance)
     else:
-        faster(values, out)
+        faster(values, out, importance)
     return out
 
 
@@ -90,8 +92,7 @@ def _faster(kind: str) -> Round | None:
 
 
 def _quantized(kind: str, values: Floats, out: Bytes, importance: Floats | None = None) -> None:
-    weighed = None if importance is None else np.ascontiguousarray(importance, np.float32)
-    address = None if weighed is None else weighed.ctypes.data
+    address = None if importance is None else importance.ctypes.data
     rows, length = values.shape
     size = _ggml().ggml_quantize_chunk(type_number(kind), values.ctypes.data, out.ctypes.data, 0, rows, length, address)
     if size != out.nbytes:
@@ -99,11 +100,19 @@ def _quantized(kind: str, values: Floats, out: Bytes, importance: Floats | None 
 
 
 def widened(raw: Bytes, kind: str) -> Floats:
-    """Rows of F32, F16 or BF16 (uint8 [rows, bytes a row]) as float32."""
+    """Rows of a type (uint8 [rows, bytes a row]) as float32 [rows, row length].
+
+    Raises:
+        DataError: ggml keeps no weights in this type.
+    """
     if kind == "F32":
         return raw.view(np.float32)
-    out = np.empty((len(raw), raw.shape[1] // 2), np.float32)
-    _from_16_bits(kind)(raw.ctypes.data, out.ctypes.data, out.size)
+    block, size = block_of(kind)
+    if raw.shape[1] % size:
+        raise DataError(f"a row of {raw.shape[1]} bytes holds no whole blocks of {kind}", "Make the file anew.")
+    raw = np.ascontiguousarray(raw)
+    out = np.empty((len(raw), raw.shape[1] // size * block), np.float32)
+    _to_floats(kind)(raw.ctypes.data, out.ctypes.data, out.size)
     return out
 
 
@@ -115,13 +124,27 @@ def rounded(values: Floats, dtype: str) -> Floats:
     half = np.empty(values.shape, np.uint16)
     _to_16_bits(SIXTEEN[dtype])(values.ctypes.data, half.ctypes.data, values.size)
     out = np.empty_like(values)
-    _from_16_bits(SIXTEEN[dtype])(half.ctypes.data, out.ctypes.data, values.size)
+    _to_floats(SIXTEEN[dtype])(half.ctypes.data, out.ctypes.data, values.size)
     return out
 
 
 def are_numbers(raw: Bytes, kind: str) -> bool:
     """Whether rows of a type hold neither NaN nor infinity, as llama.cpp's quantizer asks of what it reads."""
     return bool(_ggml().ggml_validate_row_data(type_number(kind), raw.ctypes.data, raw.nbytes))
+
+
+class _Type(ctypes.Structure):
+    """`struct ggml_type_traits` of the pinned ggml (ggml/include/ggml.h)."""
+
+    _fields_ = [
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+        ("from_float_ref", ctypes.c_void_p),
+    ]
 
 
 class _Tensor(ctypes.Structure):
@@ -205,5 +228,9 @@ def _to_16_bits(kind: str) -> Any:
     return getattr(_ggml(), f"ggml_fp32_to_{'fp16' if kind == 'F16' else 'bf16'}_row")
 
 
-def _from_16_bits(kind: str) -> Any:
-    return getattr(_ggml(), f"ggml_{'fp16' if kind == 'F16' else 'bf16'}_to_fp32_row")
+@functools.cache
+def _to_floats(kind: str) -> Any:
+    found = _ggml().ggml_get_type_traits(type_number(kind)).contents.to_float
+    if not found:
+        raise DataError(f"ggml keeps no weights as {kind}", "Make the file anew, of another type.")
+    return found

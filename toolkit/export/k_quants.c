@@ -1,7 +1,7 @@
 // Rounding to Q4_K, Q5_K and Q6_K, sixteen groups of weights at a time, to the same bytes as ggml's own routines.
 //
 // The formats are ggml's (ggml/src/ggml-common.h); so are the sums that choose a group's scale (ggml/src/ggml-quants.c:
-// quantize_row_q4_K_ref, quantize_row_q5_K_ref, quantize_row_q6_K_ref). ggml adds a group's terms one after the other, so that a
+// quantize_row_q4_K_ref, quantize_row_q5_K_ref, quantize_row_q6_K_ref; with importance quantize_row_q4_K_impl and its like). ggml adds a group's terms one after the other, so that a
 // processor that adds sixteen numbers at once does one. Here a vector holds one term of sixteen groups: each group's sum is still
 // added in the same order, and every bit comes out as there. That needs -ffp-contract=off: a fused product and sum rounds once.
 //
@@ -80,11 +80,12 @@ static float float_of(uint16_t half) {
     return half & 0x8000 ? -size : size;
 }
 
-INLINED void read(groups *g, const float *x, int size) {
+// Groups that lie one after the other → vectors, of which each holds one weight of all.
+INLINED void read(floats *to, const float *x, int size) {
     float turned[MOST][LANES];
     for (int lane = 0; lane < LANES; ++lane)
         for (int i = 0; i < size; ++i) turned[i][lane] = x[lane * size + i];
-    memcpy(g->x, turned, sizeof(floats) * size);
+    memcpy(to, turned, sizeof(floats) * size);
 }
 
 // Levels as bytes, group after group.
@@ -101,17 +102,40 @@ INLINED void keep(groups *g, ints which, const floats *level, int size) {
     for (int i = 0; i < size; ++i) g->level[i] = chosen(which, level[i], g->level[i]);
 }
 
-// Scale s and offset m >= 0 of groups of 32, so that x = s level - m, with levels from 0 to `top`: a first guess from the
-// extremes, then the best of `steps` + 1 weighted least squares behind other roundings.
-INLINED void with_offset(groups *g, int top, float first, int steps, floats *scale, floats *offset) {
-    floats weight[32], level[32];
+// What the errors of groups of 32 are weighed with: the group's root mean square and their own size.
+INLINED void weigh_by_size(const groups *g, floats *weight) {
     floats squares = {0};
     for (int i = 0; i < 32; ++i) squares += g->x[i] * g->x[i];
     for (int lane = 0; lane < LANES; ++lane) squares[lane] = sqrtf(squares[lane] / 32);
-    floats low = g->x[0], high = g->x[0], sum_w, sum_x;
     for (int i = 0; i < 32; ++i) weight[i] = squares + absolute(g->x[i]);
-    sum_w = weight[0];
-    sum_x = sum_w * g->x[0];
+}
+
+// The same with an importance for each: the root of twice the super-block's mean square and of their own.
+INLINED void weigh_by_importance(const groups *g, const float *x, const float *importance[2], floats *weight) {
+    float turned[32][LANES];
+    floats squares;
+    for (int block = 0; block < 2; ++block) {
+        float sum = 0;
+        for (int i = 0; i < SUPER; ++i) sum += x[block * SUPER + i] * x[block * SUPER + i];
+        for (int lane = 0; lane < 8; ++lane) {
+            squares[8 * block + lane] = 2 * sum / SUPER;
+            for (int i = 0; i < 32; ++i) turned[i][8 * block + lane] = importance[block][32 * lane + i];
+        }
+    }
+    memcpy(weight, turned, sizeof turned);
+    for (int i = 0; i < 32; ++i) {
+        floats root = squares + g->x[i] * g->x[i];
+        for (int lane = 0; lane < LANES; ++lane) root[lane] = sqrtf(root[lane]);
+        weight[i] *= root;
+    }
+}
+
+// Scale s and offset m >= 0 of groups of 32, so that x = s level - m, with levels from 0 to `top`: a first guess from the
+// extremes, then the best of `steps` + 1 weighted least squares behind other roundings. Gives the sum of the weights.
+INLINED floats with_offset(groups *g, const floats *weight, int top, float first, float further, int steps,
+                           floats *scale, floats *offset) {
+    floats level[32];
+    floats low = g->x[0], high = g->x[0], sum_w = weight[0], sum_x = sum_w * g->x[0];
     for (int i = 1; i < 32; ++i) {
         low = chosen(g->x[i] < low, g->x[i], low);
         high = chosen(g->x[i] > high, g->x[i], high);
@@ -131,7 +155,7 @@ INLINED void with_offset(groups *g, int top, float first, int steps, floats *sca
     // Where a better one is found, the bottom that later roundings start from is the new offset, as in ggml.
     for (int step = 0; step <= steps; ++step) {
         floats sum_l = {0}, sum_l2 = {0}, sum_xl = {0};
-        inverse = (first + 0.1f * step + (float)top) / (high - m);
+        inverse = (first + further * step + (float)top) / (high - m);
         for (int i = 0; i < 32; ++i) {
             level[i] = whole(inverse * (g->x[i] - m), 0, top);
             floats wl = weight[i] * level[i];
@@ -160,18 +184,18 @@ INLINED void with_offset(groups *g, int top, float first, int steps, floats *sca
     for (int i = 0; i < 32; ++i) g->level[i] = chosen(flat, (floats){0}, g->level[i]);
     *scale = chosen(flat, (floats){0}, s);
     *offset = -m;
+    return sum_w;
 }
 
-// Scale of groups of 16, so that x = s level, with levels from -32 to 31: the best of 19 roundings, weighed by x².
-INLINED void around_zero(groups *g, floats *scale) {
-    floats level[16], wx[16], weight[16];
+// Scale of groups of 16, so that x = s level, with levels from -32 to 31: the best of 19 roundings.
+INLINED void around_zero(groups *g, const floats *weight, floats *scale) {
+    floats level[16], wx[16];
     floats largest = {0}, signed_largest = {0};
     for (int i = 0; i < 16; ++i) {
         floats size = absolute(g->x[i]);
         const ints larger = size > largest;
         largest = chosen(larger, size, largest);
         signed_largest = chosen(larger, g->x[i], signed_largest);
-        weight[i] = g->x[i] * g->x[i];
         wx[i] = weight[i] * g->x[i];
     }
     const ints nothing = largest < 1e-15f;
@@ -212,9 +236,78 @@ static void pack_six_bits(uint8_t *out, const uint8_t *scales, const uint8_t *of
     }
 }
 
+static void unpack_six_bits(const uint8_t *from, uint8_t *scales, uint8_t *offsets) {
+    for (int j = 0; j < 4; ++j) {
+        scales[j] = from[j] & 63;
+        offsets[j] = from[j + 4] & 63;
+        scales[j + 4] = (from[j + 8] & 15) | (from[j] >> 6) << 4;
+        offsets[j + 4] = from[j + 8] >> 4 | (from[j + 4] >> 6) << 4;
+    }
+}
+
 static uint8_t six_bits(float value) {
     uint8_t found = whole_of(value);
     return found < 63 ? found : 63;
+}
+
+// Eight numbers as whole ones from 0 to 63, and their scale: the best of nine by weighed error, then each moved while that helps.
+// Where few weights count, one may come out below zero; ggml keeps it as a byte, from 255 downwards, and so is it here.
+static float scale_of_eight(const float *x, const float *weight, uint8_t *level) {
+    float most = 0;
+    for (int i = 0; i < 8; ++i) most = most > x[i] ? most : x[i];
+    memset(level, 0, 8);
+    if (most < 1e-15f) return 0;
+    float best = 0, least = 0;
+    for (int step = 0; step <= 8; ++step) {
+        // First the whole range, then -4 to 4 tenths beside it.
+        int beside = step == 0 ? 0 : step <= 4 ? step - 5 : step - 4;
+        float inverse = step == 0 ? 63 / most : (0.1f * beside + 63) / most, s = 1 / inverse, error = 0;
+        for (int i = 0; i < 8; ++i) {
+            int l = whole_of(inverse * x[i]);
+            l = step == 0 ? (uint8_t)l : l < 63 ? l : 63;
+            float off = x[i] - s * l;
+            error += weight[i] * off * off;
+        }
+        if (step == 0 || error < least) {
+            least = error;
+            best = inverse;
+        }
+    }
+    float sum_xl = 0, sum_l2 = 0;
+    for (int i = 0; i < 8; ++i) {
+        int l = whole_of(best * x[i]);
+        level[i] = l = l < 63 ? l : 63;
+        sum_xl += weight[i] * x[i] * l;
+        sum_l2 += weight[i] * l * l;
+    }
+    for (int round = 0, moved = 1; round < 5 && moved; ++round) {
+        moved = 0;
+        for (int i = 0; i < 8; ++i) {
+            float without_xl = sum_xl - weight[i] * x[i] * level[i], without_l2 = sum_l2 - weight[i] * level[i] * level[i];
+            if (!(without_xl > 0 && without_l2 > 0)) continue;
+            int l = whole_of(x[i] * without_l2 / without_xl);
+            l = l < 63 ? l : 63;
+            if (l == level[i]) continue;
+            without_xl += weight[i] * x[i] * l;
+            without_l2 += weight[i] * l * l;
+            if (without_xl * without_xl * sum_l2 > sum_xl * sum_xl * without_l2) {
+                level[i] = l;
+                sum_xl = without_xl;
+                sum_l2 = without_l2;
+                moved = 1;
+            }
+        }
+    }
+    return sum_l2 > 0 ? sum_xl / sum_l2 : 0;
+}
+
+// The same by the largest of them alone.
+static float scale_by_largest(const float *x, uint8_t *level) {
+    float most = 0;
+    for (int i = 0; i < 8; ++i) most = x[i] > most ? x[i] : most;
+    float inverse = most > 0 ? 63.f / most : 0.f;
+    for (int i = 0; i < 8; ++i) level[i] = six_bits(inverse * x[i]);
+    return most / 63.f;
 }
 
 INLINED int bytes_of_k(int bits) {
@@ -222,30 +315,45 @@ INLINED int bytes_of_k(int bits) {
 }
 
 // Two super-blocks of Q4_K or Q5_K: float16 scale and offset, twelve bytes of six bits, the fifth bits (Q5_K), four bits.
-INLINED void two_of_k(const float *x, uint8_t *out, int blocks, int bits) {
+// `importance`: of the weights of each; none: errors are weighed by size.
+INLINED void two_of_k(const float *x, uint8_t *out, int blocks, int bits, const float *importance[2]) {
     const int top = (1 << bits) - 1, size = bytes_of_k(bits);
     groups g;
-    floats scale, offset, s = {0}, m = {0};
-    read(&g, x, 32);
-    with_offset(&g, top, bits == 4 ? -1.f : -0.5f, bits == 4 ? 20 : 15, &scale, &offset);
+    floats scale, offset, weight[32], weights, s = {0}, m = {0};
+    read(g.x, x, 32);
+    if (importance) {
+        weigh_by_importance(&g, x, importance, weight);
+        weights = with_offset(&g, weight, top, -0.9f, 0.05f, 36, &scale, &offset);
+    } else {
+        weigh_by_size(&g, weight);
+        weights = with_offset(&g, weight, top, bits == 4 ? -1.f : -0.5f, 0.1f, bits == 4 ? 20 : 15, &scale, &offset);
+    }
     for (int block = 0; block < blocks; ++block) {
         uint8_t scales[8], offsets[8], *to = out + block * size;
-        float most = 0, deepest = 0;
+        float own_scale[8], own_offset[8], own_weight[8], of_scales, of_offsets;
         for (int j = 0; j < 8; ++j) {
-            float one = scale[8 * block + j], other = offset[8 * block + j];
-            most = one > most ? one : most;
-            deepest = other > deepest ? other : deepest;
+            own_scale[j] = scale[8 * block + j];
+            own_offset[j] = offset[8 * block + j];
+            own_weight[j] = weights[8 * block + j];
         }
-        float by_scale = most > 0 ? 63.f / most : 0.f, by_offset = deepest > 0 ? 63.f / deepest : 0.f;
-        for (int j = 0; j < 8; ++j) {
-            scales[j] = six_bits(by_scale * scale[8 * block + j]);
-            offsets[j] = six_bits(by_offset * offset[8 * block + j]);
+        if (importance) {
+            of_scales = scale_of_eight(own_scale, own_weight, scales);
+            of_offsets = scale_of_eight(own_offset, own_weight, offsets);
+        } else {
+            of_scales = scale_by_largest(own_scale, scales);
+            of_offsets = scale_by_largest(own_offset, offsets);
         }
-        uint16_t d = half_of(most / 63.f), dmin = half_of(deepest / 63.f);
+        uint16_t d = half_of(of_scales), dmin = half_of(of_offsets);
         memcpy(to, &d, 2);
         memcpy(to + 2, &dmin, 2);
+        for (int j = 0; bits == 5 && j < 8; ++j) {
+            scales[j] = scales[j] < 63 ? scales[j] : 63;
+            offsets[j] = offsets[j] < 63 ? offsets[j] : 63;
+        }
         pack_six_bits(to + 4, scales, offsets);
-        const float of_scales = float_of(d), of_offsets = float_of(dmin);
+        unpack_six_bits(to + 4, scales, offsets);
+        of_scales = float_of(d);
+        of_offsets = float_of(dmin);
         for (int j = 0; j < 8; ++j) {
             s[8 * block + j] = of_scales * scales[j];
             m[8 * block + j] = of_offsets * offsets[j];
@@ -271,11 +379,14 @@ INLINED void two_of_k(const float *x, uint8_t *out, int blocks, int bits) {
 }
 
 // A super-block of Q6_K: four bits, two bits, sixteen scales of eight bits, float16 scale.
-INLINED void one_of_q6_k(const float *x, uint8_t *out) {
+INLINED void one_of_q6_k(const float *x, uint8_t *out, const float *importance) {
     groups g;
-    floats scale, s;
-    read(&g, x, 16);
-    around_zero(&g, &scale);
+    floats scale, weight[16], s;
+    read(g.x, x, 16);
+    if (importance) read(weight, importance, 16);
+    else
+        for (int i = 0; i < 16; ++i) weight[i] = g.x[i] * g.x[i];
+    around_zero(&g, weight, &scale);
     float most = 0, signed_most = 0;
     for (int j = 0; j < 16; ++j)
         if (fabsf(scale[j]) > most) {
@@ -309,26 +420,31 @@ INLINED void one_of_q6_k(const float *x, uint8_t *out) {
         }
 }
 
-// Rows of `super` super-blocks in all, float32 without NaN or infinity, rounded to `out`.
+// `super` super-blocks of float32 without NaN or infinity, rounded to `out`. `importance`: of each weight of a row, which has
+// `a_row` super-blocks; null: none.
 
-INLINED void all_of_k(const float *x, uint8_t *out, int64_t super, int bits) {
+INLINED void all_of_k(const float *x, uint8_t *out, int64_t super, int bits, const float *importance, int64_t a_row) {
     float last[2 * SUPER] = {0}; // an odd one is rounded beside zeros
     for (int64_t i = 0; i < super; i += 2) {
-        const float *from = x + i * SUPER;
+        const float *from = x + i * SUPER, *own[2] = {0};
         const int blocks = i + 1 < super ? 2 : 1;
         if (blocks == 1) from = memcpy(last, from, SUPER * sizeof(float));
-        two_of_k(from, out + i * bytes_of_k(bits), blocks, bits);
+        for (int block = 0; importance && block < 2; ++block) own[block] = importance + (i + block) % a_row * SUPER;
+        two_of_k(from, out + i * bytes_of_k(bits), blocks, bits, importance ? own : 0);
     }
 }
 
-FOR_EACH_PROCESSOR void round_to_q4_k(const float *x, uint8_t *out, int64_t super) {
-    all_of_k(x, out, super, 4);
+FOR_EACH_PROCESSOR void round_to_q4_k(const float *x, uint8_t *out, int64_t super, const float *importance, int64_t a_row) {
+    if (importance) all_of_k(x, out, super, 4, importance, a_row);
+    else all_of_k(x, out, super, 4, 0, 0);
 }
 
-FOR_EACH_PROCESSOR void round_to_q5_k(const float *x, uint8_t *out, int64_t super) {
-    all_of_k(x, out, super, 5);
+FOR_EACH_PROCESSOR void round_to_q5_k(const float *x, uint8_t *out, int64_t super, const float *importance, int64_t a_row) {
+    if (importance) all_of_k(x, out, super, 5, importance, a_row);
+    else all_of_k(x, out, super, 5, 0, 0);
 }
 
-FOR_EACH_PROCESSOR void round_to_q6_k(const float *x, uint8_t *out, int64_t super) {
-    for (int64_t i = 0; i < super; ++i) one_of_q6_k(x + i * SUPER, out + i * 210);
+FOR_EACH_PROCESSOR void round_to_q6_k(const float *x, uint8_t *out, int64_t super, const float *importance, int64_t a_row) {
+    for (int64_t i = 0; i < super; ++i)
+        one_of_q6_k(x + i * SUPER, out + i * 210, importance ? importance + i % a_row * SUPER : 0);
 }

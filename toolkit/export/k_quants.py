@@ -1,4 +1,4 @@
-"""Rounding to Q4_K, Q5_K and Q6_K by our own library (`k_quants.c`): ggml's bytes, in a quarter to a half of its time.
+"""Rounding to Q4_K, Q5_K and Q6_K by our own library (`k_quants.c`): ggml's bytes, in a fraction of its time.
 
 ggml adds the terms of one group of weights after the other, which keeps a processor waiting; the library does so for sixteen
 groups at a time, in the same order. Whether that gives ggml's bytes on this machine is tried before a type is first rounded:
@@ -23,8 +23,8 @@ KINDS = ("Q4_K", "Q5_K", "Q6_K")
 """As ggml calls them."""
 SUPER_BLOCK = 256
 """Weights that each of them stores together."""
-Round = Callable[[Floats, Bytes], None]
-"""Rounds float32 rows into the bytes that they become."""
+Round = Callable[[Floats, Bytes, Floats | None], None]
+"""Rounds float32 rows into the bytes that they become; with or without an importance, float32 [row length]."""
 
 
 def rounder(kind: str, ggml: Round) -> Round | None:
@@ -45,20 +45,28 @@ def _ours(kind: str) -> Round | None:
     except OSError:
         return None
     function = getattr(library, f"round_to_{kind.lower()}")
-    function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    function.argtypes, function.restype = [pointer, pointer, number, pointer, number], None
 
-    def rounded(values: Floats, out: Bytes) -> None:
-        function(values.ctypes.data, out.ctypes.data, values.size // SUPER_BLOCK)
+    def rounded(values: Floats, out: Bytes, importance: Floats | None) -> None:
+        weighed = None if importance is None else importance.ctypes.data
+        blocks, a_row = values.size // SUPER_BLOCK, values.shape[1] // SUPER_BLOCK
+        function(values.ctypes.data, out.ctypes.data, blocks, weighed, a_row)
 
     return rounded
 
 
 def _agree(kind: str, ours: Round, ggml: Round) -> bool:
     values = tried()
+    importance = np.random.default_rng(1).exponential(size=SUPER_BLOCK).astype(np.float32)
+    importance[::7] = 0
     wanted, found = (np.empty((len(values), block_of(kind)[1]), np.uint8) for _ in range(2))
-    ggml(values, wanted)
-    ours(values, found)
-    return np.array_equal(wanted, found)
+    for weighed in (None, importance):
+        ggml(values, wanted, weighed)
+        ours(values, found, weighed)
+        if not np.array_equal(wanted, found):
+            return False
+    return True
 
 
 def tried() -> Floats:

@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import gguf
 import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import safe_open
 
+from toolkit.export.ggml import widened
 from toolkit.export.imatrix_file import read_imatrix
 from toolkit.models.gguf_file import GGUFTensor, read_gguf
 from toolkit.models.layout import Layout
@@ -116,7 +116,7 @@ class GGUFWeights:
             values = torch.from_numpy(self.values(tensor))
             return values if rows is None else values[rows]
         raw = np.ascontiguousarray(self.raw(tensor)[rows.numpy()])
-        return torch.from_numpy(dequantized(raw, tensor.type)).reshape(len(rows), tensor.shape[0])
+        return torch.from_numpy(widened(raw, tensor.type)).reshape(len(rows), tensor.shape[0])
 
     def importance(self, name: str) -> npt.NDArray[np.float32] | None:
         found = self._means.get(name)
@@ -131,9 +131,4 @@ class GGUFWeights:
 
     def values(self, tensor: GGUFTensor) -> npt.NDArray[np.float32]:
         """A stored tensor, dequantized: float32, in transformers' order of the axes."""
-        return dequantized(self.raw(tensor).copy(), tensor.type).reshape(tensor.shape[::-1])
-
-
-def dequantized(raw: npt.NDArray[np.uint8], kind: str) -> npt.NDArray[np.float32]:
-    """Rows of a stored type as float32 [rows, row length]; `raw` uint8 [rows, bytes a row]."""
-    return np.asarray(gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind]), dtype=np.float32)
+        return widened(self.raw(tensor).copy(), tensor.type).reshape(tensor.shape[::-1])

@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from toolkit.export.ggml import stored
-from toolkit.parity.exported import dequantized
+from toolkit.export.ggml import stored, widened
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -34,7 +33,7 @@ def rounded(
     can = can_round(kind) or importance is not None
     if not can or rows.dim() != 2 or rows.shape[1] % _block(kind)[0]:
         return rows
-    return torch.from_numpy(dequantized(quantized(rows.numpy(), kind, importance), kind))
+    return torch.from_numpy(widened(quantized(rows.numpy(), kind, importance), kind))
 
 
 def _block(kind: str) -> tuple[int, int]:

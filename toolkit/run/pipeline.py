@@ -76,7 +76,7 @@ def _run(
     for stage in stages_of(recipe):
         finish_publishing(_partial(folder, stage), folder / stage.name)
         if not checked and _fetches(stage, recipe):
-            _check(recipe, folder, _to_run(recipe, folder, upto, rewards), rewards)
+            _check(recipe, folder, _to_run(recipe, folder, upto, rewards), rewards, processes)
             checked = True
         key = make_key(stage, recipe, have, rewards)
         artifact, reason = find_current(stage, folder, key)
@@ -85,10 +85,8 @@ def _run(
         if artifact is None:
             if not checked:
                 runs = _to_run(recipe, folder, upto, rewards) | {stage.name}
-                _check(recipe, folder, runs, rewards)
+                _check(recipe, folder, runs, rewards, processes)
                 checked = True
-                if stage.name == "prepare":
-                    processes.get_ready(other for other in stages_of(recipe) if other.name in runs)
             artifact = _run_stage(stage, recipe, folder, key, reason, rewards, processes)
         else:
             stderr.print(f"[green]✓[/] {stage.name:<9} current", highlight=False)
@@ -100,7 +98,10 @@ def _run(
     return have
 
 
-def _check(recipe: Recipe, folder: Path, runs: Collection[str], rewards: Path | None) -> None:
+def _check(
+    recipe: Recipe, folder: Path, runs: Collection[str], rewards: Path | None, processes: StageProcesses
+) -> None:
+    processes.get_ready(stage for stage in stages_of(recipe) if stage.name in runs)
     for doubt in preflight(recipe, folder, runs, rewards):
         stderr.print(f"[yellow]?[/] {escape(doubt)}", soft_wrap=True)
 

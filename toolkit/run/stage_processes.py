@@ -49,8 +49,8 @@ class StageProcesses:
             self._server.replies.close()
 
     def get_ready(self, stages: Iterable[Stage]) -> None:
-        """Begin to load what these stages need, while another runs that leaves cores idle."""
-        if self._server is None and any(map(_forks, stages)):
+        """Begin to load what these stages need, while something else is done that leaves cores idle."""
+        if self._server is None and any(_forks(stage) and "torch" in stage.libraries for stage in stages):
             self._server = _Server.started()
 
     def run(self, stage: Stage, order: dict[str, Any], alone: bool) -> int:
@@ -61,7 +61,9 @@ class StageProcesses:
             alone: it starts processes of its own, which want a fresh one around them.
         """
         order = {**order, "parent": os.getpid()}
-        return self._fork(order) if _forks(stage) and not alone else self._fresh(order)
+        # What needs a part of the libraries only takes less time to load that than a server to load all.
+        forks = _forks(stage) and (self._server is not None or "torch" in stage.libraries)
+        return self._fork(order) if forks and not alone else self._fresh(order)
 
     def _fresh(self, order: dict[str, Any]) -> int:
         process = _started("stage-process")

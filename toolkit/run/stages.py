@@ -106,6 +106,7 @@ STAGES = (
         OllamaFacts,
         ("train", "golden", "verify"),
         ("ollama", "system", "export.serve", "license", "golden.max_new_tokens"),
+        ("llama-cpp-python", "transformers"),
         version=4,
     ),
     Stage(

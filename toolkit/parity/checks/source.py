@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from toolkit.export.ggml import widened
 from toolkit.models.gguf_file import UNQUANTIZED
 from toolkit.parity.certificate import Check, Measure, lower_is_better
-from toolkit.parity.exported import GGUFWeights, dequantized
+from toolkit.parity.exported import GGUFWeights
 from toolkit.parity.rounding import can_round, quantized
 from toolkit.parity.tuning import Tuning
 from toolkit.parity.units import units_of
@@ -53,8 +54,8 @@ def samples_of_converted(export: GGUFWeights, converted: GGUFWeights) -> Iterato
     ]
     for tensor in _spread([t for t in can if t.type not in UNQUANTIZED]):
         count = min(ROWS, tensor.shape[1])  # of one expert, whose columns have weights of their own
-        before = dequantized(converted.raw(wanted[tensor.name])[:count].copy(), wanted[tensor.name].type)
-        found = dequantized(export.raw(tensor)[:count].copy(), tensor.type)
+        before = widened(converted.raw(wanted[tensor.name])[:count].copy(), wanted[tensor.name].type)
+        found = widened(export.raw(tensor)[:count].copy(), tensor.type)
         importance = export.importance(tensor.name)
         yield Sample(tensor.type, before, found, None if importance is None else importance[0])
 
@@ -115,7 +116,7 @@ def source_check(samples: Iterable[Sample]) -> Check:
 
 
 def _rounded(rows: Rows, kind: str, importance: Rows | None = None) -> Rows:
-    return dequantized(quantized(rows, kind, importance), kind)
+    return widened(quantized(rows, kind, importance), kind)
 
 
 def _source(sample: Sample, fresh: Rows) -> str:

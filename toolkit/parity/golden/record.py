@@ -19,7 +19,7 @@ from __future__ import annotations
 import gc
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -32,6 +32,7 @@ from toolkit.errors import DataError, ResourceError, UsageError
 from toolkit.models.ends import end_tokens, turn_marks
 from toolkit.models.greedy import greedy
 from toolkit.models.pictures import PictureRules, as_served, open_picture
+from toolkit.models.products import laid_out
 from toolkit.models.reference import (
     TeacherForced,
     base_of,
@@ -76,6 +77,7 @@ class Prompt(NamedTuple):
         return TeacherForced(self.ids, len(self.ids), self.pictures)
 
 
+@torch.no_grad()
 def record_golden(
     recipe: Recipe,
     adapter: Artifact[AdapterFacts],
@@ -121,16 +123,20 @@ def record_golden(
         _refuse_too_large(weights)
         model, _ = load_tuned(adapter, torch.float32 if whole else torch.bfloat16)
         alone = [prompt.forced for prompt in prompts]
-        answers = greedy(model, alone, ends, recipe.golden.max_new_tokens, "tuned answers")
-        if not any(answer[-1] in ends for answer in answers):
-            ends_after = _let_go_on(model, prompts, answers, ends, recipe.golden.max_new_tokens)
-        forced = _forced(prompts, answers)
-        shape = (sum(s.positions for s in forced), vocabulary)
-        if whole and adapter is trained:
-            write_forward(recorded, model_logits(model, [r.forced for r in recorded]), ends, out)
-        if whole:
-            write_logits(model_logits(model, forced), out / "tuned.npy", shape, "tuned logits")
-        with base_beside(model, adapter, torch.float32 if whole else torch.bfloat16) as base:
+        with ExitStack() as reading:
+            reading.enter_context(laid_out(model))  # once for all that it is asked
+            answers = greedy(model, alone, ends, recipe.golden.max_new_tokens, "tuned answers")
+            if not any(answer[-1] in ends for answer in answers):
+                ends_after = _let_go_on(model, prompts, answers, ends, recipe.golden.max_new_tokens)
+            forced = _forced(prompts, answers)
+            shape = (sum(s.positions for s in forced), vocabulary)
+            if whole and adapter is trained:
+                write_forward(recorded, model_logits(model, [r.forced for r in recorded]), ends, out)
+            if whole:
+                write_logits(model_logits(model, forced), out / "tuned.npy", shape, "tuned logits")
+            if not _is_its_base(model, adapter):
+                reading.close()
+            base = reading.enter_context(base_beside(model, adapter, torch.float32 if whole else torch.bfloat16))
             del model
             before = greedy(base, alone, ends, recipe.golden.max_new_tokens, "base answers")
             if whole:
@@ -295,12 +301,19 @@ def _let_go_on(
 @contextmanager
 def base_beside(model: Any, adapter: Artifact[AdapterFacts], dtype: torch.dtype) -> Iterator[Any]:
     """The base of a tuned model in memory: the same with its adapter off, where one can be turned off."""
-    if hasattr(model, "disable_adapter") and not adapter.facts.stacked:
+    if _is_its_base(model, adapter):
         with model.disable_adapter():
             yield model
         return
-    # A fully fine-tuned model has no adapter to turn off, and under the last of a stack there are others.
     yield load_base(adapter, dtype)
+
+
+def _is_its_base(model: Any, adapter: Artifact[AdapterFacts]) -> bool:
+    """Whether a tuned model is its base with its adapter off.
+
+    One that was tuned whole has none to turn off, and under the last of a stack there are others.
+    """
+    return hasattr(model, "disable_adapter") and not adapter.facts.stacked
 
 
 def _layer_by_layer(
