@@ -15,6 +15,7 @@ import numpy.typing as npt
 import psutil
 
 from toolkit.errors import DataError
+from toolkit.parity.candidate import idle_threads
 from toolkit.parity.seeing import SeenPrompt, Sight
 
 Row = npt.NDArray[np.float64]
@@ -147,9 +148,10 @@ class OwnModel(Vocabulary):
         context: tokens that a prompt and its answer take at most.
         mmproj: its projector, where it sees.
         picture_tokens: limits of a picture's tokens that the server sets, (least, most).
-        threads: of the server, where prompts are long; None: any number will do. From 512 tokens on, flash attention on a
-            processor shares a row out among its threads and adds up in 16 bits: another number of them moved single
-            log-probabilities behind 1066 tokens of a picture by up to 0.13 in a model of random weights, the same one by 1e-5.
+        threads: of the server, where prompts are long; None: any number will do, and as many as cores are idle are taken. From
+            512 tokens on, flash attention on a processor shares a row out among its threads and adds up in 16 bits: another
+            number of them moved single log-probabilities behind 1066 tokens of a picture by up to 0.13 in a model of random
+            weights, the same one by 1e-5.
 
     Raises:
         DataError: llama.cpp cannot load a file, or the projector is another model's.
@@ -159,6 +161,7 @@ class OwnModel(Vocabulary):
         self, gguf: Path, context: int, mmproj: Path | None = None,
         picture_tokens: tuple[int | None, int | None] = (None, None), threads: int | None = None,
     ) -> None:  # fmt: skip
+        threads = threads or idle_threads()
         try:
             self._llama = llama_cpp.Llama(
                 str(gguf),
@@ -176,8 +179,7 @@ class OwnModel(Vocabulary):
         self.end_ids = [i for i in range(self.size) if llama_cpp.llama_vocab_is_eog(self._vocab, i)]
         self._sight: Sight | None = None
         if mmproj is not None:
-            own = self._llama.n_threads_batch
-            self._sight = Sight(mmproj, self._llama.model, *picture_tokens, flash=True, threads=own)
+            self._sight = Sight(mmproj, self._llama.model, *picture_tokens, flash=True, threads=threads)
 
     def close(self) -> None:
         """Give the memory back."""

@@ -83,7 +83,7 @@ class Candidate:
         encodings: Encodings | None = None,
     ) -> Sight:  # fmt: skip
         """A projector on this model, without flash attention; a context manager. See `toolkit.parity.seeing.Sight`."""
-        return Sight(mmproj, self._model, min_tokens, max_tokens, threads=_threads(), encodings=encodings)
+        return Sight(mmproj, self._model, min_tokens, max_tokens, threads=idle_threads(), encodings=encodings)
 
     # Metadata ------------------------------------------------------------------------------------------------
 
@@ -223,7 +223,7 @@ class Candidate:
         parameters.n_batch = parameters.n_ubatch = min(LARGEST_BATCH, parameters.n_ctx)
         parameters.type_k = parameters.type_v = F32
         parameters.flash_attn_type = 0
-        parameters.n_threads = parameters.n_threads_batch = _threads()
+        parameters.n_threads = parameters.n_threads_batch = idle_threads()
         context = llama_cpp.llama_init_from_model(self._model, parameters)
         if not context:
             raise ExternalToolError(
@@ -235,7 +235,7 @@ class Candidate:
             llama_cpp.llama_free(context)
 
 
-def _threads() -> int:
+def idle_threads() -> int:
     """`OMP_NUM_THREADS`, or as many threads as there are idle cores.
 
     llama.cpp's threads wait for each other after every operation: on a core that another process holds, two of them were

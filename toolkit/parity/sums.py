@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 import torch
 
+AT_ONCE = 2**16
+"""Weights, so few that their differences stay in a core's cache."""
 LARGEST_SLOPE = 3.0
 """A larger strength than this is no wrong scale any more, and excuses no larger rest."""
 
@@ -143,16 +145,25 @@ def sums_of(
         direction: d = W_t - W_b, not rounded.
         original: the tuned weights on the base's original ones, as stored, and o, not rounded.
     """
-    # Differences of large sums: in float32 they would leave a rest of 1e-4 where there is none.
-    base, tuned, export, direction = base.double(), tuned.double(), export.double(), direction.double()
+    parts = [base, tuned, export, direction, *(original or ())]
+    total = Sums()
+    for part in zip(*(torch.split(weights.reshape(-1), AT_ONCE) for weights in parts)):
+        # Differences of large sums: in float32 they would leave a rest of 1e-4 where there is none.
+        total += _sums(*(weights.double() for weights in part))
+    return total
+
+
+def _sums(
+    base: torch.Tensor, tuned: torch.Tensor, export: torch.Tensor, direction: torch.Tensor, *original: torch.Tensor
+) -> Sums:
     by_tuning, by_export = tuned - base, export - base
     found = Sums(
         count=tuned.numel(), tuned=_dot(tuned, tuned), export=_dot(export, export), plain=_dot(direction, direction),
         along=_dot(direction, by_tuning), along_export=_dot(direction, by_export), alone=_dot(by_tuning, by_tuning),
         together=_dot(by_tuning, by_export), changed=_dot(by_export, by_export),
     )  # fmt: skip
-    if original is not None:
-        onto, across = original[0].double() - tuned, original[1].double()
+    if original:
+        onto, across = original[0] - tuned, original[1]
         found.along_original, found.across = _dot(direction, onto), _dot(across, by_tuning)
         found.across_export, found.across_original = _dot(across, by_export), _dot(across, onto)
         found.original, found.tuned_original = _dot(onto, onto), _dot(by_tuning, onto)
@@ -161,4 +172,4 @@ def sums_of(
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> float:
-    return torch.dot(a.reshape(-1), b.reshape(-1)).item()
+    return torch.dot(a, b).item()
