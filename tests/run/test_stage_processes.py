@@ -102,3 +102,19 @@ def test_what_later_stages_need_is_loaded_while_another_runs(place: Path) -> Non
     )  # fmt: skip
     server, code = done.stdout.split()
     assert code == "0" and done.stderr.split()[1] == server
+
+
+def test_what_needs_a_part_is_forked_only_where_all_is_loaded_already(place: Path) -> None:
+    program = DRIVER[: DRIVER.index("    for given")] + (
+        "    create = next(stage for stage in STAGES if stage.name == 'create')\n"
+        "    processes._fresh = lambda order: 77\n"
+        "    processes.get_ready([create])\n"
+        "    print(processes.run(create, {**order, 'does': 'ends'}, alone=False))\n"
+        "    processes.get_ready([stage])\n"
+        "    print(processes.run(create, {**order, 'does': 'fails'}, alone=False))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=child_environment(str(place)), cwd=place, text=True, capture_output=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.stdout.split() == ["77", "3"], done.stderr

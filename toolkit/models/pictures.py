@@ -13,6 +13,7 @@ Ollama's llm/llama_server.go (`qwenVLServerArgs`) and server/prompt.go.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -184,9 +185,8 @@ def _processor(folder: Path) -> dict[str, Any]:
 def _token_text(folder: Path, token: int) -> str:
     path = folder / "tokenizer.json"
     if path.is_file():
-        from tokenizers import Tokenizer
-
-        text = Tokenizer.from_file(str(path)).id_to_token(token)
+        told = path.stat()
+        text = _token_of(path, (told.st_mtime_ns, told.st_size), token)
     else:
         from toolkit.models.tokenizer import load_tokenizer
 
@@ -197,6 +197,19 @@ def _token_text(folder: Path, token: int) -> str:
             "The folder's files belong to different models: get the base again.",
         )
     return str(text)
+
+
+@functools.lru_cache(maxsize=16)
+def _token_of(path: Path, stamp: tuple[int, int], token: int) -> str | None:  # noqa: ARG001 - tells files apart
+    """Plans ask several times, and a large vocabulary takes half a second to read.
+
+    Args:
+        stamp: when it was changed, and its size: another one is read again.
+    """
+    from tokenizers import Tokenizer
+
+    found: str | None = Tokenizer.from_file(str(path)).id_to_token(token)
+    return found
 
 
 def _preserving_ratio(width: int, height: int, patch: int, min_tokens: int, max_tokens: int) -> tuple[int, int]:
