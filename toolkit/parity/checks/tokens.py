@@ -151,13 +151,18 @@ def _different(pairs: list[tuple[str, list[int]]], tokenize: Callable[[str], lis
 
 
 def _spelled_differently(candidate: Candidate, tokenizer: Any) -> list[dict[str, Any]]:
-    size = min(len(tokenizer), candidate.vocabulary)
-    wanted = tokenizer.convert_ids_to_tokens(range(size))
     return [
         {"id": index, "wanted": text, "found": found}
-        for index, text in enumerate(wanted)
+        for index, text in enumerate(_spelled(tokenizer)[: candidate.vocabulary])
         if text is not None and (found := candidate.token_text(index)) != text
     ]
+
+
+@functools.lru_cache(maxsize=2)
+def _spelled(tokenizer: Any) -> list[str | None]:
+    """Each token's text, as the tokenizer's files have it; None: no token has this id."""
+    found: list[str | None] = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    return found
 
 
 def _message(different: list[dict[str, Any]], spelled: list[dict[str, Any]], count: int) -> str:
