@@ -28,12 +28,12 @@ from tests.faults.proof import prove
 from tests.faults.served import SERVED_FAULTS, ServedFault, served
 from tests.faults.table import FAULTS
 from tests.parity_chain import AFTER, rows
-from toolkit.export.ggml import widened
+from toolkit.export.ggml import stored, widened
 from toolkit.ollama.client import Client
 from toolkit.ollama.server import find_ollama, started
 from toolkit.parity.certificate import blame_of
 from toolkit.parity.limits import largest_rest
-from toolkit.parity.rounding import quantized, rounded
+from toolkit.parity.rounding import rounded
 from toolkit.parity.subjects import GGUFUnderTest, Tuned
 from toolkit.parity.sums import Sums, sums_of
 from toolkit.parity.tuning import Tuning
@@ -195,7 +195,7 @@ def with_importance(rows: torch.Tensor, kind: str) -> torch.Tensor:
         return rounded(rows, kind)
     random = np.random.default_rng(rows.shape[1])
     importance = np.exp(random.standard_normal(rows.shape[1])).astype(np.float32) ** 2
-    return torch.from_numpy(widened(quantized(rows.numpy(), kind, importance), kind))
+    return torch.from_numpy(widened(stored(rows.numpy(), kind, importance), kind))
 
 
 def strength(_: Path) -> None:

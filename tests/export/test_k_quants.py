@@ -24,18 +24,14 @@ def tried_anew() -> Iterator[None]:
     ggml._faster.cache_clear()
 
 
-def row_bytes(kind: str, values: Floats) -> int:
-    return values.shape[1] // SUPER_BLOCK * block_of(kind)[1]
-
-
 def by_ggml(kind: str, values: Floats, importance: Floats | None = None) -> Bytes:
-    out = np.empty((len(values), row_bytes(kind, values)), np.uint8)
+    out = np.empty((len(values), values.shape[1] // SUPER_BLOCK * block_of(kind)[1]), np.uint8)
     ggml._quantized(kind, np.ascontiguousarray(values), out, importance)
     return out
 
 
 def stored(kind: str, values: Floats, importance: Floats | None = None) -> Bytes:
-    return ggml.stored(values, kind, row_bytes(kind, values), importance)
+    return ggml.stored(values, kind, importance)
 
 
 def random(*shape: int, seed: int = 0) -> Floats:

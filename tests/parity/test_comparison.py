@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM
 
 from tests.faults.files import unpermuted
 from tests.small_models import adapter_artifact, tiny_adapter, tiny_llama
-from toolkit.export.ggml import widened
+from toolkit.export.ggml import stored, widened
 from toolkit.parity.checks.weights import Expected, weights_check
 from toolkit.parity.comparison import compare_weights
 from toolkit.parity.damage import damage, layers_told, spoken, whose
 from toolkit.parity.exported import FolderWeights
 from toolkit.parity.limits import largest_rest
-from toolkit.parity.rounding import quantized, rounded
+from toolkit.parity.rounding import rounded
 from toolkit.parity.sums import Sums, sums_of
 from toolkit.parity.tuning import Tuning
 
@@ -85,7 +85,7 @@ def test_the_strength_is_the_factor_at_every_rounding(kind: str, factor: float) 
 def with_importance(rows: torch.Tensor, kind: str) -> torch.Tensor:
     """Rounded as others do it, with an importance matrix: some columns matter more."""
     weights = (matrix(1, rows.shape[1], 9).exp() ** 2)[0].numpy()
-    return torch.from_numpy(widened(quantized(rows.numpy(), kind, weights), kind))
+    return torch.from_numpy(widened(stored(rows.numpy(), kind, weights), kind))
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.5, 1.0])

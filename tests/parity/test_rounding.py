@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit.export.ggml import widened
+from toolkit.export.ggml import stored, widened
 from toolkit.export.llama_cpp import quantize_file
 from toolkit.models.gguf_file import read_gguf
 from toolkit.parity.exported import GGUFWeights
-from toolkit.parity.rounding import can_round, quantized, rounded
+from toolkit.parity.rounding import can_round, rounded
 
 ROWS = torch.randn(64, 256, generator=torch.Generator().manual_seed(7))
 
@@ -68,6 +68,6 @@ def test_bytes_are_those_of_llama_cpps_own_quantizer(small_gguf: Path, tmp_path:
     for tensor in read_gguf(tmp_path / "made.gguf").tensors:
         if tensor.type == "Q5_1" and tensor.name.startswith("blk.0"):
             rows = before.values(next(t for t in before.header.tensors if t.name == tensor.name))
-            assert np.array_equal(after.raw(tensor), quantized(rows, "Q5_1")), tensor.name
+            assert np.array_equal(after.raw(tensor), stored(rows, "Q5_1")), tensor.name
             compared += 1
     assert compared >= 5

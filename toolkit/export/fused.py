@@ -212,7 +212,7 @@ class _Work:
             first: number of the first row.
         """
         kind = self.converted.tensors[name].type
-        raw = stored(rows, kind, self.converted.tensors[name].row_bytes)
+        raw = stored(rows, kind)
         if self.quantizes and not are_numbers(raw, kind):
             raise DataError(
                 f"{name} holds values that {kind} cannot: NaN, or beyond its largest", "Export to F32 or BF16 first."
@@ -224,7 +224,7 @@ class _Work:
                 data: Bytes = raw
             else:
                 exact = widened(raw, kind) if exact is None else exact
-                data = stored(exact, tensor.type, tensor.row_bytes)
+                data = stored(exact, tensor.type)
             with writing(file.path):
                 place = file.planned.head.places[name] + first * tensor.row_bytes
                 _write(file.descriptor, cast(Any, data).data.cast("B"), place)

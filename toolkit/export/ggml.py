@@ -52,22 +52,22 @@ def _ggml() -> Any:
     return ggml
 
 
-def stored(values: Floats, kind: str, row_bytes: int, importance: Floats | None = None) -> Bytes:
+def stored(values: Floats, kind: str, importance: Floats | None = None) -> Bytes:
     """Rows as they are stored.
 
     Args:
         values: float32 [rows, row length], contiguous.
         kind: F32, F16, BF16, or a quantized type whose blocks the row length is a multiple of.
-        row_bytes: what a row takes; see `toolkit.models.gguf_head.HeadTensor.row_bytes`.
         importance: float32 [row length], what the rounding errors of the columns are weighed with; see `toolkit.export.imatrix`.
 
     Returns:
-        uint8 [rows, row_bytes].
+        uint8 [rows, bytes a row].
     """
     values = np.ascontiguousarray(values)
     if kind == "F32":
         return values.view(np.uint8)
-    out = np.empty((len(values), row_bytes), np.uint8)
+    block, size = block_of(kind)
+    out = np.empty((len(values), values.shape[1] // block * size), np.uint8)
     if kind in ("F16", "BF16"):
         _to_16_bits(kind)(values.ctypes.data, out.ctypes.data, values.size)
         return out

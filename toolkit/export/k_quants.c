@@ -111,18 +111,14 @@ INLINED void weigh_by_size(const groups *g, floats *weight) {
 }
 
 // The same with an importance for each: the root of twice the super-block's mean square and of their own.
-INLINED void weigh_by_importance(const groups *g, const float *x, const float *importance[2], floats *weight) {
-    float turned[32][LANES];
+INLINED void weigh_by_importance(const groups *g, const float *x, const float *importance, floats *weight) {
     floats squares;
     for (int block = 0; block < 2; ++block) {
         float sum = 0;
         for (int i = 0; i < SUPER; ++i) sum += x[block * SUPER + i] * x[block * SUPER + i];
-        for (int lane = 0; lane < 8; ++lane) {
-            squares[8 * block + lane] = 2 * sum / SUPER;
-            for (int i = 0; i < 32; ++i) turned[i][8 * block + lane] = importance[block][32 * lane + i];
-        }
+        for (int lane = 0; lane < 8; ++lane) squares[8 * block + lane] = 2 * sum / SUPER;
     }
-    memcpy(weight, turned, sizeof turned);
+    read(weight, importance, 32);
     for (int i = 0; i < 32; ++i) {
         floats root = squares + g->x[i] * g->x[i];
         for (int lane = 0; lane < LANES; ++lane) root[lane] = sqrtf(root[lane]);
@@ -315,8 +311,8 @@ INLINED int bytes_of_k(int bits) {
 }
 
 // Two super-blocks of Q4_K or Q5_K: float16 scale and offset, twelve bytes of six bits, the fifth bits (Q5_K), four bits.
-// `importance`: of the weights of each; none: errors are weighed by size.
-INLINED void two_of_k(const float *x, uint8_t *out, int blocks, int bits, const float *importance[2]) {
+// `importance`: of each of their weights; null: errors are weighed by size.
+INLINED void two_of_k(const float *x, uint8_t *out, int blocks, int bits, const float *importance) {
     const int top = (1 << bits) - 1, size = bytes_of_k(bits);
     groups g;
     floats scale, offset, weight[32], weights, s = {0}, m = {0};
@@ -424,12 +420,13 @@ INLINED void one_of_q6_k(const float *x, uint8_t *out, const float *importance) 
 // `a_row` super-blocks; null: none.
 
 INLINED void all_of_k(const float *x, uint8_t *out, int64_t super, int bits, const float *importance, int64_t a_row) {
-    float last[2 * SUPER] = {0}; // an odd one is rounded beside zeros
+    float last[2 * SUPER] = {0}, own[2 * SUPER]; // an odd one is rounded beside zeros
     for (int64_t i = 0; i < super; i += 2) {
-        const float *from = x + i * SUPER, *own[2] = {0};
+        const float *from = x + i * SUPER;
         const int blocks = i + 1 < super ? 2 : 1;
         if (blocks == 1) from = memcpy(last, from, SUPER * sizeof(float));
-        for (int block = 0; importance && block < 2; ++block) own[block] = importance + (i + block) % a_row * SUPER;
+        for (int block = 0; importance && block < 2; ++block)
+            memcpy(own + block * SUPER, importance + (i + block) % a_row * SUPER, SUPER * sizeof(float));
         two_of_k(from, out + i * bytes_of_k(bits), blocks, bits, importance ? own : 0);
     }
 }

@@ -115,8 +115,8 @@ class GGUFWeights:
         if rows is None or len(tensor.shape) < 2:
             values = torch.from_numpy(self.values(tensor))
             return values if rows is None else values[rows]
-        raw = np.ascontiguousarray(self.raw(tensor)[rows.numpy()])
-        return torch.from_numpy(widened(raw, tensor.type)).reshape(len(rows), tensor.shape[0])
+        chosen = self.raw(tensor)[rows.numpy()]
+        return torch.from_numpy(widened(chosen, tensor.type)).reshape(len(rows), tensor.shape[0])
 
     def importance(self, name: str) -> npt.NDArray[np.float32] | None:
         found = self._means.get(name)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gguf
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from toolkit.export.ggml import stored, widened
+from toolkit.models.gguf_head import block_of
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -31,24 +31,6 @@ def rounded(
     if kind in _FLOATS:
         return rows.to(_FLOATS[kind]).float()
     can = can_round(kind) or importance is not None
-    if not can or rows.dim() != 2 or rows.shape[1] % _block(kind)[0]:
+    if not can or rows.dim() != 2 or rows.shape[1] % block_of(kind)[0]:
         return rows
-    return torch.from_numpy(widened(quantized(rows.numpy(), kind, importance), kind))
-
-
-def _block(kind: str) -> tuple[int, int]:
-    """(weights, bytes) of a type's block."""
-    weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
-    return int(weights), int(size)
-
-
-def quantized(
-    rows: npt.NDArray[np.float32], kind: str, importance: npt.NDArray[np.float32] | None = None
-) -> npt.NDArray[np.uint8]:
-    """Rows as llama.cpp rounds them, uint8 [rows, bytes a row].
-
-    Args:
-        importance: float32 [row length], of an importance matrix.
-    """
-    block, size = _block(kind)
-    return stored(rows, kind, rows.shape[1] // block * size, importance)
+    return torch.from_numpy(widened(stored(rows.numpy(), kind, importance), kind))

@@ -101,6 +101,7 @@ def _run(
 def _check(
     recipe: Recipe, folder: Path, runs: Collection[str], rewards: Path | None, processes: StageProcesses
 ) -> None:
+    """Check what is going to run, and begin meanwhile to load what it needs."""
     processes.get_ready(stage for stage in stages_of(recipe) if stage.name in runs)
     for doubt in preflight(recipe, folder, runs, rewards):
         stderr.print(f"[yellow]?[/] {escape(doubt)}", soft_wrap=True)

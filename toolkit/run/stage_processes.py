@@ -50,7 +50,7 @@ class StageProcesses:
 
     def get_ready(self, stages: Iterable[Stage]) -> None:
         """Begin to load what these stages need, while something else is done that leaves cores idle."""
-        if self._server is None and any(_forks(stage) and "torch" in stage.libraries for stage in stages):
+        if self._server is None and any(map(_needs_all, stages)):
             self._server = _Server.started()
 
     def run(self, stage: Stage, order: dict[str, Any], alone: bool) -> int:
@@ -61,8 +61,7 @@ class StageProcesses:
             alone: it starts processes of its own, which want a fresh one around them.
         """
         order = {**order, "parent": os.getpid()}
-        # What needs a part of the libraries only takes less time to load that than a server to load all.
-        forks = _forks(stage) and (self._server is not None or "torch" in stage.libraries)
+        forks = _needs_all(stage) or (self._server is not None and _forks(stage))
         return self._fork(order) if forks and not alone else self._fresh(order)
 
     def _fresh(self, order: dict[str, Any]) -> int:
@@ -105,6 +104,11 @@ class StageProcesses:
 def _forks(stage: Stage) -> bool:
     loads = {"torch", "transformers"} & set(stage.libraries)
     return bool(loads) and hasattr(os, "fork") and not read_hardware().gpu_memory_bytes
+
+
+def _needs_all(stage: Stage) -> bool:
+    """Whether a server is worth starting: what needs a part of the libraries loads that in less time."""
+    return _forks(stage) and "torch" in stage.libraries
 
 
 class _Server(NamedTuple):

@@ -10,16 +10,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-import gguf
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from toolkit.export.ggml import widened
+from toolkit.export.ggml import stored, widened
 from toolkit.models.gguf_file import UNQUANTIZED
+from toolkit.models.gguf_head import block_of
 from toolkit.parity.certificate import Check, Measure, lower_is_better
 from toolkit.parity.exported import GGUFWeights
-from toolkit.parity.rounding import can_round, quantized
+from toolkit.parity.rounding import can_round
 from toolkit.parity.tuning import Tuning
 from toolkit.parity.units import units_of
 
@@ -116,7 +116,7 @@ def source_check(samples: Iterable[Sample]) -> Check:
 
 
 def _rounded(rows: Rows, kind: str, importance: Rows | None = None) -> Rows:
-    return widened(quantized(rows, kind, importance), kind)
+    return widened(stored(rows, kind, importance), kind)
 
 
 def _source(sample: Sample, fresh: Rows) -> str:
@@ -125,7 +125,7 @@ def _source(sample: Sample, fresh: Rows) -> str:
         return "fresh"
     width = sample.before.shape[1]
     for source in SOURCES:
-        if source != sample.kind and width % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[source]][0] == 0:
+        if source != sample.kind and width % block_of(source)[0] == 0:
             twice = _rounded(_rounded(sample.before, source), sample.kind, sample.importance)
             if np.array_equal(sample.found, twice):
                 return source
