@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from toolkit.export.imatrix import CHUNK, collect, training_sequences
-from toolkit.export.imatrix_file import IMATRIX_FILE, read_imatrix, write_imatrix
-from toolkit.export.llama_cpp import quantize_file
+from toolkit.export.imatrix_file import IMATRIX_FILE, write_imatrix
+from toolkit.export.quantize import quantize_file
 from toolkit.export.straight import convert_straight
 from toolkit.parity.certificate import Subject
 from toolkit.parity.golden.goldens import Goldens
@@ -121,13 +121,11 @@ def every_file_type(
         else:
             path.unlink()
     assert source is not None
-    write_imatrix(
-        collect(source, sequences), folder / IMATRIX_FILE, "rows of the training split", len(sequences), CHUNK
-    )
-    matrix = read_imatrix(folder / IMATRIX_FILE)
+    matrix = folder / IMATRIX_FILE
+    write_imatrix(collect(source, sequences), matrix, "rows of the training split", len(sequences), CHUNK)
     for file_type in QUANTIZED_FILE_TYPES:
         path = folder / f"{file_type}.gguf"
-        quantize_file(source, path, file_type, matrix=matrix if file_type in NEED_IMATRIX else None)
+        quantize_file(source, {file_type: path}, matrix if file_type in NEED_IMATRIX else None)
         yield file_type, path, source
         path.unlink()
 

@@ -25,8 +25,9 @@ from tests.bench.odds_models import small_model
 from tests.parity_chain import AFTER, ASKED, PROBLEMS, blend, finished, record, scaled, teach, trained_base
 from tests.small_models import EMBEDDED, adapter_artifact, tiny_adapter
 from toolkit.export.convert import convert
-from toolkit.export.llama_cpp import captured_log, quantize_file
+from toolkit.export.llama_cpp import captured_log
 from toolkit.export.merge import merge
+from toolkit.export.quantize import quantize_file
 from toolkit.models.bases import resolve_base
 from toolkit.parity.candidate import Candidate
 from toolkit.parity.certificate import Check
@@ -159,7 +160,7 @@ def _converted(chosen: Recipe, adapter: Artifact[AdapterFacts], folder: Path) ->
 
 def _stored_as(source: Path, target: Path, kind: str) -> None:
     if kind not in CONVERTED_FILE_TYPES:
-        quantize_file(source, target, kind)
+        quantize_file(source, {kind: target})
         return
     if kind == "F32":
         shutil.copy(source, target)

@@ -23,8 +23,8 @@ from tests.parity_chain import AFTER, chain, rows
 from toolkit.evaluate.held_out import of_rows
 from toolkit.evaluate.readers import FileReader
 from toolkit.export.imatrix import CHUNK, collect, training_sequences
-from toolkit.export.imatrix_file import IMATRIX_FILE, Imatrix, read_imatrix, write_imatrix
-from toolkit.export.llama_cpp import quantize_file
+from toolkit.export.imatrix_file import IMATRIX_FILE, write_imatrix
+from toolkit.export.quantize import quantize_file
 from toolkit.export.straight import export
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.parity.candidate import Candidate
@@ -84,9 +84,9 @@ def tell(measured: Measured) -> None:
             for kind in TYPES:
                 for matrix in ("–", "yes"):
                     if matrix == "yes" or kind not in NEED_IMATRIX:
-                        given: Imatrix | None = read_imatrix(Path(scratch) / IMATRIX_FILE) if matrix == "yes" else None
+                        given = Path(scratch) / IMATRIX_FILE if matrix == "yes" else None
                         target = Path(scratch) / "rounded.gguf"
-                        quantize_file(source, target, kind, matrix=given)
+                        quantize_file(source, {kind: target}, given)
                         print(measured.row(target, onto, kind, matrix), flush=True)
 
 

@@ -48,8 +48,8 @@ AutoTokenizer.from_pretrained(base).save_pretrained(out)
 QUANTIZE = """
 import sys
 from pathlib import Path
-from toolkit.export.llama_cpp import quantize_file
-quantize_file(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+from tests.llama_quantizer import quantize_with_llama_cpp
+quantize_with_llama_cpp(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
 """
 OURS = """
 import sys

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from tests.children import child_environment
 from tests.disk import ran_on_a_full_disk
 from tests.export.test_merge import trained_by_chance
+from tests.llama_quantizer import quantize_with_llama_cpp
 from tests.models.test_layout import other_family
 from tests.parity_chain import finished
 from tests.small_models import adapter_artifact, tiny_adapter, tiny_gemma2, tiny_llama, tiny_qwen2
@@ -64,18 +65,23 @@ def assert_same_files(adapter: Artifact[AdapterFacts], folder: Path, *file_types
     """Every file of the export in one pass is that of the chain, byte for byte."""
     made = in_one_pass(adapter, folder / "ours", *file_types)
     chosen = recipe(*file_types)
-    for name in ("merge", "convert", "quantize"):
+    for name in ("merge", "convert", "quantize", "llama.cpp"):
         (folder / name).mkdir()
     model = finished(folder / "merge", merge(chosen, adapter, folder / "merge"))
     converted = finished(folder / "convert", convert(chosen, adapter, model, folder / "convert"))
     quantized = quantize(chosen, converted, folder / "quantize")
     assert made.model == model.facts
-    theirs = {file.name: file for file in (*converted.facts.files, *quantized.files)}
-    assert [theirs[file.name] for file in made.facts.files] == made.facts.files
+    files = {file.name: file for file in (*converted.facts.files, *quantized.files)}
+    assert [files[file.name] for file in made.facts.files] == made.facts.files
     assert made.facts.template_protected == converted.facts.template_protected
+    (source,) = converted.facts.files
     for file in made.facts.files:
-        stage = "convert" if file in converted.facts.files else "quantize"
-        assert (folder / "ours" / file.name).read_bytes() == (folder / stage / file.name).read_bytes(), file.name
+        theirs = folder / "convert" / file.name
+        if file != source:
+            theirs = folder / "llama.cpp" / file.name
+            quantize_with_llama_cpp(folder / "convert" / source.name, theirs, file.file_type)
+            assert (folder / "quantize" / file.name).read_bytes() == theirs.read_bytes(), file.name
+        assert (folder / "ours" / file.name).read_bytes() == theirs.read_bytes(), file.name
     return made
 
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from tests.export.test_convert import recipe
 from tests.export.test_quantize import gguf_of
+from tests.llama_quantizer import quantize_with_llama_cpp
 from tests.parity_chain import chain, finished, rows
 from tests.small_models import tiny_llama
 from tests.train.test_adopted_kinds import SHAPE, Kind, adopted, experts, made, qwen3_moe
@@ -21,7 +22,7 @@ from toolkit.errors import DataError
 from toolkit.export.ggml import stored
 from toolkit.export.imatrix import CHUNK, collect, measure
 from toolkit.export.imatrix_file import IMATRIX_FILE, Importance, read_imatrix, write_imatrix
-from toolkit.export.quantize import quantize
+from toolkit.export.quantize import quantize, quantize_file
 from toolkit.export.straight import convert_straight
 from toolkit.models.gguf_file import read_gguf
 from toolkit.parity.comparison import compare_weights
@@ -30,7 +31,7 @@ from toolkit.parity.limits import largest_rest
 from toolkit.parity.tuning import Tuning
 from toolkit.parity.verify import verify
 from toolkit.recipe.adopted import recipe_for_adapter
-from toolkit.recipe.schema import NEED_IMATRIX, Export
+from toolkit.recipe.schema import QUANTIZED_FILE_TYPES, Export
 from toolkit.run.artifacts import Artifact, Cost, write_jsonl
 from toolkit.run.facts import DatasetFacts, GGUFFacts
 
@@ -124,13 +125,18 @@ def matrix_of(converted: Artifact[GGUFFacts], out: Path) -> Path:
 
 def test_quantized_with_it(converted: Artifact[GGUFFacts], tmp_path: Path) -> None:
     path = matrix_of(converted, tmp_path)
-    wanted = recipe(export={"file_types": ["F16", "Q4_K_M", *NEED_IMATRIX], "serve": "F16", "imatrix": True})
+    types = [*QUANTIZED_FILE_TYPES]
+    wanted = recipe(export={"file_types": ["F16", *types], "serve": "F16", "imatrix": True})
     for name in ("with", "without"):
         (tmp_path / name).mkdir()
     made = quantize(wanted, converted, tmp_path / "with", path)
     plain = recipe(export={"file_types": ["F16", "Q4_K_M"], "serve": "F16"})
     quantize(plain, converted, tmp_path / "without")
-    assert [file.file_type for file in made.files] == ["Q4_K_M", *NEED_IMATRIX]
+    assert [file.file_type for file in made.files] == types
+    for file in made.files:
+        quantize_with_llama_cpp(file_of(converted), tmp_path / "theirs.gguf", file.file_type, path)
+        ours = tmp_path / "with" / file.name
+        assert ours.read_bytes() == (tmp_path / "theirs.gguf").read_bytes(), file.file_type
     header = read_gguf(tmp_path / "with" / "tiny-tale-Q4_K_M.gguf")
     told = {key: value for key, value in header.metadata.items() if key.startswith("quantize.imatrix.")}
     assert told == {
@@ -167,6 +173,39 @@ def test_one_of_another_model_is_refused(converted: Artifact[GGUFFacts], tmp_pat
         quantize(wanted, converted, tmp_path, path)
     with pytest.raises(DataError, match="is no importance matrix"):
         read_imatrix(file_of(converted))
+
+
+def test_one_that_lacks_what_a_type_needs_is_refused(converted: Artifact[GGUFFacts], tmp_path: Path) -> None:
+    found = collect(file_of(converted), SEQUENCES)
+    path, most = tmp_path / IMATRIX_FILE, {n: i for n, i in found.items() if n != "blk.1.ffn_up.weight"}
+    write_imatrix(most, path, "rows", len(SEQUENCES), CHUNK)
+    (tmp_path / "out").mkdir()
+    quantize_file(file_of(converted), {"Q4_K_M": tmp_path / "out" / "a.gguf"}, path)
+    quantize_with_llama_cpp(file_of(converted), tmp_path / "theirs.gguf", "Q4_K_M", path)
+    assert (tmp_path / "out" / "a.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
+    with pytest.raises(
+        DataError, match=r"makes blk.1.ffn_up.weight IQ2_S, .* without .*, and imatrix.gguf has none of it"
+    ):
+        quantize_file(file_of(converted), {"IQ2_M": tmp_path / "out" / "b.gguf"}, path)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["a.gguf"]
+
+
+def test_one_with_the_head_is_taken_and_one_without_numbers_refused(
+    converted: Artifact[GGUFFacts], tmp_path: Path
+) -> None:
+    """`llama-imatrix --process-output` measures the output matrix, too; a tied one stands under the embedding's name."""
+    found = collect(file_of(converted), SEQUENCES)
+    head = "output.weight" if GGUFWeights(file_of(converted)).has("output.weight") else "token_embd.weight"
+    more = {**found, head: found["blk.0.attn_q.weight"]}
+    path = tmp_path / IMATRIX_FILE
+    write_imatrix(more, path, "rows", len(SEQUENCES), CHUNK)
+    quantize_file(file_of(converted), {"Q4_K_M": tmp_path / "a.gguf"}, path)
+    quantize_with_llama_cpp(file_of(converted), tmp_path / "theirs.gguf", "Q4_K_M", path)
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
+    more[head].sums[0, 5] = np.nan
+    write_imatrix(more, path, "rows", len(SEQUENCES), CHUNK)
+    with pytest.raises(DataError, match="holds what is no number for "):
+        read_imatrix(path)
 
 
 def test_types_that_need_it_are_known() -> None:
@@ -243,6 +282,8 @@ def test_each_expert_is_judged_by_what_was_sent_to_it(tmp_path: Path) -> None:
     converted = finished(tmp_path / "convert", convert_straight(chosen, adapter, tmp_path / "convert"))
     imatrix = matrix_of(converted, tmp_path)
     (quantized,) = quantize(chosen, converted, tmp_path, imatrix).files
+    quantize_with_llama_cpp(file_of(converted), tmp_path / "theirs.gguf", "Q4_K_M", imatrix)
+    assert (tmp_path / quantized.name).read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
     tuning = Tuning(adapter, "as trained")
     whose = {"its own": imatrix, "unknown": None, "another's": tmp_path / "turned.gguf"}
     turned = {

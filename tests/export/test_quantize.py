@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.disk import ran_on_a_full_disk
 from tests.export.test_convert import model_artifact, recipe
+from tests.llama_quantizer import quantize_with_llama_cpp
 from tests.small_models import adapter_artifact, tiny_llama
 from toolkit.errors import DataError, ResourceError, UsageError
-from toolkit.export import quantize as stage
+from toolkit.export import planned
 from toolkit.export.convert import convert
-from toolkit.export.llama_cpp import captured_log, quantize_file
-from toolkit.export.quantize import quantize
+from toolkit.export.pieces import pieces_of_file
+from toolkit.export.quantize import quantize, quantize_file
 from toolkit.models.gguf_file import read_gguf
 from toolkit.recipe.schema import NEED_IMATRIX, QUANTIZED_FILE_TYPES
 from toolkit.run.artifacts import Artifact, Cost, file_sha256
@@ -33,6 +37,10 @@ def gguf_of(folder: Path, out: Path) -> Artifact[GGUFFacts]:
     return Artifact(out, facts, "", {}, Cost())
 
 
+def file_of(gguf: Artifact[GGUFFacts]) -> Path:
+    return gguf.folder / gguf.facts.files[0].name
+
+
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Artifact[GGUFFacts]:
     place = tmp_path_factory.mktemp("quantize")
@@ -41,6 +49,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Artifact[GGUFFacts]:
 
 def test_every_type_in_one_go(converted: Artifact[GGUFFacts], tmp_path: Path) -> None:
     types = [kind for kind in QUANTIZED_FILE_TYPES if kind not in NEED_IMATRIX]  # for these see test_imatrix.py
+    source = file_of(converted)
     wanted = recipe(export={"file_types": ["F16", *types], "serve": "Q8_0"})
     facts = quantize(wanted, converted, tmp_path)
     assert [file.file_type for file in facts.files] == types
@@ -58,12 +67,13 @@ def test_every_type_in_one_go(converted: Artifact[GGUFFacts], tmp_path: Path) ->
         assert header.metadata["general.name"] == "tiny-tale"
         assert header.metadata["general.description"].startswith("Fine-tuned: full fine-tuning. base base sha256 ")
         sizes[file.file_type] = file.bytes
+        quantize_with_llama_cpp(source, tmp_path / "theirs.gguf", file.file_type)
+        assert path.read_bytes() == (tmp_path / "theirs.gguf").read_bytes(), file.file_type
     assert sizes["Q2_K"] < sizes["Q3_K_M"] < sizes["Q4_K_M"] < sizes["Q5_K_M"] < sizes["Q6_K"] < sizes["Q8_0"]
 
 
 def test_quantized_model_is_near(converted: Artifact[GGUFFacts], tmp_path: Path) -> None:
     import llama_cpp
-    import numpy as np
 
     quantize(recipe(export={"file_types": ["F16", "Q8_0"], "serve": "Q8_0"}), converted, tmp_path)
     logits = []
@@ -86,51 +96,78 @@ def test_fallbacks_are_counted(tmp_path: Path) -> None:
     assert facts.files[0].tensors == 11
 
 
-def test_progress_and_plan(converted: Artifact[GGUFFacts], tmp_path: Path) -> None:
-    source = converted.folder / converted.facts.files[0].name
-    seen: list[tuple[int, int]] = []
-    planned = quantize_file(source, tmp_path / "x.gguf", "Q4_0", plan=True)
-    assert list(tmp_path.iterdir()) == []
-    quantize_file(source, tmp_path / "x.gguf", "Q4_0", lambda done, total: seen.append((done, total)))
-    assert seen == [(i, 20) for i in range(1, 21)]
-    header = read_gguf(tmp_path / "x.gguf")
-    assert abs(planned.bytes - sum(t.bytes for t in header.tensors)) < 2**14
+def test_the_plan_knows_every_byte(converted: Artifact[GGUFFacts], tmp_path: Path) -> None:
+    files = quantize_file(file_of(converted), {kind: tmp_path / kind for kind in ("Q4_0", "Q3_K_M")})
+    assert {path.name: plan.head.size for path, plan in files.items()} == {
+        path.name: path.stat().st_size for path in tmp_path.iterdir()
+    }
 
 
 def test_quiet(converted: Artifact[GGUFFacts], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    source = converted.folder / converted.facts.files[0].name
-    with captured_log() as problems:
-        assert problems == []
-    quantize_file(source, tmp_path / "x.gguf", "Q8_0")
+    quantize_file(file_of(converted), {"Q8_0": tmp_path / "x.gguf"})
     assert capfd.readouterr() == ("", "")
 
 
 def test_already_quantized(converted: Artifact[GGUFFacts], tmp_path: Path) -> None:
-    source = converted.folder / converted.facts.files[0].name
-    quantize_file(source, tmp_path / "once.gguf", "Q8_0")
+    quantize_file(file_of(converted), {"Q8_0": tmp_path / "once.gguf"})
     with pytest.raises(DataError, match=r"quantized already \(Q8_0\)"):
-        quantize_file(tmp_path / "once.gguf", tmp_path / "twice.gguf", "Q4_0")
-    assert not (tmp_path / "twice.gguf").exists()
+        quantize_file(tmp_path / "once.gguf", {"Q4_0": tmp_path / "twice.gguf"})
+    assert [path.name for path in tmp_path.iterdir()] == ["once.gguf"]
 
 
 def test_truncated(converted: Artifact[GGUFFacts], tmp_path: Path) -> None:
-    source = converted.folder / converted.facts.files[0].name
+    source = file_of(converted)
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(source.read_bytes()[:-1000])
     with pytest.raises(DataError) as fault:
-        quantize_file(cut, tmp_path / "x.gguf", "Q8_0")
+        quantize_file(cut, {"Q8_0": tmp_path / "x.gguf"})
     assert f"{cut} is truncated: {source.stat().st_size} bytes expected" in fault.value.message
     assert f"{source.stat().st_size - 1000} found" in fault.value.message
 
 
+def test_cut_while_it_is_read(converted: Artifact[GGUFFacts], tmp_path: Path) -> None:
+    path = tmp_path / "cut.gguf"
+    shutil.copy(file_of(converted), path)
+    header = read_gguf(path)
+    os.truncate(path, header.data_begin + 100)
+    with (
+        pieces_of_file(path, header) as pieces,
+        pytest.raises(DataError, match=f"ends at byte {header.data_begin + 100}"),
+    ):
+        for piece in pieces:
+            piece.make()
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (float("nan"), "holds values that F32 cannot: NaN"),
+        (1e9, "holds values that Q[48]_0 cannot: .* beyond its largest"),
+    ],
+)
+def test_values_that_are_no_numbers_or_too_large(tmp_path: Path, value: float, said: str) -> None:
+    model = tiny_llama(tmp_path / "model", layers=1)
+    (tmp_path / "convert").mkdir()
+    facts = convert(recipe("F32"), adapter_artifact(model, model, "full"), model_artifact(model), tmp_path / "convert")
+    path = tmp_path / "convert" / facts.files[0].name
+    header = read_gguf(path)
+    tensor = next(t for t in header.tensors if t.name == "blk.0.ffn_up.weight")
+    data = np.memmap(path, np.float32, "r+", header.data_begin + tensor.offset, (tensor.bytes // 4,))
+    data[777] = value
+    data.flush()
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match=rf"blk\.0\.ffn_up\.weight {said}"):
+        quantize_file(path, {"Q4_0": tmp_path / "out" / "a.gguf", "Q8_0": tmp_path / "out" / "b.gguf"})
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_unknown_type(converted: Artifact[GGUFFacts], tmp_path: Path) -> None:
-    source = converted.folder / converted.facts.files[0].name
     with pytest.raises(UsageError, match=r"did you mean Q5_K_M\?"):
-        quantize_file(source, tmp_path / "x.gguf", "q5_k_m_")
+        quantize_file(file_of(converted), {"q5_k_m_": tmp_path / "x.gguf"})
 
 
 def test_not_enough_disk(converted: Artifact[GGUFFacts], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "free_disk_bytes", lambda _: 10_000_000)
+    monkeypatch.setattr(planned, "free_disk_bytes", lambda _: 10_000_000)
     with pytest.raises(ResourceError, match=r"need 0\.0 GB, .* has 0\.0 GB free"):
         quantize(recipe(export={"file_types": ["F16", "Q8_0"], "serve": "Q8_0"}), converted, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -139,13 +176,12 @@ def test_not_enough_disk(converted: Artifact[GGUFFacts], tmp_path: Path, monkeyp
 FULL_DISK = """
 import sys
 from pathlib import Path
-from toolkit.export.llama_cpp import quantize_file
-quantize_file(Path(sys.argv[1]), Path(sys.argv[2]), "Q8_0")
+from toolkit.export.quantize import quantize_file
+quantize_file(Path(sys.argv[1]), {"Q8_0": Path(sys.argv[2])})
 """
 
 
 def test_disk_full(converted: Artifact[GGUFFacts], tmp_path: Path) -> None:
-    source = converted.folder / converted.facts.files[0].name
-    answer = ran_on_a_full_disk(FULL_DISK, source, tmp_path / "x.gguf", size=5_000_000)
+    answer = ran_on_a_full_disk(FULL_DISK, file_of(converted), tmp_path / "x.gguf", size=5_000_000)
     assert "toolkit.errors.ResourceError: no space to write" in answer.stderr
     assert list(tmp_path.iterdir()) == []

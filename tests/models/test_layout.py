@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from tests.llama_quantizer import quantize_with_llama_cpp
 from tests.parity_chain import finished, recipe
 from tests.small_models import (
     _randomize,
@@ -24,7 +25,7 @@ from tests.small_models import (
 )
 from toolkit.errors import DataError
 from toolkit.export.convert import convert
-from toolkit.export.llama_cpp import known_architectures, quantize_file
+from toolkit.export.llama_cpp import known_architectures
 from toolkit.models.convertible import check_converts_base
 from toolkit.models.layout import Layout, architecture_of, layout_of
 from toolkit.models.layout_format import made_of
@@ -141,7 +142,7 @@ def test_a_quantized_file_is_compared_whatever_it_says_of_axes_of_length_one(tmp
     base = other_family(tmp_path / "base", "granitemoehybrid")
     export = converted(base, tmp_path / "out")
     assert export.shape("blk.0.ssm_norm.weight") == (1, 512)
-    quantize_file(export.path, tmp_path / "q.gguf", "Q8_0")
+    quantize_with_llama_cpp(export.path, tmp_path / "q.gguf", "Q8_0")
     quantized = GGUFWeights(tmp_path / "q.gguf", export.layout)
     assert quantized.shape("blk.0.ssm_norm.weight") == (512,)
     tuning = Tuning(adapter_artifact(base, base, "full"), "as trained")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit.export.ggml import stored, widened
-from toolkit.export.llama_cpp import quantize_file
+from tests.llama_quantizer import quantize_with_llama_cpp
+from toolkit.export.ggml import needs_importance, stored, widened
 from toolkit.models.gguf_file import read_gguf
 from toolkit.parity.exported import GGUFWeights
-from toolkit.parity.rounding import can_round, rounded
+from toolkit.parity.rounding import rounded
 
 ROWS = torch.randn(64, 256, generator=torch.Generator().manual_seed(7))
 
@@ -34,7 +34,7 @@ def test_the_error_of_a_rounding(kind: str, error: float) -> None:
 
 
 def test_what_cannot_be_rounded_to_stays() -> None:
-    assert not can_round("IQ2_XS") and not can_round("IQ1_S") and can_round("IQ4_XS") and can_round("BF16")
+    assert [needs_importance(kind) for kind in ("IQ2_XS", "IQ1_S", "IQ4_XS", "BF16")] == [True, True, False, False]
     assert torch.equal(rounded(ROWS, "IQ2_XS"), ROWS)
     assert torch.equal(rounded(ROWS[:, :100], "Q4_K"), ROWS[:, :100])  # no whole blocks
     assert torch.equal(rounded(ROWS[0], "Q8_0"), ROWS[0])
@@ -62,7 +62,7 @@ def test_bytes_are_those_of_llama_cpps_own_quantizer(small_gguf: Path, tmp_path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    quantize_file(source, tmp_path / "made.gguf", "Q5_1")
+    quantize_with_llama_cpp(source, tmp_path / "made.gguf", "Q5_1")
     before, after = GGUFWeights(source), GGUFWeights(tmp_path / "made.gguf")
     compared = 0
     for tensor in read_gguf(tmp_path / "made.gguf").tensors:

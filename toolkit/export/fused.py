@@ -1,15 +1,15 @@
-"""Base weights and adapter in, finished GGUF files out: several types at once, and nothing in between on the disk.
+"""GGUF files written in one go: several types at once from one reading, and nothing in between on the disk.
 
-Every source is read once. Its rows are merged, laid as the converter lays them, rounded and quantized by ggml's own routines, and
-written at the place that the file's head gives them: a slab of rows at a time, on all cores. What comes out is, byte for
-byte, what merge, the pinned converter and llama.cpp's quantizer make one after another, but for the provenance that is told.
+Every piece of the converted file is made once (merged from base and adapter, or read from the file), rounded to each file's type
+by ggml's own routines or by ours that give the same bytes, and written at the place that the file's head gives it: a slab of
+rows at a time, on all cores. What comes out is, byte for byte, what merge, the pinned converter and llama.cpp's quantizer make
+one after another, but for the provenance that is told.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,89 +18,20 @@ from typing import Any, cast
 
 import numpy as np
 
-from toolkit.errors import MAKE_ROOM, DataError, ResourceError
+from toolkit.errors import DataError
 from toolkit.export.blas import one_thread_each
-from toolkit.export.blocks import Block, blocks_of, changed, whole
 from toolkit.export.ggml import Bytes, Floats, are_numbers, stored, widened
-from toolkit.export.head import quantized_entries
-from toolkit.export.llama_cpp import quantize_file
-from toolkit.export.plain import slabs
-from toolkit.export.values import Values
-from toolkit.models.gguf_head import Head, HeadTensor, head_of
-from toolkit.models.layout import Layout
+from toolkit.export.pieces import Piece
+from toolkit.export.planned import Planned
+from toolkit.models.gguf_head import HeadTensor
 from toolkit.models.safetensors_file import writing
-from toolkit.run.hardware import free_disk_bytes
 
 _AHEAD = 4
 """Slabs in work for each core: enough that none waits, few enough that memory stays bounded."""
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A file that is to be written: everything of it is known but the tensors' data."""
-
-    file_type: str
-    head: Head
-    tensors: dict[str, HeadTensor]
-    fallbacks: int = 0
-    """Tensors that cannot take the file type's own quantization."""
-
-
-def plan_converted(layout: Layout, entries: Mapping[str, bytes], file_type: str) -> Planned:
-    """The file that the converter would write.
-
-    Args:
-        entries: its metadata.
-        file_type: F32, F16 or BF16.
-    """
-    tensors = [HeadTensor(t["name"], tuple(t["shape"][::-1]), t["types"][file_type]) for t in layout.written]
-    return Planned(file_type, head_of(entries, tensors), {tensor.name: tensor for tensor in tensors})
-
-
-def plan_quantized(converted: Planned, entries: Mapping[str, bytes], file_types: Sequence[str]) -> list[Planned]:
-    """The files that llama.cpp would quantize from it: llama.cpp is asked, on the converted file's head with a hole behind it.
-
-    Args:
-        entries: the converted file's metadata.
-
-    Raises:
-        UsageError: an unknown file type.
-        ExternalToolError: llama.cpp refuses.
-    """
-    found = []
-    with tempfile.TemporaryDirectory() as scratch:
-        hollow = Path(scratch) / "hollow.gguf"
-        with writing(hollow), hollow.open("wb") as stream:
-            stream.write(converted.head.bytes)
-            stream.truncate(converted.head.size)
-        for file_type in file_types:
-            told = quantize_file(hollow, Path(scratch) / "never-written.gguf", file_type, plan=True)
-            tensors = [HeadTensor(n, _shape(converted.tensors[n].shape), kind) for n, kind in told.types.items()]
-            head = head_of(quantized_entries(entries, file_type), tensors)
-            found.append(Planned(file_type, head, {t.name: t for t in tensors}, told.fallback_tensors))
-    return found
-
-
-def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """As ggml tells a shape: without the axes of length 1 at its end."""
-    while len(shape) > 1 and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
-
-
-def check_room(files: Sequence[Planned], out: Path) -> None:
-    """Raises ResourceError where the files do not fit onto the disk; their sizes are known to the byte."""
-    needed, free = sum(planned.head.size for planned in files), free_disk_bytes(out)
-    if free < needed + 2**20:
-        raise ResourceError(
-            f"the files need {needed / 1e9:.1f} GB, {out} has {free / 1e9:.1f} GB free",
-            f"{MAKE_ROOM}; or name fewer export.file_types.",
-        )
-
-
 def write_files(
-    values: Values,
-    layout: Layout,
+    pieces: Iterable[Piece],
     converted: Planned,
     files: Mapping[Path, Planned],
     tick: Callable[[int], None] = lambda _: None,
@@ -108,22 +39,23 @@ def write_files(
     """Write all files, each under its name when it is whole, and none where one fails.
 
     Args:
-        converted: of whose values all others are quantized, whether it is one of them or not.
+        pieces: the rows of the converted file, whether it is one of the files or not.
+        converted: of whose values all others are quantized.
         files: name → what goes there.
-        tick: is told the elements of each slab that is done.
+        tick: is told the weights of each piece that is done.
 
     Raises:
-        DataError: a tensor holds NaN or infinity where it is to be quantized.
+        DataError: a tensor holds NaN or infinity where it is to be quantized, or would after it.
         ResourceError: the disk is full.
     """
     with _new_files(files) as opened:
-        work = _Work(values, layout, converted, opened, tick)
+        work = _Work(converted, opened, tick)
         workers = len(os.sched_getaffinity(0))
         with one_thread_each(), ThreadPoolExecutor(workers) as pool:
             pending: set[Future[None]] = set()
             try:
-                for job in work.jobs():
-                    pending.add(pool.submit(job))
+                for piece in pieces:
+                    pending.add(pool.submit(work.do, piece))
                     while len(pending) >= workers * _AHEAD:
                         done, pending = wait(pending, return_when=FIRST_COMPLETED)
                         _raise_first(done)
@@ -172,60 +104,45 @@ def _write(descriptor: int, data: memoryview, place: int) -> None:
 
 
 class _Work:
-    """What there is to do: a job for every slab of every tensor."""
+    """What there is to do: a job for every piece."""
 
-    def __init__(
-        self,
-        values: Values,
-        layout: Layout,
-        converted: Planned,
-        files: list[_Open],
-        tick: Callable[[int], None],
-    ) -> None:
-        self.values, self.layout, self.converted, self.files, self.tick = values, layout, converted, files, tick
+    def __init__(self, converted: Planned, files: list[_Open], tick: Callable[[int], None]) -> None:
+        self.converted, self.files, self.tick = converted, files, tick
         self.quantizes = any(file.planned.file_type != converted.file_type for file in files)
 
-    def jobs(self) -> Iterator[Callable[[], None]]:
-        """In the order of the converted file. A tensor that is not made row by row is made here, before its jobs."""
-        for name in self.converted.tensors:
-            told = self.layout.tensors[name]
-            blocks = blocks_of(told, lambda source: self.values.entry(source).shape, self.layout.arrays)
-            length = self.converted.tensors[name].shape[0]
-            if blocks is not None and all(self.values.by_rows(block.source) for block in blocks):
-                for block in blocks:
-                    for start, end in slabs(block.rows, length):
-                        yield lambda n=name, b=block, s=start, e=end: self._merge(n, b, s, e)  # type: ignore[misc]
-                continue
-            made = whole(told, self.values.whole, self.layout.arrays, self.values.dtype)
-            matrix = np.ascontiguousarray(made, np.float32).reshape(-1, length)
-            for start, end in slabs(len(matrix), length):
-                yield lambda n=name, m=matrix, s=start, e=end: self._store(n, m[s:e], s)  # type: ignore[misc]
-
-    def _merge(self, name: str, block: Block, start: int, end: int) -> None:
-        rows = self.values.rows(block.source, block.part(start, end))
-        self._store(name, changed(self.layout.tensors[name], rows, self.values.dtype), block.begin + start)
-
-    def _store(self, name: str, rows: Floats, first: int) -> None:
-        """Write rows of a tensor into every file, each in the type that it has there.
-
-        Args:
-            first: number of the first row.
-        """
+    def do(self, piece: Piece) -> None:
+        """Write a piece into every file, in the type that its tensor has there."""
+        name, raw = piece.name, piece.make()
         kind = self.converted.tensors[name].type
-        raw = stored(rows, kind)
-        if self.quantizes and not are_numbers(raw, kind):
-            raise DataError(
-                f"{name} holds values that {kind} cannot: NaN, or beyond its largest", "Export to F32 or BF16 first."
-            )
+        if self.quantizes:
+            _check_numbers(name, raw, kind, "Export to F32 or BF16 first.")
         exact: Floats | None = None
         for file in self.files:
             tensor = file.planned.tensors[name]
             if tensor.type == kind:
-                data: Bytes = raw
+                data = raw
             else:
                 exact = widened(raw, kind) if exact is None else exact
-                data = stored(exact, tensor.type)
+                data = _rounded(file.planned, tensor, exact, piece.first)
+                _check_numbers(name, data, tensor.type, "Choose another file type.")
             with writing(file.path):
-                place = file.planned.head.places[name] + first * tensor.row_bytes
+                place = file.planned.head.places[name] + piece.first * tensor.row_bytes
                 _write(file.descriptor, cast(Any, data).data.cast("B"), place)
-        self.tick(rows.size)
+        self.tick(len(raw) * self.converted.tensors[name].shape[0])
+
+
+def _check_numbers(name: str, rows: Bytes, kind: str, hint: str) -> None:
+    if not are_numbers(rows, kind):
+        raise DataError(f"{name} holds values that {kind} cannot: NaN, or beyond its largest", hint)
+
+
+def _rounded(planned: Planned, tensor: HeadTensor, rows: Floats, first: int) -> Bytes:
+    """Rows of a tensor, from the row `first` on, in its own type: those of each expert with its own importance."""
+    importance = planned.importance(tensor.name)
+    if importance is None:
+        return stored(rows, tensor.type)
+    each, after, parts = tensor.rows // len(importance), first + len(rows), []
+    for number in range(first // each, -(-after // each)):
+        begin, end = max(first, number * each), min(after, (number + 1) * each)
+        parts.append(stored(rows[begin - first : end - first], tensor.type, importance[number]))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

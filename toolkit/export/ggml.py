@@ -81,6 +81,11 @@ def stored(values: Floats, kind: str, importance: Floats | None = None) -> Bytes
     return out
 
 
+def needs_importance(kind: str) -> bool:
+    """Whether llama.cpp's quantizer rounds to a type only with an importance matrix (src/llama-quant.cpp)."""
+    return kind.startswith(("IQ1", "IQ2", "IQ3_XXS"))
+
+
 def faster_kinds() -> list[str]:
     """The types that weights are rounded to by `toolkit.export.k_quants` on this machine."""
     return [kind for kind in KINDS if _faster(kind) is not None]

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from toolkit.errors import DataError
+from toolkit.export.imatrix_file import Imatrix
 from toolkit.export.llama_cpp import library, run_in_tree
 from toolkit.export.settings import Settings
 from toolkit.models.gguf_head import entries_of, head_of
@@ -73,10 +74,24 @@ def file_type_number(file_type: str) -> int:
     return int(llama.LLAMA_FTYPE_ALL_F32 if number is None else number)
 
 
-def quantized_entries(entries: Mapping[str, bytes], file_type: str) -> dict[str, bytes]:
-    """The metadata of a file that llama.cpp quantizes: that of the converted file, with these two keys set anew at its end."""
-    others = {key: entry for key, entry in entries.items() if key not in (_VERSION, _FILE_TYPE)}
-    return {**others, _VERSION: entries[_VERSION], _FILE_TYPE: entry_bytes(_FILE_TYPE, file_type_number(file_type))}
+def quantized_entries(entries: Mapping[str, bytes], file_type: str, matrix: Imatrix | None = None) -> dict[str, bytes]:
+    """The metadata of a file that llama.cpp quantizes: that of the converted file, with two keys set anew at its end.
+
+    Args:
+        matrix: what the rounding's errors are weighed with; named as `llama-quantize` names it (tools/quantize).
+    """
+    from gguf.constants import GGML_QUANT_VERSION
+
+    anew: dict[str, Any] = {_VERSION: GGML_QUANT_VERSION, _FILE_TYPE: file_type_number(file_type)}
+    if matrix is not None:
+        anew |= {
+            "quantize.imatrix.file": matrix.file,
+            "quantize.imatrix.dataset": matrix.dataset,
+            "quantize.imatrix.entries_count": len(matrix.means),
+            "quantize.imatrix.chunks_count": matrix.sequences,
+        }
+    others = {key: entry for key, entry in entries.items() if key not in anew}
+    return {**others, **{key: entry_bytes(key, value) for key, value in anew.items()}}
 
 
 def check_end(wanted: int | None, found: Any, file: str, model: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.errors import DataError
-from toolkit.models.gguf_file import read_gguf
+from toolkit.models.gguf_file import GGUFHeader, read_gguf
 from toolkit.models.gguf_head import HeadTensor, head_of
 from toolkit.models.gguf_metadata import entry_bytes
 from toolkit.run.artifacts import new_file
@@ -79,9 +79,14 @@ class Imatrix:
     """What was read for it."""
     sequences: int
 
-    def check(self, gguf: Path) -> None:
+    def of(self, name: str, columns: int) -> npt.NDArray[np.float32] | None:
+        """Mean squares of a tensor's columns, [matrices, columns]; None: there are none."""
+        found = self.means.get(name)
+        return None if found is None else found.reshape(-1, columns)
+
+    def check(self, header: GGUFHeader, file: str) -> None:
         """Raises DataError where it is no matrix of this file's model: llama.cpp would round without it, and hardly say so."""
-        layers = {t.name: t.shape for t in read_gguf(gguf).tensors if t.name.startswith("blk.") and len(t.shape) > 1}
+        layers = {t.name: t.shape for t in header.tensors if len(t.shape) > 1}
         fits = {
             name
             for name, shape in layers.items()
@@ -90,7 +95,7 @@ class Imatrix:
         }
         if foreign := sorted(name for name in self.means if name not in fits):
             raise DataError(
-                f"{self.file} is no importance matrix of {gguf.name}: {len(foreign)} of its {len(self.means)} tensors are not "
+                f"{self.file} is no importance matrix of {file}: {len(foreign)} of its {len(self.means)} tensors are not "
                 f"there or of another size, {foreign[0]} first",
                 "Let the run measure one: export.imatrix: true",
             )
@@ -118,5 +123,7 @@ def read_imatrix(path: Path) -> Imatrix:
         counts = values[name + _COUNTS].astype(np.int64).ravel()
         sums = values[name + _SUMS].astype(np.float64).reshape(len(counts), -1)
         means[name] = Importance(sums, counts).means().ravel()
+        if not np.isfinite(means[name]).all():
+            raise DataError(f"{path} holds what is no number for {name}", "It is damaged; make it anew.")
     datasets = header.metadata.get("imatrix.datasets") or ["unknown"]
     return Imatrix(means, path.name, str(datasets[0]), int(header.metadata.get("imatrix.chunk_count", 0)))

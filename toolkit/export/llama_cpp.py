@@ -7,20 +7,17 @@ import ctypes
 import functools
 import os
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from toolkit.errors import MAKE_ROOM, DataError, ExternalToolError, ResourceError, UsageError
+from toolkit.errors import DataError, ExternalToolError, UsageError
 from toolkit.export.tree_process import tree_worker
 from toolkit.models.bases import cached_sha256
-from toolkit.models.gguf_file import UNQUANTIZED, read_gguf
 from toolkit.recipe.schema import QUANTIZED_FILE_TYPES
 from toolkit.recipe.section import nearest
-from toolkit.run.hardware import free_disk_bytes
 from toolkit.run.places import cache_home
 from toolkit.setup.bootstrap import LLAMA_CPP_PYTHON, LLAMA_CPP_SHA256, unpack_tree
 
@@ -29,10 +26,8 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parents[2]
 _WARNING, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
-_PROGRESS = re.compile(r"\[ *(\d+)/ *(\d+)\]")
 _PLANNED = re.compile(r"\[ *\d+/ *\d+\] +(\S+) +- \[.*\], type = +(\w+), size = .*?(?:\((\w+)\))?$")
 _FALLBACKS = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback quantization")
-_QUANTIZED_SIZE = re.compile(r"quant size += +([\d.]+) MiB")
 
 
 def tree() -> Path:
@@ -197,77 +192,49 @@ def file_type_number(file_type: str) -> int:
 
 
 @dataclass(frozen=True)
-class Quantized:
-    """What llama.cpp reports of a quantization."""
+class QuantizerPlan:
+    """What llama.cpp's quantizer would make of a file."""
 
-    tensors: int
+    types: dict[str, str]
+    """Tensor → its type, as ggml spells it in capitals; in the order of the file."""
     fallback_tensors: int
-    bytes: int
-    """Of the tensors' data."""
-    types: dict[str, str] = field(default_factory=dict)
-    """Of a plan: tensor → its type, as ggml spells it in capitals; in the order of the file."""
+    """That cannot take the file type's own quantization."""
 
 
-def quantize_file(
-    source: Path,
-    target: Path,
-    file_type: str,
-    on_tensor: Callable[[int, int], None] | None = None,
-    plan: bool = False,
-    matrix: Imatrix | None = None,
-) -> Quantized:
-    """Quantize a converted GGUF file with llama.cpp, in this process.
+def ask_quantizer(source: Path, file_type: str, matrix: Imatrix | None = None) -> QuantizerPlan:
+    """Ask llama.cpp's quantizer which type it would give to each tensor, in this process.
 
     Args:
-        source: an F32, F16 or BF16 file.
-        target: written whole, or not left behind.
-        on_tensor: called with (tensors begun, tensors in all).
-        plan: only tell sizes and types; `source` may be a head with a hole for the data.
-        matrix: what the rounding's errors are weighed with; named in the file's metadata, as `llama-quantize` does.
+        source: an F32, F16 or BF16 file, or its head with a hole for the data, which is not read.
+        matrix: what the rounding's errors are weighed with: some types are chosen otherwise then.
 
     Raises:
-        DataError: `source` is damaged, or quantized already.
-        ResourceError: the disk is full.
+        UsageError: an unknown file type.
         ExternalToolError: llama.cpp refuses, with its reason.
     """
-    number = file_type_number(file_type)
-    tensors = [] if plan else read_gguf(source).tensors  # a second for a large vocabulary; a plan reads no data
-    quantized = sorted({t.type for t in tensors} - set(UNQUANTIZED))
-    if quantized:
-        raise DataError(
-            f"{source} is quantized already ({', '.join(quantized)}); a second rounding would add to the first",
-            "Quantize from the converted file (F16, BF16 or F32).",
-        )
     llama = library()
     parameters = llama.llama_model_quantize_default_params()
-    parameters.ftype = number
-    parameters.nthread = len(os.sched_getaffinity(0))
-    parameters.dry_run = plan
+    parameters.ftype = file_type_number(file_type)
+    parameters.dry_run = True
     if matrix is not None:
-        weighed, told = _importance(matrix), _overrides(matrix)  # C reads them until it is done
-        parameters.imatrix, parameters.kv_overrides = weighed, told
-    seen: dict[str, float] = {"fallback": 0, "mebibytes": 0}
+        weighed = _importance(matrix)  # C reads it until it is done
+        parameters.imatrix = weighed
     types: dict[str, str] = {}
+    fallbacks = 0
 
     def read(line: str) -> None:
-        if plan and (match := _PLANNED.search(line)):
+        nonlocal fallbacks
+        if match := _PLANNED.search(line):
             types[match[1]] = (match[3] or match[2]).upper()
-        if on_tensor is not None and (match := _PROGRESS.search(line)):
-            on_tensor(int(match[1]), int(match[2]))
         if match := _FALLBACKS.search(line):
-            seen["fallback"] = int(match[1])
-        if match := _QUANTIZED_SIZE.search(line):
-            seen["mebibytes"] = float(match[1])
+            fallbacks = int(match[1])
 
     with captured_log(read) as problems:
-        failed = _in_thread(
-            llama.llama_model_quantize, str(source).encode(), str(target).encode(), ctypes.byref(parameters)
-        )
+        failed = llama.llama_model_quantize(str(source).encode(), b"never-written", ctypes.byref(parameters))
     if failed:
-        target.unlink(missing_ok=True)
-        _raise_failure(source, target, file_type, problems)
-    size = int(seen["mebibytes"] * 2**20)
-    return Quantized(len(tensors) or len(types), int(seen["fallback"]), size, types)
+        reason = problems[-1].removeprefix("llama_model_quantize: ") if problems else "no reason given"
+        raise ExternalToolError(f"llama.cpp could not quantize to {file_type}: {reason}", "Try: tune2ollama doctor")
+    return QuantizerPlan(types, fallbacks)
 
 
 def _importance(matrix: Imatrix) -> Any:
@@ -278,44 +245,3 @@ def _importance(matrix: Imatrix) -> Any:
         data = means.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         made[place] = llama.llama_model_imatrix_data(name.encode(), data, means.size)
     return made
-
-
-def _overrides(matrix: Imatrix) -> Any:
-    llama = library().llama_cpp
-    told: dict[str, str | int] = {
-        "quantize.imatrix.file": matrix.file,
-        "quantize.imatrix.dataset": matrix.dataset,
-        "quantize.imatrix.entries_count": len(matrix.means),
-        "quantize.imatrix.chunks_count": matrix.sequences,
-    }
-    made = (llama.llama_model_kv_override * (len(told) + 1))()  # the last one, without a key, ends it
-    for override, (key, value) in zip(made, told.items()):
-        override.key = key.encode()
-        if isinstance(value, str):
-            override.tag = llama.LLAMA_KV_OVERRIDE_TYPE_STR
-            override.value.val_str = value.encode()[:127]
-        else:
-            override.tag, override.value.val_i64 = llama.LLAMA_KV_OVERRIDE_TYPE_INT, value
-    return made
-
-
-def _raise_failure(source: Path, target: Path, file_type: str, problems: list[str]) -> None:
-    reason = problems[-1].removeprefix("llama_model_quantize: ") if problems else "no reason given"
-    if "iostream" in reason or free_disk_bytes(target) < 2**20:
-        raise ResourceError(
-            f"no space to write {target} ({reason})",
-            f"{MAKE_ROOM}; then run again.",
-        )
-    raise ExternalToolError(
-        f"llama.cpp could not quantize {source} to {file_type}: {reason}", "Try: tune2ollama doctor"
-    )
-
-
-def _in_thread(function: Callable[..., int], *arguments: Any) -> int:
-    # The C call lets go of Python's lock; the main thread stays free to take Ctrl-C.
-    result: list[int] = []
-    worker = threading.Thread(target=lambda: result.append(function(*arguments)), daemon=True)
-    worker.start()
-    while worker.is_alive():
-        worker.join(0.2)
-    return result[0]

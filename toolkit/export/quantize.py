@@ -1,4 +1,4 @@
-"""Quantize the converted GGUF file with the pinned llama.cpp, in this process: several file types in one go."""
+"""Quantize the converted GGUF file as the pinned llama.cpp does: several file types from one reading."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from toolkit.errors import MAKE_ROOM, ResourceError
-from toolkit.export.imatrix_file import Imatrix, read_imatrix
-from toolkit.export.llama_cpp import file_type_number, quantize_file
-from toolkit.models.gguf_file import read_gguf
+from toolkit.errors import DataError
+from toolkit.export.fused import write_files
+from toolkit.export.imatrix_file import read_imatrix
+from toolkit.export.llama_cpp import file_type_number
+from toolkit.export.pieces import pieces_of_file
+from toolkit.export.planned import Planned, check_room, plan_of_file, plan_quantized
+from toolkit.models.gguf_file import UNQUANTIZED, read_gguf
+from toolkit.models.gguf_head import entries_of
 from toolkit.recipe.schema import Recipe
-from toolkit.run.artifacts import Artifact, file_sha256
-from toolkit.run.facts import GGUFFacts, GGUFFile
-from toolkit.run.hardware import free_disk_bytes
+from toolkit.run.artifacts import Artifact
+from toolkit.run.facts import GGUFFacts
+
+stderr = Console(file=sys.stderr)
 
 
 def quantize(recipe: Recipe, gguf: Artifact[GGUFFacts], out: Path, imatrix: Path | None = None) -> GGUFFacts:
@@ -26,58 +31,55 @@ def quantize(recipe: Recipe, gguf: Artifact[GGUFFacts], out: Path, imatrix: Path
 
     Raises:
         UsageError: an unknown file type.
-        DataError: the converted file is damaged or quantized already.
+        DataError: the converted file is damaged or quantized already, or holds values that a type cannot; a matrix of another
+            model, or one that lacks what a type needs.
         ResourceError: the disk is full, or will be.
         ExternalToolError: llama.cpp refuses.
     """
     source = gguf.folder / gguf.facts.files[0].name
     file_types = recipe.export.quantized
-    for file_type in file_types:
-        file_type_number(file_type)
-    matrix = read_imatrix(imatrix) if imatrix is not None and file_types else None
-    if matrix is not None:
-        matrix.check(source)
-    check_disk(source, file_types, out, matrix)
-    files = [_quantize(source, recipe.name, file_type, out, matrix) for file_type in file_types]
+    files: dict[Path, Planned] = {}
+    if file_types:
+        files = quantize_file(source, {t: out / f"{recipe.name}-{t}.gguf" for t in file_types}, imatrix)
     return GGUFFacts(
-        files=files, architecture=gguf.facts.architecture, template_protected=gguf.facts.template_protected
+        files=[planned.described(path) for path, planned in files.items()],
+        architecture=gguf.facts.architecture,
+        template_protected=gguf.facts.template_protected,
     )
 
 
-def check_disk(source: Path, file_types: list[str], out: Path, matrix: Imatrix | None = None) -> None:
-    """Ask llama.cpp how large the files will be.
+def quantize_file(source: Path, targets: dict[str, Path], imatrix: Path | None = None) -> dict[Path, Planned]:
+    """Write a quantized file of each type, all whole or none.
+
+    Args:
+        source: an F32, F16 or BF16 file.
+        targets: file type → the file's name.
+        imatrix: an importance matrix.
+
+    Returns:
+        What was written.
 
     Raises:
-        ResourceError: they do not fit.
+        as `quantize`.
     """
-    header = read_gguf(source).data_begin
-    planned = sum(
-        quantize_file(source, out / "planned", t, plan=True, matrix=matrix).bytes + header for t in file_types
-    )
-    free = free_disk_bytes(out)
-    if free < planned * 1.01:
-        raise ResourceError(
-            f"the quantized files need {planned / 1e9:.1f} GB, {out} has {free / 1e9:.1f} GB free",
-            f"{MAKE_ROOM}; or name fewer export.file_types.",
+    for file_type in targets:
+        file_type_number(file_type)
+    header, entries = read_gguf(source), entries_of(source)
+    converted = plan_of_file(header, entries)
+    quantized = sorted({tensor.type for tensor in converted.tensors.values()} - set(UNQUANTIZED))
+    if quantized:
+        raise DataError(
+            f"{source} is quantized already ({', '.join(quantized)}); a second rounding would add to the first",
+            "Quantize from the converted file (F16, BF16 or F32).",
         )
-
-
-def _quantize(source: Path, name: str, file_type: str, out: Path, matrix: Imatrix | None) -> GGUFFile:
-    target = out / f"{name}-{file_type}.gguf"
-    with Progress(console=Console(file=sys.stderr), transient=True) as progress:
-        task = progress.add_task(f"quantizing to {file_type}", total=None)
-        result = quantize_file(
-            source,
-            target,
-            file_type,
-            lambda done, total: progress.update(task, completed=done, total=total),
-            matrix=matrix,
-        )
-    return GGUFFile(
-        name=target.name,
-        file_type=file_type,
-        bytes=target.stat().st_size,
-        sha256=file_sha256(target),
-        fallback_tensors=result.fallback_tensors,
-        tensors=result.tensors,
-    )
+    matrix = read_imatrix(imatrix) if imatrix is not None else None
+    if matrix is not None:
+        matrix.check(header, source.name)
+    plans = plan_quantized(converted, entries, [*targets], matrix)
+    files = dict(zip(targets.values(), plans))
+    check_room(plans, next(iter(files)).parent)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with pieces_of_file(source, header) as pieces, Progress(*columns, console=stderr, transient=True) as progress:
+        task = progress.add_task(f"quantizing to {', '.join(targets)}", total=converted.weights)
+        write_files(pieces, converted, files, lambda count: progress.advance(task, count))
+    return files

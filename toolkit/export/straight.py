@@ -18,8 +18,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from toolkit.errors import UsageError
 from toolkit.export.convert import convert, licenses, metadata, protect_template
-from toolkit.export.fused import Planned, check_room, plan_converted, plan_quantized, write_files
+from toolkit.export.fused import write_files
 from toolkit.export.head import END, check_end, converted_entries, with_ends
+from toolkit.export.pieces import merged_pieces
+from toolkit.export.planned import Planned, check_room, plan_converted, plan_quantized
 from toolkit.export.settings import Settings, settings_of
 from toolkit.export.tree_process import loaded_tree
 from toolkit.export.values import Values
@@ -27,8 +29,8 @@ from toolkit.models.adapter_files import check_adapter
 from toolkit.models.layout import Layout, layout_of
 from toolkit.models.merging import merged_onto, stack_of
 from toolkit.recipe.schema import Recipe
-from toolkit.run.artifacts import Artifact, Cost, file_sha256
-from toolkit.run.facts import AdapterFacts, DatasetFacts, GGUFFacts, GGUFFile, ModelFacts
+from toolkit.run.artifacts import Artifact, Cost
+from toolkit.run.facts import AdapterFacts, DatasetFacts, GGUFFacts, ModelFacts
 
 stderr = Console(file=sys.stderr)
 
@@ -104,10 +106,10 @@ def export(
     _write(values, layout, converted, files, f"{recipe.name} to {', '.join(file_types)}")
     for path, planned in projector.items():
         _write(values, sees or layout, planned, {path: planned}, f"{recipe.name}'s eyes")
-    made = {planned.file_type: _described(path, planned) for path, planned in files.items()}
+    made = {planned.file_type: planned.described(path) for path, planned in files.items()}
     facts = GGUFFacts(
         files=[made[file_type] for file_type in file_types],
-        mmproj=next((_described(path, planned) for path, planned in projector.items()), None),
+        mmproj=next((planned.described(path) for path, planned in projector.items()), None),
         architecture=layout.architecture,
         template_protected="tokenizer.chat_template" in entries,
     )
@@ -161,17 +163,6 @@ def _layout(values: Values, settings: Settings, projector: bool) -> Layout | Non
 def _write(values: Values, layout: Layout, converted: Planned, files: dict[Path, Planned], what: str) -> None:
     columns: tuple[Any, ...] = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr, transient=True) as progress:
-        total = sum(tensor.rows * tensor.shape[0] for tensor in converted.tensors.values())
-        task = progress.add_task(what, total=total)
-        write_files(values, layout, converted, files, lambda count: progress.advance(task, count))
-
-
-def _described(path: Path, planned: Planned) -> GGUFFile:
-    return GGUFFile(
-        name=path.name,
-        file_type=planned.file_type,
-        bytes=path.stat().st_size,
-        sha256=file_sha256(path),
-        fallback_tensors=planned.fallbacks,
-        tensors=len(planned.tensors),
-    )
+        task = progress.add_task(what, total=converted.weights)
+        pieces = merged_pieces(values, layout, converted)
+        write_files(pieces, converted, files, lambda count: progress.advance(task, count))

@@ -92,7 +92,7 @@ class GGUFWeights:
 
     def __init__(self, path: Path, layout: Layout | None = None, imatrix: Path | None = None) -> None:
         self.path = path
-        self._means = read_imatrix(imatrix).means if imatrix is not None else {}
+        self._matrix = read_imatrix(imatrix) if imatrix is not None else None
         self.layout = layout
         self.header = read_gguf(path)
         self._tensors = {tensor.name: tensor for tensor in self.header.tensors}
@@ -119,8 +119,7 @@ class GGUFWeights:
         return torch.from_numpy(widened(chosen, tensor.type)).reshape(len(rows), tensor.shape[0])
 
     def importance(self, name: str) -> npt.NDArray[np.float32] | None:
-        found = self._means.get(name)
-        return None if found is None else found.reshape(-1, self._tensors[name].shape[0])
+        return None if self._matrix is None else self._matrix.of(name, self._tensors[name].shape[0])
 
     def raw(self, tensor: GGUFTensor) -> npt.NDArray[np.uint8]:
         """A stored tensor's bytes, uint8 [rows, bytes a row]."""

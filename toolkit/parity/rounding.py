@@ -6,15 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from toolkit.export.ggml import stored, widened
+from toolkit.export.ggml import needs_importance, stored, widened
 from toolkit.models.gguf_head import block_of
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def can_round(kind: str) -> bool:
-    """Whether llama.cpp's quantizer rounds to a type without an importance matrix (src/llama-quant.cpp)."""
-    return kind in _FLOATS or not kind.startswith(("IQ1", "IQ2", "IQ3_XXS"))
 
 
 def rounded(
@@ -30,7 +25,7 @@ def rounded(
         rows = rows.to(_FLOATS[via]).float()
     if kind in _FLOATS:
         return rows.to(_FLOATS[kind]).float()
-    can = can_round(kind) or importance is not None
+    can = not needs_importance(kind) or importance is not None
     if not can or rows.dim() != 2 or rows.shape[1] % block_of(kind)[0]:
         return rows
     return torch.from_numpy(widened(stored(rows.numpy(), kind, importance), kind))

@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from toolkit.export.ggml import stored, widened
+from toolkit.export.ggml import needs_importance, stored, widened
 from toolkit.models.gguf_file import UNQUANTIZED
 from toolkit.models.gguf_head import block_of
 from toolkit.parity.certificate import Check, Measure, lower_is_better
 from toolkit.parity.exported import GGUFWeights
-from toolkit.parity.rounding import can_round
 from toolkit.parity.tuning import Tuning
 from toolkit.parity.units import units_of
 
@@ -50,7 +49,7 @@ def samples_of_converted(export: GGUFWeights, converted: GGUFWeights) -> Iterato
     can = [
         t
         for t in export.header.tensors
-        if t.name in wanted and (can_round(t.type) or export.importance(t.name) is not None)
+        if t.name in wanted and not (needs_importance(t.type) and export.importance(t.name) is None)
     ]
     for tensor in _spread([t for t in can if t.type not in UNQUANTIZED]):
         count = min(ROWS, tensor.shape[1])  # of one expert, whose columns have weights of their own
@@ -68,7 +67,7 @@ def samples_of_tuning(export: GGUFWeights, tuning: Tuning) -> Iterator[Sample]:
         if u.sources
         and export.has(u.name)
         and export.type(u.name) not in UNQUANTIZED
-        and can_round(export.type(u.name))
+        and not needs_importance(export.type(u.name))
     ]
     for unit in _spread([u for u in units if len(s := u.shape(tuning)) > 1 and export.shape(u.name) == s]):
         weight = unit.weights(tuning.load).tuned
