@@ -84,6 +84,9 @@ def _stage_command(stage: str, text: str, following: str) -> click.Command:
             )
             return
         click.echo(artifact.folder)
+        if stage == "convert" and not artifact.facts.files:
+            more = resolved.export.settings_to_make(resolved.export.converted)
+            click.echo(f"No file type of 16 or 32 bits is asked for: quantize needs none. To have one: {more}", err=True)
         if following:
             from toolkit.recipe.reading import RESOLVED_FILE
             from toolkit.run.places import own_command

@@ -85,7 +85,8 @@ def evaluate(
     if broken := earns_less(figures):
         raise ParityError(
             broken,
-            f"Do not use {recipe.ollama.model} as it is. Serve a larger file: --set export.serve={recipe.export.converted}",
+            f"Do not use {recipe.ollama.model} as it is. Serve a larger file: "
+            + recipe.export.settings_to_serve(recipe.export.converted),
         )
     return found
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.errors import DataError
-from toolkit.models.gguf_file import GGUFHeader, read_gguf
+from toolkit.models.gguf_file import read_gguf
 from toolkit.models.gguf_head import HeadTensor, head_of
 from toolkit.models.gguf_metadata import entry_bytes
 from toolkit.run.artifacts import new_file
@@ -84,18 +84,22 @@ class Imatrix:
         found = self.means.get(name)
         return None if found is None else found.reshape(-1, columns)
 
-    def check(self, header: GGUFHeader, file: str) -> None:
-        """Raises DataError where it is no matrix of this file's model: llama.cpp would round without it, and hardly say so."""
-        layers = {t.name: t.shape for t in header.tensors if len(t.shape) > 1}
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises DataError where it is no matrix of this model: llama.cpp would round without it, and hardly say so.
+
+        Args:
+            shapes: of all tensors, the row length first.
+        """
         fits = {
             name
-            for name, shape in layers.items()
-            if (means := self.means.get(name)) is not None
+            for name, shape in shapes.items()
+            if len(shape) > 1
+            and (means := self.means.get(name)) is not None
             and means.size == shape[0] * int(np.prod(shape[2:], dtype=np.int64))
         }
         if foreign := sorted(name for name in self.means if name not in fits):
             raise DataError(
-                f"{self.file} is no importance matrix of {file}: {len(foreign)} of its {len(self.means)} tensors are not "
+                f"{self.file} is no importance matrix of this model: {len(foreign)} of its {len(self.means)} tensors are not "
                 f"there or of another size, {foreign[0]} first",
                 "Let the run measure one: export.imatrix: true",
             )

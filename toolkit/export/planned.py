@@ -91,11 +91,13 @@ def plan_quantized(
 
     Raises:
         UsageError: an unknown file type.
-        DataError: the importance matrix leaves out a tensor whose type cannot do without.
+        DataError: the importance matrix is one of another model, or leaves out a tensor whose type cannot do without.
         ExternalToolError: llama.cpp refuses.
     """
     if not file_types:
         return []
+    if matrix is not None:
+        matrix.check({name: tensor.shape for name, tensor in converted.tensors.items()})
     found = []
     with _hollow(converted) as source:
         for file_type in file_types:

@@ -1,4 +1,4 @@
-"""Quantize the converted GGUF file as the pinned llama.cpp does: several file types from one reading."""
+"""Quantized GGUF files as the pinned llama.cpp makes them: several file types from one reading."""
 
 from __future__ import annotations
 
@@ -36,11 +36,10 @@ def quantize(recipe: Recipe, gguf: Artifact[GGUFFacts], out: Path, imatrix: Path
         ResourceError: the disk is full, or will be.
         ExternalToolError: llama.cpp refuses.
     """
-    source = gguf.folder / gguf.facts.files[0].name
-    file_types = recipe.export.quantized
     files: dict[Path, Planned] = {}
-    if file_types:
-        files = quantize_file(source, {t: out / f"{recipe.name}-{t}.gguf" for t in file_types}, imatrix)
+    if recipe.export.quantized:
+        targets = {file_type: out / f"{recipe.name}-{file_type}.gguf" for file_type in recipe.export.quantized}
+        files = quantize_file(gguf.folder / gguf.facts.files[0].name, targets, imatrix)
     return GGUFFacts(
         files=[planned.described(path) for path, planned in files.items()],
         architecture=gguf.facts.architecture,
@@ -72,10 +71,7 @@ def quantize_file(source: Path, targets: dict[str, Path], imatrix: Path | None =
             f"{source} is quantized already ({', '.join(quantized)}); a second rounding would add to the first",
             "Quantize from the converted file (F16, BF16 or F32).",
         )
-    matrix = read_imatrix(imatrix) if imatrix is not None else None
-    if matrix is not None:
-        matrix.check(header, source.name)
-    plans = plan_quantized(converted, entries, [*targets], matrix)
+    plans = plan_quantized(converted, entries, [*targets], read_imatrix(imatrix) if imatrix is not None else None)
     files = dict(zip(targets.values(), plans))
     check_room(plans, next(iter(files)).parent)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())

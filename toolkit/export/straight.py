@@ -20,8 +20,10 @@ from toolkit.errors import UsageError
 from toolkit.export.convert import convert, licenses, metadata, protect_template
 from toolkit.export.fused import write_files
 from toolkit.export.head import END, check_end, converted_entries, with_ends
+from toolkit.export.imatrix_file import read_imatrix
 from toolkit.export.pieces import merged_pieces
 from toolkit.export.planned import Planned, check_room, plan_converted, plan_quantized
+from toolkit.export.quantize import quantize
 from toolkit.export.settings import Settings, settings_of
 from toolkit.export.tree_process import loaded_tree
 from toolkit.export.values import Values
@@ -51,18 +53,24 @@ def export(
     file_types: Sequence[str],
     out: Path,
     dataset: Artifact[DatasetFacts] | None = None,
+    imatrix: Path | None = None,
+    projector: bool = True,
 ) -> Written | None:
     """Write `<name>-<type>.gguf` for every file type into `out`; and `<name>-mmproj-….gguf` where pictures were trained on.
 
     Args:
         adapter: of method lora or qlora.
-        file_types: `recipe.export.converted`, which all others are quantized from and which may be left out, and quantized ones.
+        file_types: `recipe.export.converted`, of whose values all others are quantized and which may be left out, and quantized
+            ones; none of both for the file that sees alone.
+        imatrix: an importance matrix, for the quantized ones.
+        projector: whether the file that sees is written, where there is one.
 
     Returns:
         None where not every tensor's way into the file is known: then the converter has to go it.
 
     Raises:
-        DataError: an adapter that does not fit, is damaged or holds no numbers; an architecture that llama.cpp does not know.
+        DataError: an adapter that does not fit, is damaged or holds no numbers; an architecture that llama.cpp does not know;
+            an importance matrix that does not fit.
         UsageError: a kind of adapter that has no merge; an unknown file type.
         ResourceError: the disk is full, or will be.
         ExternalToolError: the converter or the quantizer fails.
@@ -81,8 +89,9 @@ def export(
     licence = licenses(recipe, adapter.facts)
     with loaded_tree():  # a base that is new here is asked about twice or more
         layout = _layout(values, settings, projector=False)
-        sees = _layout(values, settings, projector=True) if adapter.facts.pictures is not None else None
-        if layout is None or (sees is None and adapter.facts.pictures is not None):
+        shown = projector and adapter.facts.pictures is not None
+        sees = _layout(values, settings, projector=True) if shown else None
+        if layout is None or (sees is None and shown):
             return None
         check_end(settings.end, layout.metadata.get(END), f"{recipe.name}-{kind}.gguf", adapter.folder)
         template = protect_template(settings.template)
@@ -90,26 +99,27 @@ def export(
         entries, said = with_ends(entries, settings.ends, f"{recipe.name}-{kind}.gguf")
         converted = plan_converted(layout, entries, kind)
         plans = [converted] if kind in file_types else []
-        plans += plan_quantized(converted, entries, others)
+        plans += plan_quantized(converted, entries, others, read_imatrix(imatrix) if imatrix is not None else None)
         files = {out / f"{recipe.name}-{planned.file_type}.gguf": planned for planned in plans}
-        projector: dict[Path, Planned] = {}
+        eyes: dict[Path, Planned] = {}
         if sees is not None:
             kind = "F32" if kind == "F32" else "F16"
             planned = plan_converted(
                 sees, converted_entries(sees, settings, recipe.name, told, licence, "", kind), kind
             )
-            projector = {out / f"{recipe.name}-mmproj-{kind}.gguf": planned}
-    check_room([*files.values(), *projector.values()], out)
+            eyes = {out / f"{recipe.name}-mmproj-{kind}.gguf": planned}
+    check_room([*files.values(), *eyes.values()], out)
     for sentence in (said, settings.told):
         if sentence:
             stderr.print(sentence, markup=False)
-    _write(values, layout, converted, files, f"{recipe.name} to {', '.join(file_types)}")
-    for path, planned in projector.items():
+    if files:
+        _write(values, layout, converted, files, f"{recipe.name} to {', '.join(file_types)}")
+    for path, planned in eyes.items():
         _write(values, sees or layout, planned, {path: planned}, f"{recipe.name}'s eyes")
     made = {planned.file_type: planned.described(path) for path, planned in files.items()}
     facts = GGUFFacts(
         files=[made[file_type] for file_type in file_types],
-        mmproj=next((planned.described(path) for path, planned in projector.items()), None),
+        mmproj=next((planned.described(path) for path, planned in eyes.items()), None),
         architecture=layout.architecture,
         template_protected="tokenizer.chat_template" in entries,
     )
@@ -123,16 +133,18 @@ def convert_straight(
     out: Path,
     dataset: Artifact[DatasetFacts] | None = None,
 ) -> GGUFFacts:
-    """The run's stage: the converted file from base and adapter.
+    """The run's stage: from base and adapter the file of 16 or 32 bits, where one is needed, and the one that sees.
 
     Of a whole model that was trained, and where not every tensor's way into the file is known, the converter makes it, from a
-    merged folder that is gone afterwards.
+    merged folder that is gone afterwards; then there is a file of 16 or 32 bits always, which the others are quantized from.
 
     Raises:
         as `export`.
     """
     if adapter.facts.method != "full":
-        made = export(recipe, adapter, [recipe.export.converted], out, dataset)
+        # Behind pictures only a file that is not quantized is near enough to the tuned model to tell a stale projector.
+        needed = recipe.export.makes_converted or adapter.facts.pictures is not None
+        made = export(recipe, adapter, [recipe.export.converted] if needed else [], out, dataset)
         if made is not None:
             return made.facts
     from toolkit.export.merge import merge
@@ -140,6 +152,28 @@ def convert_straight(
     with tempfile.TemporaryDirectory(dir=out, prefix=".merged-") as scratch:
         model = Artifact(Path(scratch), merge(recipe, adapter, Path(scratch)), "", {}, Cost())
         return convert(recipe, adapter, model, out, dataset)
+
+
+def quantize_straight(
+    recipe: Recipe,
+    adapter: Artifact[AdapterFacts],
+    converted: Artifact[GGUFFacts],
+    out: Path,
+    dataset: Artifact[DatasetFacts] | None = None,
+    imatrix: Path | None = None,
+) -> GGUFFacts:
+    """The run's stage: the quantized files; from the converted one where there is one, else straight: the same bytes.
+
+    Args:
+        converted: what `convert_straight` left.
+
+    Raises:
+        as `export`.
+    """
+    made = None
+    if recipe.export.quantized and not converted.facts.files:
+        made = export(recipe, adapter, recipe.export.quantized, out, dataset, imatrix, projector=False)
+    return made.facts if made is not None else quantize(recipe, converted, out, imatrix)
 
 
 def model_facts(values: Values, facts: AdapterFacts, onto: str) -> ModelFacts:

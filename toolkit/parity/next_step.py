@@ -41,10 +41,9 @@ def after_run(recipe: Recipe, facts: CertificateFacts, folder: Path) -> str:
         return f"More golden prompts may decide:\n  {command} run {resolved} --set golden.from_test={count}"
     finest = recipe.export.converted
     if facts.link == "quantization" and finest not in recipe.export.file_types:
-        types = ",".join([finest, *recipe.export.file_types])
-        settings = f"--set export.file_types=[{types}] --set export.serve={finest}"
+        serve = recipe.export.settings_to_serve(finest)
         return (
-            f"No file type of the recipe passes. Serve what they are made from:\n  {command} run {resolved} {settings}"
+            f"No file type of the recipe passes. Serve one that is not quantized:\n  {command} run {resolved} {serve}"
         )
     stage = _STAGE_OF.get(facts.link, "convert")
     if stage == "train" and recipe.adapter is not None:

@@ -56,11 +56,12 @@ def verify(
     """
     tuned = Tuned.of(recipe, adapter, golden, load_tokenizer(adapter.folder, adapter.facts.base.folder))
     files = []
-    converted = gguf.folder / gguf.facts.files[0].name
+    first = next(iter(gguf.facts.files), None)
+    converted = gguf.folder / first.name if first is not None else None
     for artifact in (gguf, quantized):
         for file in artifact.facts.files:
             path = artifact.folder / file.name
-            made_from = ("merged" if model else "") if artifact is gguf else gguf.facts.files[0].file_type
+            made_from = ("merged" if model else "") if artifact is gguf or first is None else first.file_type
             with_matrix = imatrix if artifact is quantized else None
             files.append(
                 GGUFUnderTest(

@@ -206,8 +206,9 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: Rows, steps:
     rate = tokens_per_second(recipe, shape, hardware, read)
     train, export = recipe.train, recipe.export
     trained = trained_parameters(recipe, shape)
-    size = {name: total * BITS_PER_WEIGHT[name] / 8 for name in (export.converted, *export.quantized)}
-    converted, merged = size[export.converted], (total + seeing) * (2 if on_gpu else 4)
+    made = [*([export.converted] if export.makes_converted or seeing else []), *export.quantized]
+    size = {name: total * BITS_PER_WEIGHT[name] / 8 for name in made}
+    converted, merged = size.get(export.converted, 0.0), (total + seeing) * (2 if on_gpu else 4)
     projector = seeing * 2
     listed = recipe.golden.prompts
     prompts = recipe.golden.from_test + (len(listed) if isinstance(listed, list) else _lines(listed) if listed else 0)
@@ -250,14 +251,14 @@ def _stages(recipe: Recipe, shape: Shape, hardware: Hardware, rows: Rows, steps:
         ("convert", host + 2 * largest, 0, converted + projector, 10 + (converted + projector) / 1e8),
         (
             "quantize",
-            0.3 * GIB + 3 * largest,  # the converted file is mapped, and may be paged out
+            0.5 * GIB,  # pieces of rows
             0,
             sum(size[name] for name in export.quantized),
-            3 + len(export.quantized) * total / (3e7 * hardware.cores / 2),
+            3 + len(export.quantized) * total / (6e7 * hardware.cores / 2),
         ),
         (
             "verify",
-            host + converted + scores,
+            host + max(size.values()) + scores,
             0,
             served,  # once more, with the summary in its metadata
             15 + len(size) * (answers + told + looked) / (350 * speed),

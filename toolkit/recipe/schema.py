@@ -129,12 +129,26 @@ class Export(Section):
 
     @property
     def converted(self) -> str:
-        """The file type that the converter writes and that all others are quantized from."""
+        """The file type of 16 or 32 bits whose values all others are quantized from."""
         return next((t for t in self.file_types if t in CONVERTED_FILE_TYPES), "F16")
 
     @property
+    def makes_converted(self) -> bool:
+        """Whether a file of that type is needed: it is asked for, or an importance matrix is measured with it."""
+        return self.converted in self.file_types or self.measures_imatrix
+
+    def settings_to_make(self, file_type: str) -> str:
+        """The option of the command line with which this file type is made, too."""
+        return f"--set export.file_types=[{','.join([file_type, *self.file_types])}]"
+
+    def settings_to_serve(self, file_type: str) -> str:
+        """Options of the command line with which this file type is served."""
+        made = "" if file_type in self.file_types else f"{self.settings_to_make(file_type)} "
+        return f"{made}--set export.serve={file_type}"
+
+    @property
     def quantized(self) -> list[str]:
-        """The file types that are made from the converted file."""
+        """The file types that are quantized."""
         return [t for t in self.file_types if t != self.converted]
 
 

@@ -54,11 +54,17 @@ def _outside_files(stage: Stage, recipe: Recipe, have: dict[str, Artifact[Any]])
             return {**_hashes(golden.prompts, golden.answers_from), "base": have["train"].facts.base.digest}
         case "merge" | "convert":  # an adapter that was adopted is the same files, whatever became of its base
             return {"base": have["train"].facts.base.digest}
-        case "quantize" | "verify":
-            return _hashes(recipe.export.imatrix if isinstance(recipe.export.imatrix, str) else None)
+        case "quantize":
+            return {"base": have["train"].facts.base.digest, **_imatrix(recipe)}
+        case "verify":
+            return _imatrix(recipe)
         case "create":
             return _hashes(recipe.ollama.modelfile)
     return {}
+
+
+def _imatrix(recipe: Recipe) -> dict[str, str]:
+    return _hashes(recipe.export.imatrix if isinstance(recipe.export.imatrix, str) else None)
 
 
 def _own_rewards(stage: Stage, recipe: Recipe, rewards: Path | None) -> dict[str, str]:
@@ -82,6 +88,8 @@ def _version(library: str) -> str:
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """The first thing that differs between two keys, in words; empty when nothing does."""
+    if old["version"] != new["version"]:
+        return "this toolkit's version of the stage changed"
     for name, digest in new["inputs"].items():
         if old["inputs"].get(name) != digest:
             return f"{name} gave something new"

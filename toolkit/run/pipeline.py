@@ -31,7 +31,7 @@ from toolkit.run.locks import NAMES_OF_ITS_OWN, only_run
 from toolkit.run.preflight import preflight
 from toolkit.run.processes import PEAKS_FILE, peak_card_memory, peak_memory, quiet_libraries
 from toolkit.run.stage_processes import StageProcesses
-from toolkit.run.stages import Stage, call_stage, stages_of
+from toolkit.run.stages import Stage, call_stage, stages_of, stages_upto
 
 stderr = Console(stderr=True, highlight=False)
 
@@ -42,10 +42,10 @@ def run_folder(recipe: Recipe) -> Path:
 
 
 def run(recipe: Recipe, upto: str = "report", force: str = "", rewards: Path | None = None) -> dict[str, Artifact[Any]]:
-    """Bring every stage up to `upto` up to date.
+    """Bring a stage, and all that it needs, up to date.
 
     Args:
-        upto: the last stage to run; `merge` is one where it is named.
+        upto: the stage; `merge` is one where it is named.
         force: a stage to redo even when it is current.
         rewards: a Python file of the user's with rewards for grpo and rloo; it is run.
 
@@ -73,7 +73,7 @@ def _run(
     write_resolved(recipe, folder)
     have: dict[str, Artifact[Any]] = {}
     checked = False
-    for stage in stages_of(recipe):
+    for stage in stages_upto(recipe, upto):
         finish_publishing(_partial(folder, stage), folder / stage.name)
         if not checked and _fetches(stage, recipe):
             _check(recipe, folder, _to_run(recipe, folder, upto, rewards), rewards, processes)
@@ -93,8 +93,6 @@ def _run(
         have[stage.name] = artifact
         if stage.name == "verify":
             stop_unless_passed(recipe, artifact)
-        if stage.name == upto:
-            break
     return have
 
 
@@ -138,8 +136,8 @@ def _states(recipe: Recipe, folder: Path, rewards: Path | None, believed: str = 
 def _to_run(recipe: Recipe, folder: Path, upto: str, rewards: Path | None) -> set[str]:
     """Stages that will run, as far as can be told: prepare takes seconds, and often gives the same rows again."""
     states = _states(recipe, folder, rewards, believed="prepare")
-    last = next(number for number, (name, _) in enumerate(states) if name == upto)
-    return {name for name, state in states[: last + 1] if state != "current"}
+    asked = {stage.name for stage in stages_upto(recipe, upto)}
+    return {name for name, state in states if name in asked and state != "current"}
 
 
 def _fetches(stage: Stage, recipe: Recipe) -> bool:

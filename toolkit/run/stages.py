@@ -47,6 +47,7 @@ class Stage:
         return self.name.removesuffix(f"-{self.step}") if self.step else self.name
 
 
+_TOLD_IN_FILES = ("merge.onto", "name", "license", "data")
 _MODEL_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 STAGES = (
@@ -81,9 +82,9 @@ STAGES = (
         "convert",
         GGUFFacts,
         ("prepare", "train"),
-        ("export.converted", "merge.onto", "name", "license", "data"),
+        ("export.converted", "export.makes_converted", *_TOLD_IN_FILES),
         ("gguf", "llama-cpp-python"),
-        version=5,
+        version=6,
     ),
     Stage(
         "imatrix",
@@ -92,7 +93,14 @@ STAGES = (
         ("name",),
         ("llama-cpp-python", "transformers"),
     ),
-    Stage("quantize", GGUFFacts, ("convert",), ("export.quantized", "export.imatrix", "name"), ("llama-cpp-python",)),
+    Stage(
+        "quantize",
+        GGUFFacts,
+        ("prepare", "train", "convert"),
+        ("export.quantized", "export.converted", "export.imatrix", *_TOLD_IN_FILES),
+        ("gguf", "llama-cpp-python"),
+        version=2,
+    ),
     Stage(
         "verify",
         CertificateFacts,
@@ -154,6 +162,17 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
         for s in stages
         if s.name != "prepare"
     )
+
+
+def stages_upto(recipe: Recipe, name: str) -> list[Stage]:
+    """A stage of the recipe's, and before it all that it needs, one from another."""
+    needed = {name}
+    found = []
+    for stage in reversed(stages_of(recipe)):  # what a stage needs stands before it
+        if stage.name in needed:
+            needed |= {*stage.inputs}
+            found.append(stage)
+    return found[::-1]
 
 
 def _asked_for(recipe: Recipe) -> list[Stage]:
@@ -256,9 +275,10 @@ def call_stage(
 
             return measure(recipe, have["prepare"], have["train"], have["convert"], out)
         case "quantize":
-            from toolkit.export.quantize import quantize
+            from toolkit.export.straight import quantize_straight
 
-            return quantize(recipe, have["convert"], out, imatrix_of(recipe, have))
+            matrix = imatrix_of(recipe, have)
+            return quantize_straight(recipe, have["train"], have["convert"], out, have.get("prepare"), matrix)
         case "verify":
             from toolkit.parity.verify import verify
 

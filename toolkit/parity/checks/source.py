@@ -67,15 +67,17 @@ def samples_of_tuning(export: GGUFWeights, tuning: Tuning) -> Iterator[Sample]:
         if u.sources
         and export.has(u.name)
         and export.type(u.name) not in UNQUANTIZED
-        and not needs_importance(export.type(u.name))
+        and not (needs_importance(export.type(u.name)) and export.importance(u.name) is None)
     ]
     for unit in _spread([u for u in units if len(s := u.shape(tuning)) > 1 and export.shape(u.name) == s]):
         weight = unit.weights(tuning.load).tuned
-        rows = torch.arange(min(ROWS, len(weight)))
+        rows = torch.arange(min(ROWS, unit.shape(tuning)[-2]))  # of one expert, whose columns have weights of their own
         kind, tuned, found = export.type(unit.name), weight[rows], export.load(unit.name, rows)
         vias = [tuned.to(dtype).float().numpy() for dtype in (torch.float16, torch.bfloat16, torch.float32)]
-        samples = [Sample(kind, via, found.numpy()) for via in vias]
-        yield next((one for one in samples if _source(one, _rounded(one.before, kind)) != "other"), samples[0])
+        importance = export.importance(unit.name)
+        weighed = None if importance is None else importance[0]
+        samples = [Sample(kind, via, found.numpy(), weighed) for via in vias]
+        yield next((one for one in samples if _source(one, _rounded(one.before, kind, weighed)) != "other"), samples[0])
 
 
 def _spread(found: list[Any]) -> list[Any]:
