@@ -52,3 +52,9 @@ def test_both_files_come_straight_from_base_and_adapter(tmp_path: Path) -> None:
     made = straight.export(clean.recipe, clean.adapter, FILE_TYPES, tmp_path)
     assert made is not None and made.facts.mmproj == clean.export.gguf.facts.mmproj
     assert made.facts.files == [*clean.export.gguf.facts.files, *clean.export.quantized.facts.files]
+
+
+def test_pictures_are_judged_by_a_file_that_is_not_quantized(tmp_path: Path) -> None:
+    clean = seeing_chain()
+    made = straight.convert_straight(recipe_for(clean.base, ["Q8_0"]), clean.adapter, tmp_path)
+    assert [file.file_type for file in made.files] == ["F16"] and made.mmproj is not None

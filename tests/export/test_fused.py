@@ -29,17 +29,19 @@ from tests.small_models import adapter_artifact, tiny_adapter, tiny_gemma2, tiny
 from toolkit.errors import DataError
 from toolkit.export import fused, ggml
 from toolkit.export.convert import convert
+from toolkit.export.imatrix import CHUNK, collect
+from toolkit.export.imatrix_file import write_imatrix
 from toolkit.export.merge import merge
 from toolkit.export.quantize import quantize
-from toolkit.export.straight import Written, export
+from toolkit.export.straight import Written, convert_straight, export, quantize_straight
 from toolkit.recipe.schema import Recipe
-from toolkit.run.artifacts import Artifact
+from toolkit.run.artifacts import Artifact, file_sha256
 from toolkit.run.facts import AdapterFacts
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-def recipe(*file_types: str) -> Recipe:
+def recipe(*file_types: str, **export: Any) -> Recipe:
     tree: dict[str, Any] = {
         "name": "tiny-7b-v2",
         "base": "tiny",
@@ -48,7 +50,7 @@ def recipe(*file_types: str) -> Recipe:
     }
     tree |= {
         "data": {"path": "rows", "language": "en"},
-        "export": {"file_types": [*file_types], "serve": file_types[0]},
+        "export": {"file_types": [*file_types], "serve": file_types[0], **export},
     }
     return Recipe.model_validate(tree)
 
@@ -138,6 +140,48 @@ def test_values_that_the_converter_changes_and_experts(family: str, tmp_path: Pa
     dtype: Dtype = "float16" if family == "gemma2" else "float32"
     adapter = adapter_artifact(trained_by_chance(base, config, tmp_path / "adapter"), base, base_dtype=dtype)
     assert_same_files(adapter, tmp_path, "F32", "Q4_K_M")
+
+
+def stages(adapter: Artifact[AdapterFacts], folder: Path, chosen: Recipe, imatrix: Path | None = None) -> list[Path]:
+    """The files that a run's two stages leave, in a folder each."""
+    for name in ("convert", "quantize"):
+        (folder / name).mkdir(parents=True)
+    converted = finished(folder / "convert", convert_straight(chosen, adapter, folder / "convert"))
+    made = quantize_straight(chosen, adapter, converted, folder / "quantize", imatrix=imatrix)
+    told = [
+        *(folder / "convert" / f.name for f in converted.facts.files),
+        *(folder / "quantize" / f.name for f in made.files),
+    ]
+    left = {path for name in ("convert", "quantize") for path in (folder / name).iterdir()}
+    assert left - {*told} == {folder / "convert" / "artifact.json"} & left
+    assert [file.sha256 for file in made.files] == [file_sha256(folder / "quantize" / file.name) for file in made.files]
+    return told
+
+
+def test_no_16_bit_file_is_made_where_none_is_asked_for(adapter: Artifact[AdapterFacts], tmp_path: Path) -> None:
+    with_it = stages(adapter, tmp_path / "with", recipe("F16", "Q8_0", "Q4_K_M"))
+    without = stages(adapter, tmp_path / "without", recipe("Q8_0", "Q4_K_M"))
+    assert [path.name for path in without] == ["tiny-7b-v2-Q8_0.gguf", "tiny-7b-v2-Q4_K_M.gguf"]
+    assert [path.read_bytes() for path in without] == [path.read_bytes() for path in with_it[1:]]
+    for path, kind in zip(without, ("Q8_0", "Q4_K_M")):
+        quantize_with_llama_cpp(with_it[0], tmp_path / "theirs.gguf", kind)
+        assert path.read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
+
+
+def test_nor_for_an_importance_matrix_from_a_file(adapter: Artifact[AdapterFacts], tmp_path: Path) -> None:
+    (source,) = stages(adapter, tmp_path / "f16", recipe("F16"))
+    matrix = tmp_path / "matrix.gguf"
+    write_imatrix(collect(source, [[*range(30)], [*range(200, 260)]]), matrix, "rows", 2, CHUNK)
+    chosen = recipe("Q4_K_M", "IQ2_M", imatrix=str(matrix))
+    for path, kind in zip(stages(adapter, tmp_path / "x", chosen, matrix), ("Q4_K_M", "IQ2_M")):
+        quantize_with_llama_cpp(source, tmp_path / "theirs.gguf", kind, matrix)
+        assert path.read_bytes() == (tmp_path / "theirs.gguf").read_bytes(), kind
+    assert recipe("Q4_K_M", imatrix=True).export.makes_converted  # measured with the file
+
+
+def test_what_the_converter_has_to_make_leaves_its_file(base: Path, tmp_path: Path) -> None:
+    (f16, q8) = stages(adapter_artifact(base, base, "full"), tmp_path / "x", recipe("Q8_0"))
+    assert (f16.name, q8.name) == ("tiny-7b-v2-F16.gguf", "tiny-7b-v2-Q8_0.gguf")
 
 
 WITHOUT_TORCH = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +53,20 @@ def test_every_file_has_a_name_of_its_own(tmp_path: Path) -> None:
     assert {name: known["bytes"] for name, known in found.items()} == {
         "a/out/model.gguf": 0, "b/out/model.gguf": 1, "c/model.gguf": 2, "c/other.gguf": 0,
     }  # fmt: skip
+
+
+def test_quantized_files_are_judged_without_a_converted_one(clean: Chain, tmp_path: Path) -> None:
+    gguf = clean.export.gguf
+    alone = replace(gguf, facts=gguf.facts.model_copy(update={"files": []}))
+    facts, certificate = certify(clean, replace(clean.export, gguf=alone), tmp_path / "right")
+    assert facts.verdict == "pass", facts.message
+    assert [s["name"] for s in certificate["subjects"]] == ["adapter", "merged", "Q8_0", "Q4_K_M"]
+    assert {s["made_from"] for s in certificate["subjects"][2:]} == {"merged"}
+    chain = {link["link"]: link["verdict"] for link in certificate["chain"]}
+    assert chain["conversion"] == "not compared" and chain["merge"] == chain["quantization"] == "pass"
+    for subject in certificate["subjects"][2:]:
+        source = next(check for check in subject["checks"] if check["name"] == "source")
+        assert source["verdict"] == "pass" and "value for value" in source["message"]
 
 
 def test_what_the_goldens_are_is_told(clean: Chain, tmp_path: Path) -> None:

@@ -140,6 +140,8 @@ def test_every_stage_has_numbers_and_the_table_shows_them(rows: Path, capsys: py
     assert quantize.disk_bytes == pytest.approx(134_515_008 * (8.5 + 4.89) / 8, rel=1e-6)
     convert = next(s for s in plan.stages if s.name == "convert")
     assert convert.disk_bytes == 134_515_008 * 2
+    alone = make_plan(recipe(rows, export={"file_types": ["Q4_K_M"], "serve": "Q4_K_M"}), LAPTOP)
+    assert next(s for s in alone.stages if s.name == "convert").disk_bytes == 0
     assert json.loads(json.dumps(asdict(plan)))["steps"] == 36
     print_plan(plan)
     shown = capsys.readouterr().out

@@ -42,6 +42,7 @@ def test_they_are_there_when_they_are_asked_for() -> None:
     assert {name for name, inputs in both.items() if "onto" in inputs} == {
         "golden",
         "convert",
+        "quantize",
         "verify",
         "evaluate",
         "report",

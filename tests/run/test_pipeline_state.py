@@ -158,6 +158,11 @@ def test_what_is_out_of_date_counts_as_work(tiny: Path, monkeypatch: pytest.Monk
     other = _recipe(tiny, lora={"r": 4})
     assert _checked_with(other, monkeypatch) == set(STAGE_NAMES) - {"prepare"}
     assert _checked_with(other, monkeypatch, "golden") == {"train", "golden"}
+    assert _checked_with(other, monkeypatch, "quantize") == {
+        "train",
+        "convert",
+        "quantize",
+    }  # who wants files waits for no answers
     # The rows will most likely be the same ones: memory for training is not asked for.
     Path("golden.txt").write_text("Is it so?\n", encoding="utf-8")
     assert _checked_with(recipe, monkeypatch) == set(STAGE_NAMES) - {"train"}

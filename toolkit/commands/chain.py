@@ -86,7 +86,9 @@ def _stage_command(stage: str, text: str, following: str) -> click.Command:
         click.echo(artifact.folder)
         if stage == "convert" and not artifact.facts.files:
             more = resolved.export.settings_to_make(resolved.export.converted)
-            click.echo(f"No file type of 16 or 32 bits is asked for: quantize needs none. To have one: {more}", err=True)
+            click.echo(
+                f"No file type of 16 or 32 bits is asked for: quantize needs none. To have one: {more}", err=True
+            )
         if following:
             from toolkit.recipe.reading import RESOLVED_FILE
             from toolkit.run.places import own_command
@@ -105,8 +107,12 @@ STAGE_COMMANDS = [
         ("train", "Train the adapter, from the last complete checkpoint when there is one.", "golden"),
         ("golden", "Record what the tuned model answers to the golden prompts, with fp32 reference logits.", "convert"),
         ("merge", "Write the merged model as a folder, for vLLM and others; a run makes its files without one.", ""),
-        ("convert", "Write the tuned model as a GGUF file, straight from base and adapter.", "quantize"),
-        ("quantize", "Write the recipe's quantized GGUF files.", "verify"),
+        (
+            "convert",
+            "Write the tuned model as a GGUF file of 16 or 32 bits, where the recipe needs one, straight from base and adapter.",
+            "quantize",
+        ),
+        ("quantize", "Write the recipe's quantized GGUF files, all in one go.", "verify"),
         ("create", "Publish to Ollama: a candidate first, checked as it is served, then the name.", "evaluate"),
         ("report", "Write report.md and the model card.", ""),
     )

@@ -105,7 +105,7 @@ def verify(
 )
 @settings_option
 @click.option("--latest", is_flag=True, help="ADAPTER is an output folder: take its newest complete checkpoint.")
-@click.option("--upto", type=click.Choice(ADOPTED), default="report", help="Last stage to run.")
+@click.option("--upto", type=click.Choice(ADOPTED), default="report", help="Stage to run, with all that it needs.")
 @as_json_option
 def export(adapter: Path, name: str, base: str, latest: bool, upto: str, as_json: bool, **options: Any) -> None:
     """Take a PEFT adapter that any tool trained all the way: GGUF, certificate and Ollama.

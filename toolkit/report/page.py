@@ -72,7 +72,7 @@ QUESTIONS = {
     "weights": "Tensor by tensor: base plus adapter, whole and once, and nothing else?",
     "vision": "The same of its vision part?",
     "projector": "Does the language model get what the tuned model's eyes see?",
-    "source": "Was it rounded once, straight from the converted file?",
+    "source": "Was it rounded once, straight from weights of 16 or 32 bits?",
     "strength": "Do the answers show the adapter: whole, and once?",
     "logits": "How far are its next-token probabilities from the tuned model's?",
     "stops": "Does it end its answers where the tuned model does?",
@@ -94,7 +94,7 @@ COMPARED = {
     "out of them, with those of the tuned model.",
     "converted": "Every tensor with base plus adapter; prompts and tokens with those of training; its probabilities at every "
     "position of the golden answers, and its own answers, with the trained model's.",
-    "quantized": "The same, after undoing the rounding; and with what llama.cpp makes of the converted file.",
+    "quantized": "The same, after undoing the rounding; and with what llama.cpp makes of weights of 16 or 32 bits.",
     "served": "The prompts that the server builds and the answers that it gives, with the file's own.",
 }
 

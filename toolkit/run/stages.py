@@ -143,7 +143,7 @@ STAGES = (
 )
 
 _READERS = {
-    "onto": ("golden", "merge", "convert", "verify", "evaluate", "report"),
+    "onto": ("golden", "merge", "convert", "quantize", "verify", "evaluate", "report"),
     "merge": ("verify",),
     "imatrix": ("quantize", "verify"),
 }
