@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +19,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import GGUFFacts
 
-stderr = Console(file=sys.stderr)
+stderr = Console(stderr=True)
 
 
 def quantize(recipe: Recipe, gguf: Artifact[GGUFFacts], out: Path, imatrix: Path | None = None) -> GGUFFacts:

@@ -6,7 +6,6 @@ See `toolkit.export.fused` for how, and `toolkit.export.convert` for what is tol
 from __future__ import annotations
 
 import math
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, Cost
 from toolkit.run.facts import AdapterFacts, DatasetFacts, GGUFFacts, ModelFacts
 
-stderr = Console(file=sys.stderr)
+stderr = Console(stderr=True)
 
 
 @dataclass(frozen=True)

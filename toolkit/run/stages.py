@@ -48,6 +48,7 @@ class Stage:
 
 
 _TOLD_IN_FILES = ("merge.onto", "name", "license", "data")
+_ADOPTING = ("transformers", "peft")  # an adapter that is there already; most are taken without either
 _MODEL_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 STAGES = (
@@ -158,9 +159,13 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     if recipe.adapter is None:
         return (*_earlier(recipe), *(_after_earlier(recipe, stage) for stage in stages))
     return tuple(
-        Stage(s.name, s.facts, tuple(i for i in s.inputs if i != "prepare"), s.recipe_keys, s.libraries, s.version)
-        for s in stages
-        if s.name != "prepare"
+        replace(
+            stage,
+            inputs=tuple(name for name in stage.inputs if name != "prepare"),
+            libraries=_ADOPTING if stage.name == "train" else stage.libraries,
+        )
+        for stage in stages
+        if stage.name != "prepare"
     )
 
 
