@@ -103,10 +103,12 @@ class Spent:
 
 
 def spent(command: list[str], folder: Path, environment: dict[str, str]) -> Spent:
-    """Run a process; what it and its children took, and what it left in `folder`."""
+    """Run a process, in `folder`; what it and its children took, and what it left there."""
     before, made = bytes_in(folder), bytes_in(folder, ".gguf")
     launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, *command]
-    done = subprocess.run(launcher, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        launcher, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=folder
+    )
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     figures = json.loads(done.stdout.splitlines()[-1])
@@ -144,6 +146,13 @@ def ours(case: Case, file_type: str, work: Path, home: Path | None = None) -> Sp
     return spent(command, work, environment)
 
 
+def as_a_command(case: Case, file_type: str, work: Path) -> Spent:
+    """The same as a user has it: with all that is checked before, in processes of their own, and what a run keeps."""
+    command = [sys.executable, "-m", "toolkit.cli", "export", str(case.adapter.folder), "--name", "speed"]
+    command += ["--base", str(case.base), "--file-type", file_type, "--upto", "quantize"]
+    return spent(command, work, child_environment())
+
+
 def first_time(case: Case, file_type: str, work: Path) -> Spent:
     """The same, where nothing is known of the base yet."""
     with tempfile.TemporaryDirectory() as home:
@@ -157,7 +166,8 @@ def measured(case: Case, file_type: str, times: int) -> dict[str, Any]:
     """Reference and ours in turns; what is to be known of the base is known before."""
     with tempfile.TemporaryDirectory(dir=work_folder()) as before:
         ours(case, file_type, Path(before))
-    found: dict[str, list[Spent]] = {"reference": [], "quantize alone": [], "ours": [], "ours, first time": []}
+    ways = ("reference", "quantize alone", "ours", "ours, as a command", "ours, first time")
+    found: dict[str, list[Spent]] = {way: [] for way in ways}
     rounds = track(range(times), f"{case.name} to {file_type}", console=Console(stderr=True))
     for number in rounds:
         with (
@@ -168,11 +178,17 @@ def measured(case: Case, file_type: str, times: int) -> dict[str, Any]:
             found["reference"].append(whole)
             found["quantize alone"].append(last)
             found["ours"].append(ours(case, file_type, Path(two)))
+            _emptied(Path(two))
+            found["ours, as a command"].append(as_a_command(case, file_type, Path(two)))
             if number == 0:
-                shutil.rmtree(two)
-                Path(two).mkdir()
+                _emptied(Path(two))
                 found["ours, first time"].append(first_time(case, file_type, Path(two)))
     return {"case": case.name, "file_type": file_type, "parameters": case.parameters, "spent": found}
+
+
+def _emptied(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
 
 
 def alone(case: Case, small: Case, file_type: str) -> Table:

@@ -17,6 +17,7 @@ from toolkit.errors import DataError, UsageError
 from toolkit.recipe.adopted import recipe_for_adapter
 from toolkit.run.artifacts import text_sha256
 from toolkit.train.adopt import adopt_adapter
+from toolkit.train.fitted import take_all
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,31 @@ def test_the_adapter_is_taken_as_it_is_with_the_base_s_tokenizer(base: Path, ada
     weights = "adapter_model.safetensors"
     assert (tmp_path / weights).read_bytes() == (adapter / weights).read_bytes()
     assert (tmp_path / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+WITHOUT_TORCH = """
+import sys
+from pathlib import Path
+from toolkit.recipe.adopted import recipe_for_adapter
+from toolkit.train.adopt import adopt_adapter
+adapter, base, out = sys.argv[1:]
+print(adopt_adapter(recipe_for_adapter(Path(adapter), "other", base), Path(out)).model_dump_json())
+print([name for name in ("torch", "transformers", "peft") if name in sys.modules])
+"""
+
+
+def test_a_plain_one_is_taken_without_torch(base: Path, adapter: Path, tmp_path: Path) -> None:
+    for name in ("asked", "light", "fitted"):
+        (tmp_path / name).mkdir()
+    recipe = recipe_for_adapter(adapter, "other", str(base))
+    asked = adopt_adapter(recipe, tmp_path / "asked")  # what transformers knows of the base is kept
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(adapter), str(base), str(tmp_path / "light")]
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
+    assert done.stdout.splitlines() == [asked.model_dump_json(), "[]"], done.stderr
+    # The same files as the way of all other kinds leaves.
+    assert take_all(recipe, base, "float32", False, tmp_path / "fitted") is None
+    for path in (tmp_path / "fitted").iterdir():
+        assert path.read_bytes() == (tmp_path / "light" / path.name).read_bytes()
 
 
 def test_a_tokenizer_that_came_without_a_template_gets_the_base_s(
