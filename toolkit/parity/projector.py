@@ -179,7 +179,7 @@ def _compared(picture: dict[str, Any], rules: PictureRules, given: Values, shown
 def wanted_positions(tuning: Tuning, row: dict[str, Any], rules: PictureRules) -> int:
     """The position behind a golden prompt in the tuned model: a picture of Qwen's takes as many as its longer side has tokens."""
     positions = len(row["prompt_ids"])
-    rope = getattr(tuning.structure().config.get_text_config(), "rope_parameters", None) or {}
+    rope = getattr(tuning.config.get_text_config(), "rope_parameters", None) or {}
     if "mrope_section" not in rope:
         return positions
     for picture in row["pictures"]:

@@ -88,9 +88,10 @@ class Tuning:
         settings = settings_of(self._merged, self._adapter, self._fields).folder
         return layout_of(settings, entries, self.tied_head, projector)
 
-    def structure(self) -> Any:
-        """The tuned model without its weights."""
-        return self._merged.structure() if self._merged else self._tuned.structure()
+    @functools.cached_property
+    def config(self) -> Any:
+        """transformers' configuration of the tuned model."""
+        return (self._merged or self._tuned).structure().config
 
     @property
     def spelled(self) -> CheckpointNames:

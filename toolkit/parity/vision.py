@@ -26,7 +26,7 @@ class Vision:
     """
 
     def __init__(self, tuning: Tuning, part: Callable[[Weights], torch.Tensor]) -> None:
-        config = tuning.structure().config
+        config = tuning.config
         with init_empty_weights(include_buffers=False):
             self._model: Any = model_class(config).from_config(
                 config, dtype=torch.float32, attn_implementation=attention_of(config), trust_remote_code=False
