@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.progress import Progress
 
 from toolkit.data.cleaning import clean
 from toolkit.data.findings import Finding, find
@@ -26,6 +25,7 @@ from toolkit.recipe.rows import Data
 from toolkit.recipe.schema import Recipe
 from toolkit.recipe.training import Objective
 from toolkit.run.artifacts import write_jsonl
+from toolkit.run.bars import passing_bar
 from toolkit.run.facts import DatasetFacts
 
 TWO_SIDES = "near duplicate of rows on two sides of the split"
@@ -54,7 +54,7 @@ def prepare_dataset(recipe: Recipe, out: Path) -> DatasetFacts:
     data = _data(recipe)
     console = Console(stderr=True)
     golden = [asked(turns) for turns in golden_turns(recipe)]
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with passing_bar() as progress:
         task = progress.add_task("reading", total=None)
         loaded = load(data, lambda: progress.advance(task))
         _refuse_others(loaded, recipe.train.objective)

@@ -14,7 +14,7 @@ from typing import IO, Any, cast
 
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from toolkit.errors import MAKE_ROOM, DataError, ResourceError
 from toolkit.export.described import description
@@ -37,6 +37,7 @@ from toolkit.models.safetensors_file import model_files
 from toolkit.models.tokenizer import load_tokenizer
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, file_sha256, write_json
+from toolkit.run.bars import passing_bar
 from toolkit.run.facts import AdapterFacts, BaseFacts, DatasetFacts, GGUFFacts, GGUFFile, ModelFacts
 from toolkit.run.hardware import free_disk_bytes
 
@@ -240,7 +241,7 @@ def _show_progress(told: IO[bytes], name: str, file_type: str) -> list[str]:
     )
     lines: list[str] = []
     stream = cast(io.BufferedReader, told)
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+    with passing_bar(*columns) as progress:
         task = progress.add_task(f"converting {name} to {file_type}", total=100)
         pending = ""
         while chunk := stream.read1(4096):

@@ -7,15 +7,12 @@ that comes out is one of llama.cpp's own kind (`tools/imatrix`), which `llama-qu
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from toolkit.errors import DataError, ExternalToolError
 from toolkit.export.ggml import GraphTensor, graph_tensor, operation_number, operation_of
@@ -25,6 +22,7 @@ from toolkit.models.tokenizer import load_tokenizer
 from toolkit.recipe.estimates import IMATRIX_TOKENS
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, file_sha256, read_jsonl
+from toolkit.run.bars import passing_bar
 from toolkit.run.facts import AdapterFacts, DatasetFacts, GGUFFacts, ImatrixFacts
 from toolkit.train.rows import tokenize
 
@@ -55,7 +53,7 @@ def measure(
             "all rows of the training split show pictures, which an importance matrix is not measured with",
             "Run again with --set export.imatrix=false",
         )
-    with Progress(console=Console(file=sys.stderr), transient=True) as progress:
+    with passing_bar() as progress:
         task = progress.add_task("importance of the weights' columns", total=len(sequences))
         found = collect(source, sequences, lambda: progress.advance(task))
     write_imatrix(found, out / IMATRIX_FILE, f"{recipe.name}, rows of the training split", len(sequences), CHUNK)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from toolkit.errors import DataError
 from toolkit.export.fused import write_files
@@ -17,9 +16,8 @@ from toolkit.models.gguf_file import UNQUANTIZED, read_gguf
 from toolkit.models.gguf_head import entries_of
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact
+from toolkit.run.bars import passing_bar
 from toolkit.run.facts import GGUFFacts
-
-stderr = Console(stderr=True)
 
 
 def quantize(recipe: Recipe, gguf: Artifact[GGUFFacts], out: Path, imatrix: Path | None = None) -> GGUFFacts:
@@ -74,7 +72,7 @@ def quantize_file(source: Path, targets: dict[str, Path], imatrix: Path | None =
     files = dict(zip(targets.values(), plans))
     check_room(plans, next(iter(files)).parent)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with pieces_of_file(source, header) as pieces, Progress(*columns, console=stderr, transient=True) as progress:
+    with pieces_of_file(source, header) as pieces, passing_bar(*columns) as progress:
         task = progress.add_task(f"quantizing to {', '.join(targets)}", total=converted.weights)
         write_files(pieces, converted, files, lambda count: progress.advance(task, count))
     return files

@@ -33,6 +33,7 @@ from toolkit.models.safetensors_file import writing
 from toolkit.models.seen import Picture, given
 from toolkit.models.weights import TrainedWeights, attention_of, model_class, weights_of
 from toolkit.run.artifacts import Artifact, new_file
+from toolkit.run.bars import passing_bar
 from toolkit.run.facts import AdapterFacts
 from toolkit.train.rows import NOT_LEARNED, tokenize
 
@@ -281,12 +282,10 @@ def write_logits(logits: Iterator[torch.Tensor], path: Path, shape: tuple[int, i
 
 
 def _with_progress(logits: Iterator[torch.Tensor], positions: int, title: str) -> Any:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} positions"),
-        TimeRemainingColumn(), console=stderr, transient=True,
-    ) as progress:  # fmt: skip
+    count = TextColumn("{task.completed}/{task.total} positions")
+    with passing_bar(TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn()) as progress:
         task = progress.add_task(title, total=positions)
         for part in logits:
             yield part

@@ -9,8 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from toolkit.models.safetensors_file import link_or_copy
 from toolkit.models.tokenizer import load_tokenizer
@@ -27,9 +26,8 @@ from toolkit.parity.summary_in_file import write_summary
 from toolkit.recipe.schema import Recipe
 from toolkit.report.page import write_page
 from toolkit.run.artifacts import Artifact, file_sha256, write_text
+from toolkit.run.bars import passing_bar
 from toolkit.run.facts import AdapterFacts, CertificateFacts, GGUFFacts, GoldenFacts, ModelFacts
-
-stderr = Console(stderr=True)
 
 
 def verify(
@@ -225,4 +223,4 @@ def _told_apart(files: list[Path]) -> dict[Path, str]:
 
 def _progress() -> Any:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=stderr, transient=True)
+    return passing_bar(*columns)
