@@ -9,7 +9,6 @@ the sum of what they depend on. All is asked as for a plain LoRA; where the adap
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from toolkit.models.layout import layout_of
 from toolkit.run.ahead import TOLD
 from toolkit.run.facts import Quantization
 from toolkit.run.hardware import read_hardware
-from toolkit.run.processes import die_with_parent
+from toolkit.run.processes import die_with_parent, step_back
 
 
 @dataclass
@@ -61,6 +60,6 @@ def ask_ahead(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    os.nice(19)
+    step_back()
     die_with_parent(signal.SIGKILL, int(sys.argv[2]))()
     ask_ahead(Path(sys.argv[1]))
