@@ -144,7 +144,6 @@ def _certificate(project: Project) -> dict[str, Any]:
 def test_the_chain_ends_with_a_certificate(clean: Project) -> None:
     assert _certificate(clean)["verdict"] == "pass"
     assert (clean.run / _certificate(clean)["certified"]["file"]).is_file()
-    assert not (clean.run / "train" / "ahead").exists()
     prepared = json.loads((clean.run / "prepare" / "artifact.json").read_text())["facts"]
     assert prepared["encodings"] == {"rows.csv": "GB2312"}
     assert "ollama run small" in (clean.folder / "screen.txt").read_text().splitlines()[-1]

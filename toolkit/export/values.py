@@ -16,7 +16,7 @@ from toolkit.export.plain import PlainRows, Rows, plain_factors
 from toolkit.models.bases import cached_sha256
 from toolkit.models.nf4 import NF4Rows, ask
 from toolkit.models.safetensors_file import Entry, commonest_dtype, model_entries, model_files
-from toolkit.models.structure import Structure, structure_of
+from toolkit.models.structure import structure_of
 from toolkit.run.artifacts import Artifact
 from toolkit.run.facts import AdapterFacts, Quantization
 from toolkit.run.hardware import read_hardware
@@ -46,7 +46,9 @@ class Values:
         facts = adapter.facts
         self._adapter, self._onto = adapter, onto
         self.folder = Path(facts.base.folder)
-        files, entries, structure = told_of_base(self.folder)
+        files = model_files(self.folder)
+        entries = model_entries(files)
+        structure = structure_of(self.folder)
         nf4 = facts.quantization is not None and onto == "as trained"
         plain = facts.vocabulary is None and not facts.stacked
         factors = plain_factors(adapter.folder, structure, entries) if plain else None
@@ -59,7 +61,7 @@ class Values:
             self.tied_head, self.head = self._merged.tied_head, self._merged.head
             self.vocabulary = self._merged.vocabulary
         else:
-            self.names = own_names(files, structure)
+            self.names = [name for name in files if name != structure.tied_head]
             self._entries = entries
             self.tied_head, self.head, self.vocabulary = structure.tied_head, structure.head, None
         self._changed = set(factors or ())
@@ -67,14 +69,24 @@ class Values:
         self.dtype = dtype or output_dtype(self.entries(), self.quantization is not None, facts.base_dtype)
         self._rows = PlainRows(files, entries, factors or {}, facts.base_dtype, self.dtype)
         if self.quantization is not None and not self._general and not read_hardware().cards:
-            names, told = nf4_of_base(self._rows, self.quantization, files, entries, structure)
-            self._rows.nf4, self._rows.quantized = told, frozenset(names)
+            self._round_rows(self.quantization, files)  # on a card, bitsandbytes rounds with another routine
 
     @functools.cached_property
     def _merged(self) -> MergedWeights:
         from toolkit.models.merged import merged_weights
 
         return merged_weights(self._adapter, self._onto)
+
+    def _round_rows(self, quantization: Quantization, files: Mapping[str, Path]) -> None:
+        size = quantization.blocksize
+        names = sorted(name for name in self._quantized if name in files and self._entries[name].shape[1] % size == 0)
+
+        def largest(name: str) -> Floats:
+            return self._rows.largest(name, size)
+
+        sums = {cached_sha256(path) for path in files.values()}
+        told = ask(sums, names, largest, self._rows.base_dtype, quantization)
+        self._rows.nf4, self._rows.quantized = NF4Rows(told, largest, size), frozenset(names)
 
     @property
     def without_torch(self) -> bool:
@@ -132,35 +144,6 @@ class Values:
         values = self._rows.as_trained_on(name, slice(None))
         loaded = torch.from_numpy(np.array(values)).to(TORCH_DTYPES[self._rows.base_dtype])
         return np.asarray(round_to_nf4(loaded, quantization).numpy())
-
-
-def told_of_base(folder: Path) -> tuple[dict[str, Path], dict[str, Entry], Structure]:
-    """A base's tensors (in which file each is, and its entry), and what transformers says of them."""
-    files = model_files(folder)
-    return files, model_entries(files), structure_of(folder)
-
-
-def own_names(files: Mapping[str, Path], structure: Structure) -> list[str]:
-    """The tensors that a tuned model has, where the adapter adds none."""
-    return [name for name in files if name != structure.tied_head]
-
-
-def nf4_of_base(
-    rows: PlainRows,
-    quantization: Quantization,
-    files: Mapping[str, Path],
-    entries: Mapping[str, Entry],
-    structure: Structure,
-) -> tuple[list[str], NF4Rows]:
-    """Which matrices of a base are rounded to NF4 without torch, and how; on a card bitsandbytes rounds with another routine."""
-    size = quantization.blocksize
-    names = sorted(name for name in structure.linear if name in files and entries[name].shape[1] % size == 0)
-
-    def largest(name: str) -> Floats:
-        return rows.largest(name, size)
-
-    sums = {cached_sha256(path) for path in files.values()}
-    return names, NF4Rows(ask(sums, names, largest, rows.base_dtype, quantization), largest, size)
 
 
 def output_dtype(entries: list[Entry], quantized: bool, base_dtype: str) -> str:

@@ -25,13 +25,12 @@ from toolkit.errors import (
 from toolkit.models.bases import is_here
 from toolkit.recipe.reading import write_resolved
 from toolkit.recipe.schema import Recipe
-from toolkit.run.ahead import Ahead
 from toolkit.run.artifacts import Artifact, Cost, finish_publishing, publish, read_artifact, write_json
 from toolkit.run.keys import difference, make_key
 from toolkit.run.locks import NAMES_OF_ITS_OWN, only_run
 from toolkit.run.preflight import preflight
 from toolkit.run.processes import PEAKS_FILE, peak_card_memory, peak_memory, quiet_libraries
-from toolkit.run.stage_processes import StageProcesses, stage_environment
+from toolkit.run.stage_processes import StageProcesses
 from toolkit.run.stages import Stage, call_stage, stages_of, stages_upto
 
 stderr = Console(stderr=True, highlight=False)
@@ -64,19 +63,17 @@ def run(recipe: Recipe, upto: str = "report", force: str = "", rewards: Path | N
     if upto not in {stage.name for stage in stages_of(recipe)}:
         raise UsageError(f"{recipe.name} has no stage {upto}: its adapter is trained already", "Name a later stage.")
     folder = run_folder(recipe)
-    with only_run(folder, NAMES_OF_ITS_OWN), StageProcesses() as processes, Ahead() as ahead:
-        return _run(recipe, folder, upto, force, rewards, processes, ahead)
+    with only_run(folder, NAMES_OF_ITS_OWN), StageProcesses() as processes:
+        return _run(recipe, folder, upto, force, rewards, processes)
 
 
 def _run(
-    recipe: Recipe, folder: Path, upto: str, force: str, rewards: Path | None, processes: StageProcesses, ahead: Ahead
+    recipe: Recipe, folder: Path, upto: str, force: str, rewards: Path | None, processes: StageProcesses
 ) -> dict[str, Artifact[Any]]:
     write_resolved(recipe, folder)
     have: dict[str, Artifact[Any]] = {}
     checked = False
-    stages = stages_upto(recipe, upto)
-    exports = any(stage.name == "convert" for stage in stages)
-    for stage in stages:
+    for stage in stages_upto(recipe, upto):
         finish_publishing(_partial(folder, stage), folder / stage.name)
         if not checked and _fetches(stage, recipe):
             _check(recipe, folder, _to_run(recipe, folder, upto, rewards), rewards, processes)
@@ -90,10 +87,6 @@ def _run(
                 runs = _to_run(recipe, folder, upto, rewards) | {stage.name}
                 _check(recipe, folder, runs, rewards, processes)
                 checked = True
-            if exports and stage.name == "train" and recipe.adapter is None:
-                ahead.watch(_partial(folder, stage), stage_environment())
-            elif stage.name == "convert":
-                ahead.wait()
             artifact = _run_stage(stage, recipe, folder, key, reason, rewards, processes)
         else:
             stderr.print(f"[green]✓[/] {stage.name:<9} current", highlight=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import resource
@@ -118,15 +117,6 @@ def die_with_parent(number: signal.Signals, parent: int | None = None) -> Callab
             os._exit(128 + number)
 
     return bind
-
-
-def step_back() -> None:
-    """Take no more of the cores than other processes leave. Where Linux groups processes by session,
-    `nice` counts only within a group, and the group has a number of its own (sched(7), autogroup).
-    """
-    os.nice(19)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text("19", encoding="ascii")
 
 
 def keep_interrupts() -> None:

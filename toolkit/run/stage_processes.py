@@ -133,18 +133,13 @@ def _wait_for_line(stream: IO[str], seconds: float) -> None:
         stream.readline()
 
 
-def stage_environment() -> dict[str, str]:
-    """Of a stage's process."""
-    return {**waiting(os.environ), **own_environment(os.environ), **_ENVIRONMENT}
-
-
 def _started(command: str, *arguments: str, pass_fds: tuple[int, ...] = ()) -> subprocess.Popen[str]:
     # In a session of its own: Ctrl-C reaches this process only, which then ends the stage, once.
     return subprocess.Popen(
         [sys.executable, "-m", "toolkit.cli", command, *arguments],
         stdin=subprocess.PIPE,
         text=True,
-        env=stage_environment(),
+        env={**waiting(os.environ), **own_environment(os.environ), **_ENVIRONMENT},
         start_new_session=True,
         pass_fds=pass_fds,
     )

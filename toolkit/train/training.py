@@ -25,7 +25,6 @@ from toolkit.models.safetensors_file import writing
 from toolkit.models.seen import seen_rows
 from toolkit.recipe.schema import Recipe
 from toolkit.recipe.training import SAMPLED
-from toolkit.run.ahead import FOLDER, foretell
 from toolkit.run.artifacts import Artifact, text_sha256, write_json, write_text
 from toolkit.run.facts import AdapterFacts, BaseFacts, DatasetFacts, SourceLoss
 from toolkit.run.hardware import has_bfloat16_products
@@ -153,9 +152,6 @@ def _train(
     check_engine(recipe.train, trainer)
     if resume:
         stderr.print(f"Going on from step {_step(resume)}, the last complete checkpoint.")
-    if is_first() and hasattr(model, "peft_config") and not recipe.tokens.add:
-        sees = order.rules is not None
-        foretell(out, base, tokenizer, fields, loaded.base_dtype, loaded.quantization, sees)
     try:
         result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     finally:
@@ -171,8 +167,7 @@ def _train(
     wait_for_all()
     if is_first():
         _save(loaded, out, weights)
-        for folder in (checkpoints, out / FOLDER):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
         (out / "loss_before.json").unlink(missing_ok=True)
         _name_base(out, base)
         if order.rules is not None:
