@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.export.imatrix_file import Imatrix, read_imatrix
-from toolkit.export.llama_cpp import captured_log, file_type_number, library
+from toolkit.export.llama_cpp import captured_log, file_type_number, importance_list, library
 
 
 def quantize_with_llama_cpp(source: Path, target: Path, file_type: str, imatrix: Path | None = None) -> None:
@@ -19,20 +19,11 @@ def quantize_with_llama_cpp(source: Path, target: Path, file_type: str, imatrix:
     parameters.nthread = len(os.sched_getaffinity(0))
     if imatrix is not None:
         matrix = read_imatrix(imatrix)
-        weighed, told = _importance(matrix), _overrides(matrix)  # C reads them until it is done
+        weighed, told = importance_list(matrix), _overrides(matrix)  # C reads them until it is done
         parameters.imatrix, parameters.kv_overrides = weighed, told
     with captured_log() as problems:
         failed = llama.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
     assert not failed, problems
-
-
-def _importance(matrix: Imatrix) -> Any:
-    llama = library().llama_cpp
-    made = (llama.llama_model_imatrix_data * (len(matrix.means) + 1))()  # the last one, without a name, ends it
-    for place, (name, means) in enumerate(matrix.means.items()):
-        data = means.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        made[place] = llama.llama_model_imatrix_data(name.encode(), data, means.size)
-    return made
 
 
 def _overrides(matrix: Imatrix) -> Any:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from toolkit.errors import DataError
 from toolkit.export.blas import one_thread_each
@@ -25,6 +26,7 @@ from toolkit.export.pieces import Piece
 from toolkit.export.planned import Planned
 from toolkit.models.gguf_head import HeadTensor
 from toolkit.models.safetensors_file import writing
+from toolkit.run.bars import passing_bar
 
 _AHEAD = 4
 """Slabs in work for each core: enough that none waits, few enough that memory stays bounded."""
@@ -34,22 +36,24 @@ def write_files(
     pieces: Iterable[Piece],
     converted: Planned,
     files: Mapping[Path, Planned],
-    tick: Callable[[int], None] = lambda _: None,
+    what: str,
 ) -> None:
-    """Write all files, each under its name when it is whole, and none where one fails.
+    """Write all files, each under its name when it is whole, and none where one fails; a bar shows how far it is.
 
     Args:
         pieces: the rows of the converted file, whether it is one of the files or not.
         converted: of whose values all others are quantized.
         files: name → what goes there.
-        tick: is told the weights of each piece that is done.
+        what: is done, as the bar says it.
 
     Raises:
         DataError: a tensor holds NaN or infinity where it is to be quantized, or would after it.
         ResourceError: the disk is full.
     """
-    with _new_files(files) as opened:
-        work = _Work(converted, opened, tick)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with _new_files(files) as opened, passing_bar(*columns) as progress:
+        task = progress.add_task(what, total=converted.weights)
+        work = _Work(converted, opened, lambda count: progress.advance(task, count))
         workers = len(os.sched_getaffinity(0))
         with one_thread_each(), ThreadPoolExecutor(workers) as pool:
             pending: set[Future[None]] = set()

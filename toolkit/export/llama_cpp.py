@@ -217,7 +217,7 @@ def ask_quantizer(source: Path, file_type: str, matrix: Imatrix | None = None) -
     parameters.ftype = file_type_number(file_type)
     parameters.dry_run = True
     if matrix is not None:
-        weighed = _importance(matrix)  # C reads it until it is done
+        weighed = importance_list(matrix)  # C reads it until it is done
         parameters.imatrix = weighed
     types: dict[str, str] = {}
     fallbacks = 0
@@ -237,7 +237,7 @@ def ask_quantizer(source: Path, file_type: str, matrix: Imatrix | None = None) -
     return QuantizerPlan(types, fallbacks)
 
 
-def _importance(matrix: Imatrix) -> Any:
+def importance_list(matrix: Imatrix) -> Any:
     """The list that llama.cpp takes; the names and numbers that it points to stay alive with it."""
     llama = library().llama_cpp
     made = (llama.llama_model_imatrix_data * (len(matrix.means) + 1))()  # the last one, without a name, ends it

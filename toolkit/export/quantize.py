@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-
 from toolkit.errors import DataError
 from toolkit.export.fused import write_files
 from toolkit.export.imatrix_file import read_imatrix
-from toolkit.export.llama_cpp import file_type_number
 from toolkit.export.pieces import pieces_of_file
 from toolkit.export.planned import Planned, check_room, plan_of_file, plan_quantized
 from toolkit.models.gguf_file import UNQUANTIZED, read_gguf
 from toolkit.models.gguf_head import entries_of
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact
-from toolkit.run.bars import passing_bar
 from toolkit.run.facts import GGUFFacts
 
 
@@ -58,8 +54,6 @@ def quantize_file(source: Path, targets: dict[str, Path], imatrix: Path | None =
     Raises:
         as `quantize`.
     """
-    for file_type in targets:
-        file_type_number(file_type)
     header, entries = read_gguf(source), entries_of(source)
     converted = plan_of_file(header, entries)
     quantized = sorted({tensor.type for tensor in converted.tensors.values()} - set(UNQUANTIZED))
@@ -71,8 +65,6 @@ def quantize_file(source: Path, targets: dict[str, Path], imatrix: Path | None =
     plans = plan_quantized(converted, entries, [*targets], read_imatrix(imatrix) if imatrix is not None else None)
     files = dict(zip(targets.values(), plans))
     check_room(plans, next(iter(files)).parent)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with pieces_of_file(source, header) as pieces, passing_bar(*columns) as progress:
-        task = progress.add_task(f"quantizing to {', '.join(targets)}", total=converted.weights)
-        write_files(pieces, converted, files, lambda count: progress.advance(task, count))
+    with pieces_of_file(source, header) as pieces:
+        write_files(pieces, converted, files, f"quantizing to {', '.join(targets)}")
     return files

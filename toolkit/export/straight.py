@@ -10,10 +10,8 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from toolkit.errors import UsageError
 from toolkit.export.convert import convert, licenses, metadata, protect_template
@@ -31,7 +29,6 @@ from toolkit.models.layout import Layout, layout_of
 from toolkit.models.merging import merged_onto, stack_of
 from toolkit.recipe.schema import Recipe
 from toolkit.run.artifacts import Artifact, Cost
-from toolkit.run.bars import passing_bar
 from toolkit.run.facts import AdapterFacts, DatasetFacts, GGUFFacts, ModelFacts
 
 stderr = Console(stderr=True)
@@ -195,8 +192,4 @@ def _layout(values: Values, settings: Settings, projector: bool) -> Layout | Non
 
 
 def _write(values: Values, layout: Layout, converted: Planned, files: dict[Path, Planned], what: str) -> None:
-    columns: tuple[Any, ...] = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with passing_bar(*columns) as progress:
-        task = progress.add_task(what, total=converted.weights)
-        pieces = merged_pieces(values, layout, converted)
-        write_files(pieces, converted, files, lambda count: progress.advance(task, count))
+    write_files(merged_pieces(values, layout, converted), converted, files, what)
